@@ -1,0 +1,73 @@
+# The project's own build vocabulary: one static library per layer, one test binary per layer.
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+set(CMAKE_CXX_FLAGS_RELEASE "-O2")  # assertions stay: LATHE_CHECK does not look at NDEBUG
+find_package(Threads REQUIRED)
+
+set(LATHE_SANITIZE "" CACHE STRING "Sanitizers, as -fsanitize= takes them")
+option(LATHE_WERROR "Warnings are errors" OFF)
+option(LATHE_FUZZ "Build the fuzz targets instead of the tests (clang)" OFF)
+
+add_library(lathe_options INTERFACE)
+# -ffp-contract=off: the reference and the fast kernels must not differ by what the compiler fuses.
+target_compile_options(lathe_options INTERFACE
+  -Wall -Wextra -Wconversion -Wshadow -Wno-sign-conversion -ffp-contract=off
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>  # GCC 12 sees overlaps in std::string that are not there (PR105651)
+  $<$<BOOL:${LATHE_WERROR}>:-Werror>)
+target_include_directories(lathe_options INTERFACE ${PROJECT_SOURCE_DIR}/src)
+target_link_libraries(lathe_options INTERFACE Threads::Threads)
+if(LATHE_SANITIZE)
+  target_compile_options(lathe_options INTERFACE -fsanitize=${LATHE_SANITIZE}
+    -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
+  target_link_options(lathe_options INTERFACE -fsanitize=${LATHE_SANITIZE})
+endif()
+if(LATHE_FUZZ)
+  target_compile_options(lathe_options INTERFACE -fsanitize=fuzzer-no-link,address,undefined
+    -fno-sanitize-recover=all -g1)
+  target_link_options(lathe_options INTERFACE -fsanitize=address,undefined)
+endif()
+
+# lathe_layer(NAME SOURCES a.cpp... USES base... LINK External::lib...)
+# A source whose name ends in _avx2 or _avx512 is built for that instruction set; such a file gives
+# external linkage to its entry functions only and instantiates no standard-library templates, since
+# the linker may keep its copy for everyone.
+function(lathe_layer name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;USES;LINK" ${ARGN})
+  add_library(lathe_${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(lathe_${name} PUBLIC lathe_options)
+  foreach(layer IN LISTS ARG_USES)
+    target_link_libraries(lathe_${name} PUBLIC lathe_${layer})
+  endforeach()
+  target_link_libraries(lathe_${name} PRIVATE ${ARG_LINK})
+  foreach(source IN LISTS ARG_SOURCES)
+    if(source MATCHES "_avx2\\.cpp$")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-mbmi2")
+    elseif(source MATCHES "_avx512\\.cpp$")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
+        "-mavx2;-mfma;-mf16c;-mbmi2;-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512vnni;-mavx512vbmi;-mavx512bf16;-mprefer-vector-width=512")
+    endif()
+  endforeach()
+endfunction()
+
+# lathe_test(LAYER SOURCES a_test.cpp... [LABELS fast|model...] [LINK ...])
+# One binary per layer, one CTest entry per binary. Exit code 77 counts as skipped.
+function(lathe_test name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;USES;LABELS;LINK" ${ARGN})
+  add_executable(${name}_test ${ARG_SOURCES})
+  target_link_libraries(${name}_test PRIVATE lathe_test_support GTest::gtest GTest::gtest_main ${ARG_LINK})
+  foreach(layer IN LISTS ARG_USES)
+    target_link_libraries(${name}_test PRIVATE lathe_${layer})
+  endforeach()
+  add_test(NAME ${name} COMMAND ${name}_test)
+  if(NOT ARG_LABELS)
+    set(ARG_LABELS fast)
+  endif()
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 1200
+    ENVIRONMENT "LATHE_SOURCE_DIR=${PROJECT_SOURCE_DIR};LATHE_BINARY=$<TARGET_FILE:lathe>")
+endfunction()

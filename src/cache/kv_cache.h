@@ -1,0 +1,78 @@
+// The paged key-value cache. Blocks of kBlockSize tokens are allocated from a pool and listed, per
+// sequence, in a block table; what a block holds is a codec's business.
+//
+// A *live* block is read directly by attention (f32, bf16; later fp8, int8, HIGGS codes). A codec
+// that rebuilds a layer's keys and values from the layer below (AQUA-KV, spec/aqua-kv.md) keeps the
+// first tokens (sinks) and the latest window in full precision, stores keys before RoPE, and decodes
+// layer by layer in order: begin_step() -> for each layer 0..L-1: append, view. That order, the
+// pre-RoPE keys and the exact window are part of this interface, although the plain codecs need none
+// of them.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "formats/model_config.h"
+#include "kernels/attention/attention.h"
+#include "tensor/exec.h"
+
+namespace lathe {
+
+inline constexpr int64_t kBlockSize = 32;  // tokens; see docs/decisions
+
+using BlockId = int32_t;
+
+enum class KvFormat { kF32, kBF16 };
+KvFormat kv_format_from_name(std::string_view name);  // "f32", "bf16"; kUnsupported for the others
+
+// The cache of one sequence: its blocks in order of position.
+struct KvSequence {
+  std::vector<BlockId> blocks;
+  int64_t num_tokens = 0;  // committed
+};
+
+// New rows of one sequence in this step.
+struct KvRows {
+  KvSequence* sequence = nullptr;
+  int64_t row_begin = 0;  // in the flat list of rows
+  int64_t num_rows = 0;   // positions num_tokens .. num_tokens + num_rows - 1
+};
+
+class KvCache {
+ public:
+  virtual ~KvCache() = default;
+
+  virtual int64_t num_blocks() const = 0;
+  virtual int64_t num_free_blocks() const = 0;
+  virtual int64_t bytes_per_block() const = 0;
+  virtual KvElement element() const = 0;
+
+  // Makes room for num_rows more tokens. False when the pool is exhausted; the sequence is then
+  // unchanged. Does not allocate memory (block tables reserve their maximum when made).
+  virtual bool reserve(KvSequence& sequence, int64_t num_rows) = 0;
+  // Drops tokens behind num_tokens (rejected speculation, a stop in the middle) and frees blocks.
+  virtual void truncate(KvSequence& sequence, int64_t num_tokens) = 0;
+  virtual void release(KvSequence& sequence) = 0;
+
+  // One forward step over rows: begin_step, then per layer append followed by views, then commit.
+  virtual void begin_step(std::span<const KvRows> rows) = 0;
+  // k_raw (before RoPE, after any q/k norm), k (after RoPE), v: [total_rows, num_kv_heads * head_dim]
+  // with the given row stride.
+  virtual void append(int64_t layer, const float* k_raw, const float* k, const float* v,
+                      int64_t stride, Exec& exec) = 0;
+  // Views of the blocks of rows[i] that attention at `layer` may touch; block b's entry covers
+  // positions [b * kBlockSize, ...). Valid until the next append or commit.
+  virtual std::span<const KvBlockView> views(int64_t layer, int64_t rows_idx) = 0;
+  // Adds the rows to their sequences' num_tokens.
+  virtual void commit() = 0;
+};
+
+// A cache with room for num_tokens tokens (rounded up to blocks) in one format. Throws kOutOfMemory
+// with the size it wanted.
+std::unique_ptr<KvCache> make_kv_cache(const ModelConfig& config, KvFormat format,
+                                       int64_t num_tokens, int64_t max_sequence_tokens);
+
+}  // namespace lathe

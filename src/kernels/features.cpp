@@ -1,0 +1,40 @@
+#include "kernels/features.h"
+
+namespace lathe {
+
+uint32_t cpu_features() {
+  static const uint32_t features = [] {
+    uint32_t found = 0;
+#if defined(__x86_64__)
+    const auto has = [](bool present, uint32_t bit) { return present ? bit : 0u; };
+    found |= has(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                     __builtin_cpu_supports("f16c"),
+                 kAvx2);
+    found |= has(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"),
+                 kAvx512);
+    if (found & kAvx512) {
+      found |= has(__builtin_cpu_supports("avx512vnni"), kAvx512Vnni);
+      found |= has(__builtin_cpu_supports("avx512vbmi"), kAvx512Vbmi);
+      found |= has(__builtin_cpu_supports("avx512bf16"), kAvx512Bf16);
+    }
+#endif
+    return found;
+  }();
+  return features;
+}
+
+std::string cpu_features_text() {
+  std::string text;
+  const auto add = [&](uint32_t bit, const char* name) {
+    if (cpu_features() & bit) text += (text.empty() ? "" : " ") + std::string(name);
+  };
+  add(kAvx2, "avx2");
+  add(kAvx512, "avx512");
+  add(kAvx512Vnni, "avx512_vnni");
+  add(kAvx512Vbmi, "avx512_vbmi");
+  add(kAvx512Bf16, "avx512_bf16");
+  return text.empty() ? "none" : text;
+}
+
+}  // namespace lathe

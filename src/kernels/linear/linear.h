@@ -1,0 +1,72 @@
+// Linear layers: y[m, n] = x[m, k] * w[n, k]^T + bias[n], for dense and quantized weights.
+//
+// Two steps, so that layers which share an input share its preparation:
+//   prepare_input()  rotates (block Hadamard) and quantizes x once      -> LinearInput
+//   linear()         multiplies with one packed weight                  -> y
+//
+// CPU arithmetic for 4-bit and int8 weights with quantized activations (design section 4): codes
+// times two (E2M1) or as they are (INT4, INT8) are small integers, products are summed exactly in
+// int32 inside a group, the two scales are applied in fp32. So W4A8 and W4A4 are one kernel. With
+// floating-point activations the weights are decoded on the way and multiplied in fp32.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "kernels/registry.h"
+#include "quant/weight_format.h"
+#include "tensor/tensor.h"
+
+namespace lathe {
+
+// How the CPU computes a layer whose activations the checkpoint does not quantize.
+enum class ComputeType {
+  kAuto,  // 4-bit and int8 weights: int8 activations per group (fast, W4A8); dense: fp32 activations
+  kF32,   // floating-point activations everywhere (the definition of W4A16)
+};
+
+// A weight in the layout of the kernel that will run it. Immutable; shared by threads.
+class PackedLinear {
+ public:
+  virtual ~PackedLinear() = default;
+  int64_t n = 0;          // output features (rows of all stacked parts)
+  int64_t k = 0;          // input features
+  LinearScheme scheme;
+  int64_t weight_bytes = 0;  // what one pass over the weight reads from memory
+  std::string kernel;        // "fp4 avx2", "dense bf16 avx512", ... for inspect and bench
+};
+
+// Packs one weight, or several that share their input stacked along n (q/k/v, gate/up). All parts
+// must have the same k, format and scheme (kInvalidArgument otherwise; NVFP4 global scales may
+// differ, they become row scales). Throws kUnsupported for a format without a kernel.
+struct LinearPart {
+  const Tensor* dense = nullptr;              // [n, k], f32 / bf16 / f16
+  const QuantizedMatrix* quantized = nullptr; // exactly one of the two
+  const float* bias = nullptr;                // [n] or null
+};
+std::unique_ptr<PackedLinear> pack_linear(std::span<const LinearPart> parts,
+                                          const LinearScheme& scheme, ComputeType compute,
+                                          Exec& exec);
+
+// x after rotation and quantization, in the workspace; valid until the enclosing scope ends. Fits
+// every PackedLinear with the same k, scheme, group size and compute type ("same input class").
+struct LinearInput {
+  int64_t m = 0;
+  int64_t k = 0;
+  const float* f32 = nullptr;          // [m, k], rotated; set for floating-point kernels
+  const int8_t* codes = nullptr;       // [m, k] int8 (E2M1: value * 2); set for integer kernels
+  const float* scales = nullptr;       // [m, k / group]
+  const int32_t* group_sums = nullptr; // [m, k / group], sums of codes
+  int64_t group = 0;
+};
+
+// x: [m, k], row-major. Allocates from exec.workspace.
+LinearInput prepare_input(const float* x, int64_t m, const PackedLinear& weight, Exec& exec);
+
+// y: [m, n] row-major with row stride y_stride >= n. Rows of x are independent: a row alone gives
+// the same bits as the row in a batch (for every kernel level).
+void linear(const LinearInput& input, const PackedLinear& weight, float* y, int64_t y_stride,
+            Exec& exec);
+
+}  // namespace lathe
