@@ -7,8 +7,8 @@ namespace lathe {
 
 Json parse_json(std::string_view text, const std::string& what, int max_depth) {
   const auto limit_depth = [&](int depth, Json::parse_event_t event, Json&) {
-    const bool opens = event == Json::parse_event_t::array_start ||
-                       event == Json::parse_event_t::object_start;
+    const bool opens =
+        event == Json::parse_event_t::array_start || event == Json::parse_event_t::object_start;
     if (opens && depth >= max_depth) throw Error(ErrorCode::kCorruptData, "");  // reworded below
     return true;
   };

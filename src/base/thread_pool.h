@@ -28,10 +28,10 @@ class ThreadPool {
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(begin, end, thread_idx) for consecutive pieces of [0, n), each at most `grain` long
-  // (grain >= 1), and returns when all are done. thread_idx is in [0, num_threads()), so it can name
-  // a scratch area. The first exception of a piece is rethrown here after the loop has ended; the
-  // pieces not yet started are then skipped. A call from inside a body runs in that thread alone,
-  // with its thread_idx. Calls from several threads take turns. Does not allocate.
+  // (grain >= 1), and returns when all are done. thread_idx is in [0, num_threads()), so it can
+  // name a scratch area. The first exception of a piece is rethrown here after the loop has ended;
+  // the pieces not yet started are then skipped. A call from inside a body runs in that thread
+  // alone, with its thread_idx. Calls from several threads take turns. Does not allocate.
   template <typename Body>
   void parallel_for(int64_t n, int64_t grain, Body&& body) {
     using Plain = std::remove_reference_t<Body>;

@@ -3,10 +3,10 @@
 //
 // A *live* block is read directly by attention (f32, bf16; later fp8, int8, HIGGS codes). A codec
 // that rebuilds a layer's keys and values from the layer below (AQUA-KV, spec/aqua-kv.md) keeps the
-// first tokens (sinks) and the latest window in full precision, stores keys before RoPE, and decodes
-// layer by layer in order: begin_step() -> for each layer 0..L-1: append, view. That order, the
-// pre-RoPE keys and the exact window are part of this interface, although the plain codecs need none
-// of them.
+// first tokens (sinks) and the latest window in full precision, stores keys before RoPE, and
+// decodes layer by layer in order: begin_step() -> for each layer 0..L-1: append, view. That order,
+// the pre-RoPE keys and the exact window are part of this interface, although the plain codecs need
+// none of them.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -59,8 +59,8 @@ class KvCache {
 
   // One forward step over rows: begin_step, then per layer append followed by views, then commit.
   virtual void begin_step(std::span<const KvRows> rows) = 0;
-  // k_raw (before RoPE, after any q/k norm), k (after RoPE), v: [total_rows, num_kv_heads * head_dim]
-  // with the given row stride.
+  // k_raw (before RoPE, after any q/k norm), k (after RoPE), v: [total_rows, num_kv_heads *
+  // head_dim] with the given row stride.
   virtual void append(int64_t layer, const float* k_raw, const float* k, const float* v,
                       int64_t stride, Exec& exec) = 0;
   // Views of the blocks of rows[i] that attention at `layer` may touch; block b's entry covers

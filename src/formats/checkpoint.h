@@ -17,7 +17,7 @@ namespace lathe {
 struct LinearWeights {
   Tensor dense;  // [N, K] in the asked dtype
   std::optional<QuantizedMatrix> quantized;
-  Tensor bias;   // [N] f32, or empty
+  Tensor bias;  // [N] f32, or empty
   LinearScheme scheme;
 };
 

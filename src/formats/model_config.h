@@ -17,11 +17,11 @@ struct RopeConfig {
   double theta = 10000;
   Scaling scaling = Scaling::kNone;
   double factor = 1;
-  double low_freq_factor = 1;    // llama3
-  double high_freq_factor = 4;   // llama3
+  double low_freq_factor = 1;                    // llama3
+  double high_freq_factor = 4;                   // llama3
   int64_t original_max_position_embeddings = 0;  // llama3, yarn, longrope
   double beta_fast = 32, beta_slow = 1;          // yarn
-  double attention_factor = 0;   // yarn, longrope: scales cos and sin; 0: by the published formula
+  double attention_factor = 0;  // yarn, longrope: scales cos and sin; 0: by the published formula
   std::vector<double> short_factor, long_factor;  // longrope, one per rotated pair
 };
 
@@ -45,24 +45,24 @@ struct ModelConfig {
   bool qkv_bias = false;
   bool o_bias = false;
   bool mlp_bias = false;
-  bool qk_norm = false;           // RMSNorm of each head of q and k before RoPE
-  bool norm_plus_one = false;     // Gemma: RMSNorm multiplies by 1 + weight
-  bool sandwich_norms = false;    // Gemma: norms behind attention and MLP too
-  double embedding_scale = 1;     // Gemma: sqrt(hidden_size), rounded to the weights' dtype
-  double attention_scale = 0;     // factor on q.k: head_dim^-0.5, or query_pre_attn_scalar^-0.5
-  double attention_softcap = 0;   // 0: none
+  bool qk_norm = false;          // RMSNorm of each head of q and k before RoPE
+  bool norm_plus_one = false;    // Gemma: RMSNorm multiplies by 1 + weight
+  bool sandwich_norms = false;   // Gemma: norms behind attention and MLP too
+  double embedding_scale = 1;    // Gemma: sqrt(hidden_size), rounded to the weights' dtype
+  double attention_scale = 0;    // factor on q.k: head_dim^-0.5, or query_pre_attn_scalar^-0.5
+  double attention_softcap = 0;  // 0: none
   double final_logit_softcap = 0;
 
-  RopeConfig rope;                      // full-attention layers
-  RopeConfig rope_local;                // sliding layers (Gemma 3); equal to rope elsewhere
-  int64_t sliding_window = 0;           // a token sees itself and sliding_window - 1 before it
-  std::vector<bool> layer_is_sliding;   // [num_layers]
+  RopeConfig rope;                     // full-attention layers
+  RopeConfig rope_local;               // sliding layers (Gemma 3); equal to rope elsewhere
+  int64_t sliding_window = 0;          // a token sees itself and sliding_window - 1 before it
+  std::vector<bool> layer_is_sliding;  // [num_layers]
 
-  int64_t num_experts = 0;              // 0: dense
+  int64_t num_experts = 0;  // 0: dense
   int64_t num_experts_per_token = 0;
   int64_t moe_intermediate_size = 0;
-  bool norm_topk_prob = true;           // renormalise the chosen experts' probabilities
-  std::vector<bool> layer_is_moe;       // [num_layers]
+  bool norm_topk_prob = true;      // renormalise the chosen experts' probabilities
+  std::vector<bool> layer_is_moe;  // [num_layers]
 
   int64_t bos_token_id = -1;
   std::vector<int64_t> eos_token_ids;

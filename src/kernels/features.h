@@ -6,8 +6,8 @@
 namespace lathe {
 
 enum CpuFeature : uint32_t {
-  kAvx2 = 1u << 0,        // with FMA and F16C
-  kAvx512 = 1u << 1,      // F, BW, VL, DQ
+  kAvx2 = 1u << 0,    // with FMA and F16C
+  kAvx512 = 1u << 1,  // F, BW, VL, DQ
   kAvx512Vnni = 1u << 2,
   kAvx512Vbmi = 1u << 3,
   kAvx512Bf16 = 1u << 4,

@@ -27,7 +27,8 @@ struct Kernel {
 // Levels by name, for LATHE_FORCE_KERNEL.
 int kernel_level(std::string_view name);  // ref 0, avx2 1, avx512 2; -1: unknown
 // The level that the environment allows; the machine's best when nothing is forced. Read once.
-// Throws kInvalidArgument when LATHE_FORCE_KERNEL is unknown, kUnsupported when the machine lacks it.
+// Throws kInvalidArgument when LATHE_FORCE_KERNEL is unknown, kUnsupported when the machine lacks
+// it.
 int allowed_kernel_level();
 bool machine_has(uint32_t needs);
 

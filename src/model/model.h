@@ -14,7 +14,8 @@
 namespace lathe {
 
 struct ModelOptions {
-  DType dense_dtype = DType::kBF16;  // of weights that are not quantized; kF32 for exact comparisons
+  DType dense_dtype =
+      DType::kBF16;  // of weights that are not quantized; kF32 for exact comparisons
   ComputeType compute = ComputeType::kAuto;
 };
 

@@ -20,8 +20,8 @@ enum class ElementType {
 int element_bits(ElementType element);  // 4 or 8
 
 enum class ScaleType {
-  kE8M0,        // one byte, 2^(b - 127)
-  kE4M3,        // one byte
+  kE8M0,  // one byte, 2^(b - 127)
+  kE4M3,  // one byte
   kBF16,
   kF16,
   kF32,
@@ -45,10 +45,10 @@ double bits_per_weight(const WeightFormat& format);  // 4.25 for MXFP4
 
 struct QuantizedMatrix {
   WeightFormat format;
-  int64_t rows = 0;  // N, output features
-  int64_t cols = 0;  // K, input features; a multiple of group_size
-  Buffer codes;      // 4 bits: [N, K/2], even column in the low nibble; 8 bits: [N, K]
-  Buffer scales;     // [N, K/group_size], row-major, in ScaleType
+  int64_t rows = 0;        // N, output features
+  int64_t cols = 0;        // K, input features; a multiple of group_size
+  Buffer codes;            // 4 bits: [N, K/2], even column in the low nibble; 8 bits: [N, K]
+  Buffer scales;           // [N, K/group_size], row-major, in ScaleType
   float global_scale = 1;  // a divisor at decode (NVFP4: 2688 / amax; MXFP4 with the 4/3 rule: 3)
   float log_alpha = 0;     // kLogLinear8 only
   float log_beta = 0;
@@ -77,15 +77,17 @@ enum class ActivationFormat {
   kFp8,    // E4M3 per token, absmax / 448
   kMxfp8,  // E4M3, group 32, E8M0 scale
 };
-ActivationFormat activation_format_from_name(std::string_view name);  // none int8 mxfp4 nvfp4 fp8 mxfp8
+ActivationFormat activation_format_from_name(
+    std::string_view name);  // none int8 mxfp4 nvfp4 fp8 mxfp8
 std::string_view activation_format_name(ActivationFormat format);
 
 // Everything about one linear layer beyond its numbers.
 struct LinearScheme {
   ActivationFormat activations = ActivationFormat::kNone;
-  float input_global_scale = 0;  // kNvfp4: 2688 / amax of the calibrated (rotated) input; 0: dynamic
-  int64_t hadamard = 0;          // block size of the rotation merged into the weight; the input
-                                 // needs the same one online. 0: none
+  float input_global_scale =
+      0;                 // kNvfp4: 2688 / amax of the calibrated (rotated) input; 0: dynamic
+  int64_t hadamard = 0;  // block size of the rotation merged into the weight; the input
+                         // needs the same one online. 0: none
 };
 
 }  // namespace lathe

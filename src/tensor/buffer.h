@@ -22,9 +22,13 @@ class Buffer {
   std::byte* data() { return data_; }
   const std::byte* data() const { return data_; }
   template <typename T>
-  T* as() { return reinterpret_cast<T*>(data_); }
+  T* as() {
+    return reinterpret_cast<T*>(data_);
+  }
   template <typename T>
-  const T* as() const { return reinterpret_cast<const T*>(data_); }
+  const T* as() const {
+    return reinterpret_cast<const T*>(data_);
+  }
   // Grows to at least num_bytes, losing the content when it has to move; never shrinks.
   void reserve(int64_t num_bytes);
 

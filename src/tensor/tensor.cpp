@@ -52,10 +52,14 @@ namespace {
 
 float load(const TensorView& from, int64_t i) {
   switch (from.dtype) {
-    case DType::kF64: return static_cast<float>(from.as<double>()[i]);
-    case DType::kF32: return from.as<float>()[i];
-    case DType::kF16: return float_from_f16(from.as<uint16_t>()[i]);
-    default: return float_from_bf16(from.as<uint16_t>()[i]);
+    case DType::kF64:
+      return static_cast<float>(from.as<double>()[i]);
+    case DType::kF32:
+      return from.as<float>()[i];
+    case DType::kF16:
+      return float_from_f16(from.as<uint16_t>()[i]);
+    default:
+      return float_from_bf16(from.as<uint16_t>()[i]);
   }
 }
 

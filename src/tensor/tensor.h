@@ -24,7 +24,9 @@ struct TensorView {
   int64_t num_elements() const { return lathe::num_elements(shape); }
   int64_t num_bytes() const { return num_elements() * dtype_size(dtype); }
   template <typename T>
-  const T* as() const { return reinterpret_cast<const T*>(data); }
+  const T* as() const {
+    return reinterpret_cast<const T*>(data);
+  }
 };
 
 class Tensor {
@@ -41,9 +43,13 @@ class Tensor {
   std::byte* data() { return buffer_.data(); }
   const std::byte* data() const { return buffer_.data(); }
   template <typename T>
-  T* as() { return buffer_.as<T>(); }
+  T* as() {
+    return buffer_.as<T>();
+  }
   template <typename T>
-  const T* as() const { return buffer_.as<T>(); }
+  const T* as() const {
+    return buffer_.as<T>();
+  }
   TensorView view() const { return {dtype_, shape_, buffer_.data()}; }
   Tensor clone() const;
   void reshape(Shape shape);  // same number of elements, or kInvalidArgument

@@ -12,7 +12,8 @@ namespace lathe {
 namespace {
 
 std::string scratch(const std::string& name) {
-  return (std::filesystem::temp_directory_path() / ("lathe_" + std::to_string(getpid()) + name)).string();
+  return (std::filesystem::temp_directory_path() / ("lathe_" + std::to_string(getpid()) + name))
+      .string();
 }
 
 TEST(AtomicFile, AppearsOnCommitOnly) {

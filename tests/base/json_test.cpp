@@ -8,13 +8,14 @@ namespace lathe {
 namespace {
 
 TEST(Json, KeepsTheOrderOfKeys) {
-  EXPECT_EQ(dump_json(parse_json(R"({"b":1,"a":[true,null]})", "text")), R"({"b":1,"a":[true,null]})");
+  EXPECT_EQ(dump_json(parse_json(R"({"b":1,"a":[true,null]})", "text")),
+            R"({"b":1,"a":[true,null]})");
 }
 
 TEST(Json, RefusesBadDocuments) {
   const std::string deep(5000, '[');
-  for (const std::string& text : {std::string("{"), std::string("[1] 2"), std::string("\"\xff\""), deep,
-                                  std::string(65, '[') + std::string(65, ']')}) {
+  for (const std::string& text : {std::string("{"), std::string("[1] 2"), std::string("\"\xff\""),
+                                  deep, std::string(65, '[') + std::string(65, ']')}) {
     try {
       parse_json(text, "config.json");
       FAIL() << "accepted " << text.substr(0, 20);

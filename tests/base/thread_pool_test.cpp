@@ -75,7 +75,8 @@ TEST(ThreadPool, CallersFromSeveralThreadsTakeTurns) {
   for (int caller = 0; caller < 4; ++caller) {
     callers.emplace_back([&] {
       for (int round = 0; round < 200; ++round) {
-        pool.parallel_for(7, 2, [&](int64_t b, int64_t e, int) { count += static_cast<int>(e - b); });
+        pool.parallel_for(7, 2,
+                          [&](int64_t b, int64_t e, int) { count += static_cast<int>(e - b); });
       }
     });
   }

@@ -1,5 +1,5 @@
-// The comparison of the kernel tests. Fails unless |a - b| <= abs + rel * max(|b|) for every element,
-// written so that NaN fails; infinities must stand in the same places.
+// The comparison of the kernel tests. Fails unless |a - b| <= abs + rel * max(|b|) for every
+// element, written so that NaN fails; infinities must stand in the same places.
 #pragma once
 #include <gtest/gtest.h>
 
