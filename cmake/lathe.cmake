@@ -55,7 +55,7 @@ function(lathe_layer name)
   endforeach()
 endfunction()
 
-# lathe_test(LAYER SOURCES a_test.cpp... [LABELS fast|model...] [LINK ...])
+# lathe_test(NAME USES layers... SOURCES a_test.cpp... [LABELS fast|model...] [LINK ...])
 # One binary per layer, one CTest entry per binary. Exit code 77 counts as skipped.
 function(lathe_test name)
   cmake_parse_arguments(ARG "" "" "SOURCES;USES;LABELS;LINK" ${ARGN})
@@ -68,6 +68,7 @@ function(lathe_test name)
   if(NOT ARG_LABELS)
     set(ARG_LABELS fast)
   endif()
-  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 1200
-    ENVIRONMENT "LATHE_SOURCE_DIR=${PROJECT_SOURCE_DIR};LATHE_BINARY=$<TARGET_FILE:lathe>")
+  # scripts/count_tests.py reads the result files.
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 1200 SKIP_RETURN_CODE 77
+    ENVIRONMENT "LATHE_SOURCE_DIR=${PROJECT_SOURCE_DIR};LATHE_BINARY=$<TARGET_FILE:lathe>;GTEST_OUTPUT=xml:${PROJECT_BINARY_DIR}/test-results/${name}.xml")
 endfunction()
