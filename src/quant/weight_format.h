@@ -37,8 +37,10 @@ struct WeightFormat {
   bool operator==(const WeightFormat&) const = default;
 };
 
-// The formats by name: mxfp4, mxfp4-fitted, nvfp4, int4 (group 32, bf16 scale), int8 (per row),
-// fp8 (E4M3, per row, f32), mxfp8. Throws kInvalidArgument listing them for anything else.
+// The formats by name: mxfp4, mxfp4-fitted, nvfp4, int4 (group 32, bf16 scale), int8 (per row,
+// f32), fp8 (E4M3, per row, f32), mxfp8, and the two that the paper compares with, nvint4 (group
+// 16, E4M3 scale, -7..7) and mxint4 (group 32, E8M0 scale, -7..7). Throws kInvalidArgument listing
+// them for anything else.
 WeightFormat weight_format_from_name(std::string_view name);
 std::string weight_format_name(const WeightFormat& format);
 double bits_per_weight(const WeightFormat& format);  // 4.25 for MXFP4
@@ -61,6 +63,10 @@ struct QuantizedMatrix {
 // multiple of the group size (or odd, for 4-bit elements).
 QuantizedMatrix make_quantized_matrix(const WeightFormat& format, int64_t rows, int64_t cols);
 
+// The number that one code of an element type stands for, before any scale.
+float element_value(ElementType element, uint8_t code);
+// scale[n, g] as stored, decoded (exact), without the global scale.
+double stored_scale(const QuantizedMatrix& matrix, int64_t row, int64_t group);
 // The effective scale scale[n, g] / global_scale as a float, evaluated in double and rounded once.
 float effective_scale(const QuantizedMatrix& matrix, int64_t row, int64_t group);
 
