@@ -22,7 +22,8 @@ namespace lathe {
 
 // How the CPU computes a layer whose activations the checkpoint does not quantize.
 enum class ComputeType {
-  kAuto,  // 4-bit and int8 weights: int8 activations per group (fast, W4A8); dense: fp32 activations
+  kAuto,  // 4-bit and int8 weights: int8 activations per group (fast, W4A8); dense: fp32
+          // activations
   kF32,   // floating-point activations everywhere (the definition of W4A16)
 };
 
@@ -30,8 +31,8 @@ enum class ComputeType {
 class PackedLinear {
  public:
   virtual ~PackedLinear() = default;
-  int64_t n = 0;          // output features (rows of all stacked parts)
-  int64_t k = 0;          // input features
+  int64_t n = 0;  // output features (rows of all stacked parts)
+  int64_t k = 0;  // input features
   LinearScheme scheme;
   int64_t weight_bytes = 0;  // what one pass over the weight reads from memory
   std::string kernel;        // "fp4 avx2", "dense bf16 avx512", ... for inspect and bench
@@ -41,25 +42,46 @@ class PackedLinear {
 // must have the same k, format and scheme (kInvalidArgument otherwise; NVFP4 global scales may
 // differ, they become row scales). Throws kUnsupported for a format without a kernel.
 struct LinearPart {
-  const Tensor* dense = nullptr;              // [n, k], f32 / bf16 / f16
-  const QuantizedMatrix* quantized = nullptr; // exactly one of the two
-  const float* bias = nullptr;                // [n] or null
+  const Tensor* dense = nullptr;               // [n, k], f32 / bf16 / f16
+  const QuantizedMatrix* quantized = nullptr;  // exactly one of the two
+  const float* bias = nullptr;                 // [n] or null
 };
 std::unique_ptr<PackedLinear> pack_linear(std::span<const LinearPart> parts,
                                           const LinearScheme& scheme, ComputeType compute,
                                           Exec& exec);
 
-// x after rotation and quantization, in the workspace; valid until the enclosing scope ends. Fits
-// every PackedLinear with the same k, scheme, group size and compute type ("same input class").
+// x after rotation and quantization, in the workspace; valid until the enclosing scope ends (where
+// nothing had to be done to x, `f32` is x itself). Fits every PackedLinear with the same k, scheme,
+// group size and compute type ("same input class": same_input_class() below), whatever kernel level
+// it was packed for.
 struct LinearInput {
   int64_t m = 0;
   int64_t k = 0;
-  const float* f32 = nullptr;          // [m, k], rotated; set for floating-point kernels
-  const int8_t* codes = nullptr;       // [m, k] int8 (E2M1: value * 2); set for integer kernels
-  const float* scales = nullptr;       // [m, k / group]
-  const int32_t* group_sums = nullptr; // [m, k / group], sums of codes
+  const float* f32 = nullptr;  // [m, k], rotated; set for floating-point kernels
+  // Set for integer kernels. Rows stand in blocks of block_rows (the last may have fewer): a block
+  // of r rows is [k / group, r, group], so that a kernel which holds one group of a weight panel in
+  // registers walks the rows of the block in one stream.
+  const uint8_t* codes = nullptr;  // code + 128; the code of E2M1 activations is value * 2
+  const float* scales = nullptr;   // [k / group, r] per block; NaN for a group with NaN or infinity
   int64_t group = 0;
+  int64_t block_rows = 0;
+
+  int64_t block_size(int64_t block_begin) const {
+    return m - block_begin < block_rows ? m - block_begin : block_rows;
+  }
+  // Index of the first code of a row's group.
+  int64_t code_offset(int64_t row, int64_t group_idx) const {
+    const int64_t begin = row / block_rows * block_rows;
+    return begin * k + (group_idx * block_size(begin) + row - begin) * group;
+  }
+  int64_t scale_offset(int64_t row, int64_t group_idx) const {
+    const int64_t begin = row / block_rows * block_rows;
+    return begin * (k / group) + group_idx * block_size(begin) + row - begin;
+  }
 };
+
+// Whether an input prepared for one of the two fits the other.
+bool same_input_class(const PackedLinear& a, const PackedLinear& b);
 
 // x: [m, k], row-major. Allocates from exec.workspace.
 LinearInput prepare_input(const float* x, int64_t m, const PackedLinear& weight, Exec& exec);
