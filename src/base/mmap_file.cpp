@@ -42,6 +42,11 @@ MmapFile::~MmapFile() {
   if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
+void MmapFile::release_pages() const {
+  // Advice only: a failure costs memory, not correctness.
+  if (data_ != nullptr) ::madvise(const_cast<std::byte*>(data_), size_, MADV_DONTNEED);
+}
+
 MmapFile::MmapFile(MmapFile&& other) noexcept
     : path_(std::move(other.path_)),
       data_(std::exchange(other.data_, nullptr)),

@@ -22,6 +22,9 @@ class MmapFile {
 
   std::span<const std::byte> bytes() const { return {data_, size_}; }
   const std::string& path() const { return path_; }
+  // Gives the mapped pages back to the system; a later touch reads them again. For streaming
+  // through a file that is larger than memory.
+  void release_pages() const;
 
  private:
   std::string path_;

@@ -1,6 +1,8 @@
 // A model on disk, whatever its file format, seen through Hugging Face's tensor names: a directory
 // (safetensors, one file or shards, dense or compressed-tensors) or a GGUF file. Memory-mapped;
-// nothing is read before it is asked for.
+// nothing is read before it is asked for. Fused and family-specific tensors appear under the common
+// names (model_tensors.h): Phi-3's q/k/v and gate/up apart, every expert of a MoE layer as
+// "model.layers.L.mlp.experts.E.{gate,up,down}_proj", its router as "model.layers.L.mlp.gate".
 #pragma once
 #include <memory>
 #include <optional>
@@ -42,9 +44,10 @@ class Checkpoint {
   // norms). Throws kNotFound.
   virtual Tensor load(const std::string& hf_name, DType dtype) const = 0;
   // Loads a linear layer by its module name without ".weight", for example
-  // "model.layers.0.self_attn.q_proj": dense or quantized, with bias and scheme.
+  // "model.layers.0.self_attn.q_proj": dense or quantized, with bias and scheme. "lm_head" of a
+  // model with tied embeddings gives the embedding; has_tensor() and tensor_names() do not know it.
   virtual LinearWeights load_linear(const std::string& module, DType dense_dtype) const = 0;
-  // Hint that this tensor's pages will not be needed again soon (streaming keeps memory low).
+  // Hint that the pages read so far will not be needed again soon (streaming keeps memory low).
   virtual void release_pages() const = 0;
 
   // Raw texts for text/: nullopt where there is none (GGUF has none of these files; see gguf()).

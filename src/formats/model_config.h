@@ -23,6 +23,8 @@ struct RopeConfig {
   double beta_fast = 32, beta_slow = 1;          // yarn
   double attention_factor = 0;  // yarn, longrope: scales cos and sin; 0: by the published formula
   std::vector<double> short_factor, long_factor;  // longrope, one per rotated pair
+
+  bool operator==(const RopeConfig&) const = default;
 };
 
 struct ModelConfig {
@@ -67,9 +69,14 @@ struct ModelConfig {
   int64_t bos_token_id = -1;
   std::vector<int64_t> eos_token_ids;
 
+  bool operator==(const ModelConfig&) const = default;
   int64_t q_size() const { return num_heads * head_dim; }
   int64_t kv_size() const { return num_kv_heads * head_dim; }
 };
+
+// Size limits that hold whatever the file format, the agreement of sizes with one another, and the
+// per-layer lists (filled with false when empty). Throws kCorruptData. `what` names the file.
+void validate(ModelConfig& config, const std::string& what);
 
 // From config.json's text. Throws kCorruptData (missing or impossible value: names the key and the
 // value) or kUnsupported (an architecture or feature lathe does not run).
