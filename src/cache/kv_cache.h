@@ -2,15 +2,17 @@
 // sequence, in a block table; what a block holds is a codec's business.
 //
 // A *live* block is read directly by attention (f32, bf16; later fp8, int8, HIGGS codes). A codec
-// that rebuilds a layer's keys and values from the layer below (AQUA-KV, spec/aqua-kv.md) keeps the
-// first tokens (sinks) and the latest window in full precision, stores keys before RoPE, and
-// decodes layer by layer in order: begin_step() -> for each layer 0..L-1: append, view. That order,
-// the pre-RoPE keys and the exact window are part of this interface, although the plain codecs need
-// none of them.
+// that rebuilds a layer's keys and values from the layer below (kv_codec.h, spec/aqua-kv.md) keeps
+// the first tokens (sinks) and the latest window in full precision, stores keys before RoPE, and
+// decodes layer by layer in order: begin_step() -> for each layer 0..L-1: append, views. That
+// order, the pre-RoPE keys and the exact window are part of this interface, although the plain
+// codecs need none of them.
+//
+// Blocks are counted references: fork() lets a sequence share the blocks of another (prefix cache,
+// n > 1 samples). Whoever writes into a shared block gets a copy of it first, in reserve().
 #pragma once
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -21,26 +23,27 @@
 
 namespace lathe {
 
-inline constexpr int64_t kBlockSize = 32;  // tokens; see docs/decisions
-
 using BlockId = int32_t;
 
 enum class KvFormat { kF32, kBF16 };
 KvFormat kv_format_from_name(std::string_view name);  // "f32", "bf16"; kUnsupported for the others
 
-// The cache of one sequence: its blocks in order of position.
+// The cache of one sequence: its blocks in order of position. A plain value: copying one does not
+// take references (use KvCache::fork), dropping one does not give them back (KvCache::release).
 struct KvSequence {
   std::vector<BlockId> blocks;
   int64_t num_tokens = 0;  // committed
 };
 
-// New rows of one sequence in this step.
+// New rows of one sequence in this step. A sequence appears at most once in a step.
 struct KvRows {
   KvSequence* sequence = nullptr;
   int64_t row_begin = 0;  // in the flat list of rows
   int64_t num_rows = 0;   // positions num_tokens .. num_tokens + num_rows - 1
 };
 
+// Not for use from several threads at once. After warm-up (block tables made by new_sequence, the
+// largest step seen once) nothing here allocates memory.
 class KvCache {
  public:
   virtual ~KvCache() = default;
@@ -48,19 +51,29 @@ class KvCache {
   virtual int64_t num_blocks() const = 0;
   virtual int64_t num_free_blocks() const = 0;
   virtual int64_t bytes_per_block() const = 0;
+  virtual int64_t max_sequence_tokens() const = 0;
   virtual KvElement element() const = 0;
 
-  // Makes room for num_rows more tokens. False when the pool is exhausted; the sequence is then
-  // unchanged. Does not allocate memory (block tables reserve their maximum when made).
+  // An empty sequence whose block table has room for max_sequence_tokens.
+  KvSequence new_sequence() const;
+
+  // Makes room for num_rows more tokens, and makes the block that the first of them goes into the
+  // sequence's own. False when the pool is exhausted; the sequence is then unchanged. Throws
+  // kInvalidArgument beyond max_sequence_tokens.
   virtual bool reserve(KvSequence& sequence, int64_t num_rows) = 0;
-  // Drops tokens behind num_tokens (rejected speculation, a stop in the middle) and frees blocks.
+  // Drops tokens behind num_tokens (rejected speculation, a stop in the middle), reserved room too,
+  // and frees blocks.
   virtual void truncate(KvSequence& sequence, int64_t num_tokens) = 0;
+  // Gives all blocks back; the sequence is empty again and usable.
   virtual void release(KvSequence& sequence) = 0;
+  // Makes `target` (empty) share the first num_tokens committed tokens of `source`.
+  virtual void fork(const KvSequence& source, int64_t num_tokens, KvSequence& target) = 0;
 
   // One forward step over rows: begin_step, then per layer append followed by views, then commit.
-  virtual void begin_step(std::span<const KvRows> rows) = 0;
+  // The rows must have been reserved; `rows` must stay valid until commit.
+  virtual void begin_step(std::span<const KvRows> rows, Exec& exec) = 0;
   // k_raw (before RoPE, after any q/k norm), k (after RoPE), v: [total_rows, num_kv_heads *
-  // head_dim] with the given row stride.
+  // head_dim] with the given row stride, indexed by KvRows::row_begin.
   virtual void append(int64_t layer, const float* k_raw, const float* k, const float* v,
                       int64_t stride, Exec& exec) = 0;
   // Views of the blocks of rows[i] that attention at `layer` may touch; block b's entry covers
@@ -68,10 +81,12 @@ class KvCache {
   virtual std::span<const KvBlockView> views(int64_t layer, int64_t rows_idx) = 0;
   // Adds the rows to their sequences' num_tokens.
   virtual void commit() = 0;
+  // Ends a step that failed (an error between begin_step and commit): nothing was added.
+  virtual void abandon_step() = 0;
 };
 
 // A cache with room for num_tokens tokens (rounded up to blocks) in one format. Throws kOutOfMemory
-// with the size it wanted.
+// with the size it wanted, kUnsupported when head_dim is not a multiple of 8.
 std::unique_ptr<KvCache> make_kv_cache(const ModelConfig& config, KvFormat format,
                                        int64_t num_tokens, int64_t max_sequence_tokens);
 

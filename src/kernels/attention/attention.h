@@ -1,45 +1,56 @@
-// Causal grouped-query attention of flat rows over a paged cache (Kwon et al. 2023), as a running
-// (online) softmax in fp32 over blocks of keys.
+// Causal grouped-query attention of flat rows over a paged cache:
+//   s[t] = scale * dot(q, k[t]), soft-capped: cap * tanh(s / cap)
+//   out  = sum_t softmax(s)[t] * v[t]   over the positions t that the row sees
+// A row at position p sees (p - sliding_window, p], or [0, p] without a window.
+// Sources: Ainslie et al., "GQA" (2023); Kwon et al., "PagedAttention" (2023); Dao,
+// "FlashAttention" (2022) for the partial softmax that the fast versions merge.
 #pragma once
 #include <cstdint>
 #include <span>
 
+#include "kernels/attention/kv_layout.h"
 #include "kernels/registry.h"
 
 namespace lathe {
 
-// The keys and values of one layer of one block of tokens, as fp32 or bf16, ready for the dot
-// product (keys after RoPE): [num_kv_heads][block_size][head_dim].
+// The keys (after RoPE) and values of one layer of one block of kBlockSize tokens, for all KV
+// heads, laid out as kv_layout.h says: [num_kv_heads][one head]. 64-byte aligned.
 struct KvBlockView {
   const void* keys = nullptr;
   const void* values = nullptr;
 };
 
-enum class KvElement { kF32, kBF16 };
-
 // One run of query rows that belong to one sequence and have consecutive positions.
 struct AttentionSegment {
-  int64_t row_begin = 0;       // in q and out
+  int64_t row_begin = 0;  // in q and out
   int64_t num_rows = 0;
-  int64_t first_position = 0;  // of row_begin
-  const KvBlockView* blocks = nullptr;  // block b holds positions [b * block_size, ...)
+  int64_t first_position = 0;           // of row_begin
+  const KvBlockView* blocks = nullptr;  // block b holds positions [b * kBlockSize, ...); blocks
+                                        // that no row sees are not touched and may be null
 };
 
 struct AttentionArgs {
-  const float* q;   // [num_rows, num_heads, head_dim], row stride q_stride
-  int64_t q_stride;
-  float* out;       // [num_rows, num_heads * head_dim], dense
+  const float* q = nullptr;  // [num_rows, num_heads, head_dim], row stride q_stride
+  int64_t q_stride = 0;      // >= num_heads * head_dim; 0 means exactly that
+  float* out = nullptr;      // [num_rows, num_heads * head_dim], dense; not q
   std::span<const AttentionSegment> segments;
-  KvElement element;
-  int64_t num_heads, num_kv_heads, head_dim, block_size;
-  float scale;           // on q.k
-  float softcap;         // tanh soft-cap of the scores; 0: none
-  int64_t sliding_window;  // 0: none; else a row sees itself and window - 1 positions before it
+  KvElement element = KvElement::kF32;
+  int64_t num_heads = 0;
+  int64_t num_kv_heads = 0;    // divides num_heads; query head h reads KV head
+                               // h / (num_heads / num_kv_heads)
+  int64_t head_dim = 0;        // a multiple of 8
+  float scale = 0;             // on q.k
+  float softcap = 0;           // 0: none
+  int64_t sliding_window = 0;  // 0: none
 };
 
 // Every row must have its own key and value in the cache already. Rows are independent: a row alone
-// gives the same bits as in a batch or in a longer chunk.
+// gives the same bits as in a batch or in a longer chunk, with any number of threads. What a row
+// does not see, including the unwritten rest of the last block, may hold anything, NaN too.
+// Allocates from exec.workspace only. Throws kInvalidArgument on a bad size.
 void attention(const AttentionArgs& args, Exec& exec);
 std::span<const Kernel<AttentionArgs>> attention_kernels();
+
+void attention_ref(const AttentionArgs& args, Exec& exec);
 
 }  // namespace lathe

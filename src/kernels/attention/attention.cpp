@@ -1,0 +1,35 @@
+#include "kernels/attention/attention.h"
+
+#include "base/error.h"
+
+namespace lathe {
+namespace {
+
+constexpr Kernel<AttentionArgs> kKernels[] = {
+    {"ref", Device::kCpu, 0, attention_ref},
+};
+
+}  // namespace
+
+std::span<const Kernel<AttentionArgs>> attention_kernels() { return kKernels; }
+
+void attention(const AttentionArgs& args, Exec& exec) {
+  AttentionArgs checked = args;
+  if (checked.q_stride == 0) checked.q_stride = args.num_heads * args.head_dim;
+  if (args.num_heads < 1 || args.num_kv_heads < 1 || args.num_heads % args.num_kv_heads != 0 ||
+      args.head_dim < 8 || args.head_dim % 8 != 0 ||
+      checked.q_stride < args.num_heads * args.head_dim || args.sliding_window < 0) {
+    fail(ErrorCode::kInvalidArgument, "attention: ", args.num_heads, " heads on ",
+         args.num_kv_heads, " KV heads of ", args.head_dim, " (a multiple of 8), q stride ",
+         args.q_stride, ", window ", args.sliding_window);
+  }
+  for (const AttentionSegment& segment : args.segments) {
+    if (segment.row_begin < 0 || segment.num_rows < 0 || segment.first_position < 0) {
+      fail(ErrorCode::kInvalidArgument, "attention: segment of ", segment.num_rows,
+           " rows from row ", segment.row_begin, " at position ", segment.first_position);
+    }
+  }
+  best_kernel(attention_kernels()).run(checked, exec);
+}
+
+}  // namespace lathe
