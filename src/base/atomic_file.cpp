@@ -52,6 +52,18 @@ void AtomicFile::write(std::string_view text) {
   write(std::as_bytes(std::span<const char>(text.data(), text.size())));
 }
 
+void AtomicFile::write_at(int64_t offset, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = ::pwrite(fd_, bytes.data(), bytes.size(), offset);
+    if (written < 0) {
+      if (errno == EINTR) continue;
+      fail(ErrorCode::kIo, "cannot write '", path_, "': ", std::strerror(errno));
+    }
+    bytes = bytes.subspan(static_cast<std::size_t>(written));
+    offset += written;
+  }
+}
+
 void AtomicFile::commit() {
   // close() can report a delayed write error too (NFS, quota), so it counts like fsync().
   const bool synced = ::fsync(fd_) == 0;

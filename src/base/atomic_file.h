@@ -21,6 +21,8 @@ class AtomicFile {
   // Appends. Throws kIo naming the target and the reason, for example "No space left on device".
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text);
+  // Writes at a position of the file; gaps read as zeros. Does not move the place of write().
+  void write_at(int64_t offset, std::span<const std::byte> bytes);
   int64_t bytes_written() const { return bytes_written_; }
   // Syncs and renames over the target. Throws kIo.
   void commit();

@@ -5,6 +5,7 @@
 
 #include "base/atomic_file.h"
 #include "base/error.h"
+#include "base/json.h"
 #include "formats/hf_names.h"
 #include "formats/json_fields.h"
 #include "formats/model_tensors.h"

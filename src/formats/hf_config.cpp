@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/json.h"
 #include "formats/json_fields.h"
 #include "formats/model_config.h"
 #include "tensor/float16.h"

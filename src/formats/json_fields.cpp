@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "base/json.h"
 
 namespace lathe {
 
@@ -16,6 +17,8 @@ const Json* JsonFields::find(const std::string& key) const {
   const auto found = json_->find(key);
   return found == json_->end() || found->is_null() ? nullptr : &*found;
 }
+
+bool JsonFields::mentions(const std::string& key) const { return json_->contains(key); }
 
 std::string JsonFields::describe(const std::string& key) const {
   const Json* value = find(key);

@@ -1,15 +1,16 @@
 // Typed, checked access to one JSON object of a configuration file. Every error names the file, the
 // key with its path and the value. A null counts as absent, as transformers writes it.
-// Include in .cpp files only (it pulls in nlohmann's header).
+// What a value is, is for .cpp files to see: they include base/json.h.
 #pragma once
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "base/json.h"
-
 namespace lathe {
+
+using Json = nlohmann::ordered_json;  // as in base/json.h
 
 class JsonFields {
  public:
@@ -22,7 +23,7 @@ class JsonFields {
   const Json* find(const std::string& key) const;
   bool has(const std::string& key) const { return find(key) != nullptr; }
   // Whether the key is there, be it null: where absent means a default and null means none.
-  bool mentions(const std::string& key) const { return json_->contains(key); }
+  bool mentions(const std::string& key) const;
 
   // Required when no fallback is given. A whole number may be written as 8.0. Throw kCorruptData on
   // a missing key, another type, or a value outside [min, max].

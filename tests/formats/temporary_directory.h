@@ -25,6 +25,7 @@ class TemporaryDirectory {
   TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
 
   const std::string& path() const { return path_; }
+  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
   // Writes a file and returns its path.
   std::string write(const std::string& name, std::string_view content) const {
     const std::string file = path_ + "/" + name;
