@@ -1,0 +1,93 @@
+#include "compress/hessian_factor.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/error.h"
+#include "compress/blas.h"
+
+namespace lathe {
+namespace {
+
+constexpr int kMaxEscalations = 3;
+
+std::vector<int32_t> visiting_order(const float* h, int64_t k, ColumnOrder order) {
+  std::vector<int32_t> columns(static_cast<std::size_t>(k));
+  std::iota(columns.begin(), columns.end(), 0);
+  if (order == ColumnOrder::kActivation) {
+    std::stable_sort(columns.begin(), columns.end(), [&](int32_t a, int32_t b) {
+      return h[int64_t{a} * k + a] > h[int64_t{b} * k + b];
+    });
+  }
+  return columns;
+}
+
+}  // namespace
+
+HessianFactor factor_hessian(const float* h, int64_t k, ColumnOrder order, double damping,
+                             Exec& exec) {
+  HessianFactor factor;
+  factor.k = k;
+  factor.order = visiting_order(h, k, order);
+
+  double trace = 0;
+  for (int64_t j = 0; j < k; ++j) {
+    trace += double{h[j * k + j]};
+    factor.dead_columns += h[j * k + j] == 0;
+  }
+  // No calibration data at all, or only zeros: H = I rounds to nearest.
+  const double mean = trace > 0 ? trace / static_cast<double>(k) : 1.0;
+
+  factor.normalised = Buffer(k * k * static_cast<int64_t>(sizeof(float)));
+  float* a = factor.normalised.as<float>();
+  const int32_t* columns = factor.order.data();
+  for (double relative = damping;; relative *= 10) {
+    // Factorise in reversed order, J H J = L L^T; then R = J L J is upper triangular and
+    // H = R R^T. Reading the memory backwards is that reversal of both indices.
+    const auto added = static_cast<float>(relative * mean);
+    exec.threads.parallel_for(k, 32, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t hi = columns[k - 1 - i];
+        for (int64_t j = 0; j <= i; ++j) a[i * k + j] = h[hi * k + columns[k - 1 - j]];
+        // A dead input: its row and column are zero, any pivot keeps it apart from the others.
+        if (a[i * k + i] == 0) a[i * k + i] = static_cast<float>(mean);
+        a[i * k + i] += added;
+      }
+    });
+    const BlasThreads threads(exec.threads.num_threads());
+    if (cholesky_lower(k, a)) {
+      factor.damping = relative;
+      factor.added = double{added};
+      break;
+    }
+    if (factor.escalations == kMaxEscalations) {
+      fail(ErrorCode::kInvalidArgument, "the Hessian of ", k,
+           " inputs is not positive definite even with damping ", relative,
+           "; calibrate with more or other text, or raise the damping");
+    }
+    ++factor.escalations;
+  }
+
+  // Reverse the memory in place, two ends at a time.
+  exec.threads.parallel_for(k * k / 2, 1 << 16, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float front = a[i];
+      a[i] = a[k * k - 1 - i];
+      a[k * k - 1 - i] = front;
+    }
+  });
+  factor.pivot.resize(static_cast<std::size_t>(k));
+  std::vector<float> inverse(static_cast<std::size_t>(k));
+  for (int64_t c = 0; c < k; ++c) {
+    factor.pivot[static_cast<std::size_t>(c)] = a[c * k + c];
+    inverse[static_cast<std::size_t>(c)] = 1.0f / a[c * k + c];
+  }
+  exec.threads.parallel_for(k, 64, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t c = i + 1; c < k; ++c) a[i * k + c] *= inverse[static_cast<std::size_t>(c)];
+    }
+  });
+  return factor;
+}
+
+}  // namespace lathe

@@ -1,0 +1,130 @@
+#include "compress/input_statistics.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+#include "compress/blas.h"
+#include "quant/hadamard.h"
+
+namespace lathe {
+
+InputStatistics::InputStatistics(int64_t k, bool gram)
+    : k_(k), amax_(static_cast<std::size_t>(k)), sum_abs_(static_cast<std::size_t>(k)) {
+  if (gram) {
+    gram_ = Buffer(k * k * static_cast<int64_t>(sizeof(float)));
+    std::memset(gram_.data(), 0, static_cast<std::size_t>(gram_.size()));
+  }
+}
+
+void InputStatistics::add(const float* x, int64_t tokens, Exec& exec) {
+  if (tokens == 0) return;
+  // Columns in strips, so that threads own their sums; the order of additions does not depend on
+  // the number of threads.
+  constexpr int64_t kStrip = 64;
+  exec.threads.parallel_for((k_ + kStrip - 1) / kStrip, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t strip = begin; strip < end; ++strip) {
+      const int64_t first = strip * kStrip;
+      const int64_t last = std::min(k_, first + kStrip);
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t j = first; j < last; ++j) {
+          const float a = std::fabs(x[t * k_ + j]);
+          // Written so that a NaN fails.
+          if (!(a <= 3.4e38f)) {
+            fail(ErrorCode::kInvalidArgument, "calibration input channel ", j, " became ",
+                 x[t * k_ + j], "; the model or the text is broken");
+          }
+          amax_[static_cast<std::size_t>(j)] = std::max(amax_[static_cast<std::size_t>(j)], a);
+          sum_abs_[static_cast<std::size_t>(j)] += double{a};
+        }
+      }
+    }
+  });
+  if (gram_.size() > 0) {
+    const BlasThreads threads(exec.threads.num_threads());
+    add_gram_upper(tokens, k_, 1.0f, x, gram_.as<float>());
+  }
+  tokens_ += tokens;
+}
+
+std::vector<float> InputStatistics::mean_abs() const {
+  std::vector<float> mean(sum_abs_.size());
+  const double n = static_cast<double>(std::max<int64_t>(tokens_, 1));
+  for (std::size_t j = 0; j < mean.size(); ++j) mean[j] = static_cast<float>(sum_abs_[j] / n);
+  return mean;
+}
+
+Buffer InputStatistics::hessian(Exec& exec) const {
+  Buffer h(k_ * k_ * static_cast<int64_t>(sizeof(float)));
+  const float factor = 2.0f / static_cast<float>(std::max<int64_t>(tokens_, 1));
+  const float* gram = gram_.as<float>();
+  float* out = h.as<float>();
+  // Tiles, because one side of the mirror walks down a column.
+  constexpr int64_t kTile = 64;
+  exec.threads.parallel_for((k_ + kTile - 1) / kTile, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t ti = begin * kTile; ti < std::min(k_, end * kTile); ti += kTile) {
+      for (int64_t tj = 0; tj < k_; tj += kTile) {
+        for (int64_t i = ti; i < std::min(k_, ti + kTile); ++i) {
+          for (int64_t j = tj; j < std::min(k_, tj + kTile); ++j) {
+            out[i * k_ + j] = factor * (j >= i ? gram[i * k_ + j] : gram[j * k_ + i]);
+          }
+        }
+      }
+    }
+  });
+  return h;
+}
+
+void rotate_hessian(float* h, int64_t k, int64_t block, Exec& exec) {
+  check_hadamard(block, k);
+  if (block == 0) return;
+  exec.threads.parallel_for(k, 64, [&](int64_t begin, int64_t end, int) {
+    hadamard_rows(h + begin * k, end - begin, k, block);
+  });
+  // The other side: the rows of each block form a [block, k] matrix that is multiplied from the
+  // left; butterflies on whole rows.
+  const float normalisation = 1.0f / std::sqrt(static_cast<float>(block));
+  exec.threads.parallel_for(k / block, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t b = begin; b < end; ++b) {
+      float* rows = h + b * block * k;
+      for (int64_t distance = 1; distance < block; distance *= 2) {
+        for (int64_t pair = 0; pair < block; pair += 2 * distance) {
+          for (int64_t i = pair; i < pair + distance; ++i) {
+            float* upper = rows + i * k;
+            float* lower = rows + (i + distance) * k;
+            for (int64_t j = 0; j < k; ++j) {
+              const float a = upper[j];
+              const float c = lower[j];
+              upper[j] = a + c;
+              lower[j] = a - c;
+            }
+          }
+        }
+      }
+      for (int64_t i = 0; i < block * k; ++i) rows[i] *= normalisation;
+    }
+  });
+}
+
+double output_error(const float* d, int64_t n, const float* h, int64_t k, Exec& exec) {
+  // In pieces of rows, so that D H stays small beside D.
+  constexpr int64_t kRows = 512;
+  const BlasThreads threads(exec.threads.num_threads());
+  Buffer product(std::min(n, kRows) * k * static_cast<int64_t>(sizeof(float)));
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kRows) {
+    const int64_t rows = std::min(kRows, n - begin);
+    gemm_a_b(rows, k, k, d + begin * k, k, h, k, 0.0f, product.as<float>(), k);
+    for (int64_t r = 0; r < rows; ++r) {
+      double sum = 0;
+      for (int64_t j = 0; j < k; ++j) {
+        sum += double{d[(begin + r) * k + j]} * double{product.as<float>()[r * k + j]};
+      }
+      total += sum;
+    }
+  }
+  return total;
+}
+
+}  // namespace lathe

@@ -1,0 +1,46 @@
+// What calibration keeps of the inputs x [tokens, k] of a linear layer (or of several that share
+// them): the Hessian H = (2 / tokens) X^T X of the layer's squared output error, and per-channel
+// magnitudes. Linear layers with the same input share one.
+// Source: Frantar et al., "GPTQ" (2023), section 3; spec/mr-gptq.md 4.2.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "tensor/buffer.h"
+#include "tensor/exec.h"
+
+namespace lathe {
+
+class InputStatistics {
+ public:
+  // gram: also accumulate X^T X, 4 k^2 bytes.
+  InputStatistics(int64_t k, bool gram);
+
+  // fp32 products and sums, the upper half only. Throws kInvalidArgument on a NaN or an infinity.
+  void add(const float* x, int64_t tokens, Exec& exec);
+
+  int64_t k() const { return k_; }
+  int64_t tokens() const { return tokens_; }
+  bool has_gram() const { return gram_.size() > 0; }
+  // Largest |x_j| and mean |x_j| of each channel.
+  const std::vector<float>& amax() const { return amax_; }
+  std::vector<float> mean_abs() const;
+  // The full symmetric matrix (2 / tokens) X^T X, [k, k].
+  Buffer hessian(Exec& exec) const;
+
+ private:
+  int64_t k_;
+  int64_t tokens_ = 0;
+  Buffer gram_;  // upper triangle of X^T X
+  std::vector<float> amax_;
+  std::vector<double> sum_abs_;
+};
+
+// H of the rotated inputs, R^T H R with R = diag(H_block, ...), in place; h [k, k] symmetric. So
+// one pass over the calibration data serves every choice of rotation.
+void rotate_hessian(float* h, int64_t k, int64_t block, Exec& exec);
+
+// tr(D H D^T): the squared output error of a weight error d [n, k].
+double output_error(const float* d, int64_t n, const float* h, int64_t k, Exec& exec);
+
+}  // namespace lathe
