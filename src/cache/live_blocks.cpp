@@ -1,6 +1,7 @@
 #include "cache/live_blocks.h"
 
 #include <cstring>
+#include <limits>
 
 #include "base/error.h"
 #include "tensor/float16.h"
@@ -10,7 +11,8 @@ namespace {
 
 int64_t checked_bytes(const LiveBlockShape& shape, int64_t num_blocks) {
   int64_t bytes = 0;
-  if (__builtin_mul_overflow(shape.block_bytes(), num_blocks, &bytes)) {
+  if (num_blocks > std::numeric_limits<BlockId>::max() ||
+      __builtin_mul_overflow(shape.block_bytes(), num_blocks, &bytes)) {
     fail(ErrorCode::kOutOfMemory, "a cache of ", num_blocks, " blocks of ", shape.block_bytes(),
          " bytes");
   }

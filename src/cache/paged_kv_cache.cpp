@@ -15,7 +15,7 @@ int64_t blocks_for(int64_t num_tokens) { return (num_tokens + kBlockSize - 1) / 
 class PagedKvCache final : public KvCache {
  public:
   PagedKvCache(const LiveBlockShape& shape, int64_t num_blocks, int64_t max_sequence_tokens)
-      : max_sequence_tokens_(max_sequence_tokens), pool_(num_blocks), live_(shape, num_blocks) {}
+      : max_sequence_tokens_(max_sequence_tokens), live_(shape, num_blocks), pool_(num_blocks) {}
 
   int64_t num_blocks() const override { return pool_.num_blocks(); }
   int64_t num_free_blocks() const override { return pool_.num_free(); }
@@ -127,8 +127,8 @@ class PagedKvCache final : public KvCache {
 
  private:
   int64_t max_sequence_tokens_;
+  LiveBlocks live_;  // before the pool: it is what finds out that there is too little memory
   BlockPool pool_;
-  LiveBlocks live_;
 
   // The step in progress.
   bool in_step_ = false;

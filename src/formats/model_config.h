@@ -22,7 +22,7 @@ struct RopeConfig {
   int64_t original_max_position_embeddings = 0;  // llama3, yarn, longrope
   double beta_fast = 32, beta_slow = 1;          // yarn
   double attention_factor = 0;  // yarn, longrope: scales cos and sin; 0: by the published formula
-  std::vector<double> short_factor, long_factor;  // longrope, one per rotated pair
+  std::vector<double> short_factor = {}, long_factor = {};  // longrope, one per rotated pair
 
   bool operator==(const RopeConfig&) const = default;
 };

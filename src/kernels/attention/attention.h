@@ -33,7 +33,7 @@ struct AttentionArgs {
   const float* q = nullptr;  // [num_rows, num_heads, head_dim], row stride q_stride
   int64_t q_stride = 0;      // >= num_heads * head_dim; 0 means exactly that
   float* out = nullptr;      // [num_rows, num_heads * head_dim], dense; not q
-  std::span<const AttentionSegment> segments;
+  std::span<const AttentionSegment> segments = {};
   KvElement element = KvElement::kF32;
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;    // divides num_heads; query head h reads KV head

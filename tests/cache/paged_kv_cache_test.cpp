@@ -1,0 +1,231 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "base/error.h"
+#include "cache/kv_cache.h"
+#include "cache/live_blocks.h"
+#include "support/all_close.h"
+#include "support/kernel_cases.h"
+#include "tensor/float16.h"
+
+namespace lathe {
+namespace {
+
+ModelConfig small_config() {
+  ModelConfig config;
+  config.num_layers = 3;
+  config.num_heads = 4;
+  config.num_kv_heads = 2;
+  config.head_dim = 24;
+  return config;
+}
+
+// Keys and values that say where they belong: layer, position and dimension, exact in bf16.
+float key_of(int64_t layer, int64_t position, int64_t dim) {
+  return float_from_bf16(
+      bf16_from_float(static_cast<float>(1 + (position * 37 + dim * 5 + layer * 11) % 251)));
+}
+
+class Writer {
+ public:
+  Writer(KvCache& cache, const ModelConfig& config) : cache_(cache), config_(config) {}
+
+  // Appends num_rows tokens to each sequence. Its content is key_of with `salt` on the layer.
+  bool append(std::vector<KvSequence*> sequences, int64_t num_rows, int64_t salt = 0) {
+    std::vector<KvRows> rows;
+    for (KvSequence* sequence : sequences) {
+      if (!cache_.reserve(*sequence, num_rows)) return false;
+      rows.push_back({sequence, static_cast<int64_t>(rows.size()) * num_rows, num_rows});
+    }
+    cache_.begin_step(rows, owned_.exec);
+    const int64_t stride = config_.kv_size() + 3;
+    std::vector<float> k(std::size_t(int64_t(rows.size()) * num_rows * stride));
+    std::vector<float> v(k.size());
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      for (const KvRows& run : rows) {
+        for (int64_t i = 0; i < num_rows; ++i) {
+          for (int64_t j = 0; j < config_.kv_size(); ++j) {
+            const auto at = std::size_t((run.row_begin + i) * stride + j);
+            k[at] = key_of(layer + salt, run.sequence->num_tokens + i, j);
+            v[at] = -k[at];
+          }
+        }
+      }
+      cache_.append(layer, nullptr, k.data(), v.data(), stride, owned_.exec);
+      for (std::size_t i = 0; i < rows.size(); ++i) {
+        last_views_ = cache_.views(layer, int64_t(i));
+        EXPECT_GE(int64_t(last_views_.size()) * kBlockSize,
+                  rows[i].sequence->num_tokens + num_rows);
+      }
+    }
+    cache_.commit();
+    return true;
+  }
+
+  // Reads a sequence back through views of an empty step.
+  void expect_content(KvSequence& sequence, int64_t salt_from = INT64_MAX, int64_t salt = 0) {
+    const KvRows rows{&sequence, 0, 0};
+    const LiveBlockShape shape{cache_.element(), config_.num_layers, config_.num_kv_heads,
+                               config_.head_dim};
+    cache_.begin_step({&rows, 1}, owned_.exec);
+    std::vector<float> key(std::size_t(config_.kv_size()));
+    std::vector<float> value(key.size());
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      cache_.append(layer, nullptr, nullptr, nullptr, 0, owned_.exec);
+      const auto views = cache_.views(layer, 0);
+      for (int64_t t = 0; t < sequence.num_tokens; ++t) {
+        const KvBlockView& view = views[std::size_t(t / kBlockSize)];
+        load_key(shape, static_cast<const std::byte*>(view.keys), t % kBlockSize, key.data());
+        load_value(shape, static_cast<const std::byte*>(view.values), t % kBlockSize, value.data());
+        for (int64_t j = 0; j < config_.kv_size(); ++j) {
+          const float expected = key_of(layer + (t >= salt_from ? salt : 0), t, j);
+          ASSERT_EQ(key[std::size_t(j)], expected) << "layer " << layer << " position " << t;
+          ASSERT_EQ(value[std::size_t(j)], -expected) << "layer " << layer << " position " << t;
+        }
+      }
+    }
+    cache_.commit();
+  }
+
+ private:
+  KvCache& cache_;
+  ModelConfig config_;
+  OwnedExec owned_{2};
+  std::span<const KvBlockView> last_views_;
+};
+
+TEST(PagedKvCache, GivesBackWhatWasAppendedInChunksOfAnyLength) {
+  const ModelConfig config = small_config();
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16}) {
+    const auto cache = make_kv_cache(config, format, 1000, 500);
+    Writer writer(*cache, config);
+    KvSequence a = cache->new_sequence();
+    KvSequence b = cache->new_sequence();
+    for (const int64_t num_rows : {1, 30, 1, 1, 64, 100, 31}) {
+      ASSERT_TRUE(writer.append({&a, &b}, num_rows));
+      ASSERT_TRUE(writer.append({&b}, 1));
+    }
+    EXPECT_EQ(a.num_tokens, 228);
+    EXPECT_EQ(b.num_tokens, 235);
+    writer.expect_content(a);
+    writer.expect_content(b);
+  }
+}
+
+TEST(PagedKvCache, ExhaustionLeavesTheSequenceAsItWas) {
+  const ModelConfig config = small_config();
+  const auto cache = make_kv_cache(config, KvFormat::kBF16, 100, 1000);  // 4 blocks
+  EXPECT_EQ(cache->num_blocks(), 4);
+  Writer writer(*cache, config);
+  KvSequence a = cache->new_sequence();
+  KvSequence b = cache->new_sequence();
+  ASSERT_TRUE(writer.append({&a}, 65));  // 3 blocks
+  EXPECT_EQ(cache->num_free_blocks(), 1);
+  EXPECT_FALSE(cache->reserve(b, 33));
+  EXPECT_TRUE(b.blocks.empty());
+  EXPECT_EQ(cache->num_free_blocks(), 1);
+  EXPECT_TRUE(cache->reserve(b, 32));
+  EXPECT_FALSE(cache->reserve(a, 32));
+  EXPECT_TRUE(cache->reserve(a, 31));
+  writer.expect_content(a);
+  cache->release(b);
+  EXPECT_TRUE(cache->reserve(a, 32));
+  cache->release(a);
+  EXPECT_EQ(cache->num_free_blocks(), 4);
+  EXPECT_EQ(a.num_tokens, 0);
+}
+
+TEST(PagedKvCache, TruncateDropsTokensAndFreesBlocks) {
+  const ModelConfig config = small_config();
+  const auto cache = make_kv_cache(config, KvFormat::kF32, 320, 320);
+  Writer writer(*cache, config);
+  KvSequence a = cache->new_sequence();
+  ASSERT_TRUE(writer.append({&a}, 100));
+  ASSERT_TRUE(cache->reserve(a, 200));
+  EXPECT_EQ(cache->num_free_blocks(), 0);
+  cache->truncate(a, 65);
+  EXPECT_EQ(cache->num_free_blocks(), 7);
+  ASSERT_TRUE(writer.append({&a}, 20, /*salt=*/5));
+  writer.expect_content(a, /*salt_from=*/65, /*salt=*/5);
+  cache->truncate(a, 64);
+  EXPECT_EQ(a.blocks.size(), 2u);
+  cache->truncate(a, 0);
+  EXPECT_EQ(cache->num_free_blocks(), 10);
+}
+
+TEST(PagedKvCache, AForkSharesBlocksUntilItWrites) {
+  const ModelConfig config = small_config();
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16}) {
+    const auto cache = make_kv_cache(config, format, 320, 320);
+    Writer writer(*cache, config);
+    KvSequence a = cache->new_sequence();
+    ASSERT_TRUE(writer.append({&a}, 80));
+    KvSequence b = cache->new_sequence();
+    cache->fork(a, 75, b);
+    EXPECT_EQ(cache->num_free_blocks(), 7);
+    EXPECT_EQ(b.num_tokens, 75);
+    // Both write behind their common part: the third block is copied once, the others stay shared.
+    ASSERT_TRUE(writer.append({&b}, 10, /*salt=*/3));
+    EXPECT_EQ(cache->num_free_blocks(), 6);
+    ASSERT_TRUE(writer.append({&a}, 10));
+    EXPECT_EQ(cache->num_free_blocks(), 6);
+    EXPECT_EQ(a.blocks[1], b.blocks[1]);
+    EXPECT_NE(a.blocks[2], b.blocks[2]);
+    writer.expect_content(a);
+    writer.expect_content(b, /*salt_from=*/75, /*salt=*/3);
+    cache->release(a);
+    writer.expect_content(b, /*salt_from=*/75, /*salt=*/3);
+    cache->release(b);
+    EXPECT_EQ(cache->num_free_blocks(), 10);
+  }
+}
+
+TEST(PagedKvCache, CopyOnWriteNeedsAFreeBlock) {
+  const ModelConfig config = small_config();
+  const auto cache = make_kv_cache(config, KvFormat::kF32, 64, 320);
+  Writer writer(*cache, config);
+  KvSequence a = cache->new_sequence();
+  ASSERT_TRUE(writer.append({&a}, 40));
+  KvSequence b = cache->new_sequence();
+  cache->fork(a, 40, b);
+  EXPECT_FALSE(cache->reserve(b, 1));
+  EXPECT_EQ(b.blocks, a.blocks);
+  cache->release(a);
+  EXPECT_TRUE(cache->reserve(b, 1));
+  writer.expect_content(b);
+}
+
+TEST(PagedKvCache, RefusesWhatCannotBe) {
+  ModelConfig config = small_config();
+  const auto code = [](auto body) {
+    try {
+      body();
+    } catch (const Error& error) {
+      return error.code();
+    }
+    return ErrorCode::kInternal;
+  };
+  EXPECT_EQ(code([] { kv_format_from_name("int3"); }), ErrorCode::kUnsupported);
+  EXPECT_EQ(code([&] { make_kv_cache(config, KvFormat::kF32, 0, 10); }),
+            ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code([&] { make_kv_cache(config, KvFormat::kF32, int64_t{1} << 45, 10); }),
+            ErrorCode::kOutOfMemory);
+  const auto cache = make_kv_cache(config, KvFormat::kF32, 100, 50);
+  KvSequence sequence = cache->new_sequence();
+  EXPECT_EQ(code([&] { cache->reserve(sequence, 51); }), ErrorCode::kInvalidArgument);
+  config.head_dim = 20;
+  EXPECT_EQ(code([&] { make_kv_cache(config, KvFormat::kF32, 100, 50); }), ErrorCode::kUnsupported);
+}
+
+TEST(PagedKvCacheDeathTest, AStepNeedsItsReservation) {
+  const ModelConfig config = small_config();
+  const auto cache = make_kv_cache(config, KvFormat::kF32, 100, 50);
+  KvSequence sequence = cache->new_sequence();
+  const KvRows rows{&sequence, 0, 1};
+  OwnedExec owned(1);
+  EXPECT_DEATH(cache->begin_step({&rows, 1}, owned.exec), "blocks");
+}
+
+}  // namespace
+}  // namespace lathe
