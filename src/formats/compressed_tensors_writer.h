@@ -1,7 +1,7 @@
 // Writes a compressed model as a Hugging Face directory in compressed-tensors form, which vLLM and
 // transformers read: quantized linear layers as `L.weight_packed`, `L.weight_scale`, ..., the other
-// tensors as they are, and config.json with `quantization_config`. Source: spec/mr-gptq.md 8.4-8.7,
-// compressed-tensors 0.20.0; docs/formats.md lists every tensor.
+// tensors as they are, and config.json with `quantization_config`. The layout of
+// one layer is compressed_tensors_layout.h's.
 //
 // Compressing takes hours and may be killed at any moment, so the model is written in parts (one
 // per decoder layer, one for everything else), and the order of writes is
@@ -25,21 +25,20 @@
 //     if (writer.is_done(layer)) { /* reload what later layers need from writer.part_path(layer) */
 //     continue; }
 //     ... quantize ...
-//     writer.write_part(layer, linears, dense, record);   // on disk when it returns
+//     writer.write_part(layer, linears, dense, record);  // on disk when it returns
 //   }
 //   writer.write_part(config.num_layers, {}, {embeddings, final norm, lm_head}, "");
 //   writer.finish(manifest);
 #pragma once
 #include <cstdint>
-#include <map>
-#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "formats/compressed_tensors_layout.h"
+#include "formats/compression_journal.h"
 #include "formats/manifest.h"
-#include "quant/weight_format.h"
 #include "tensor/tensor.h"
 
 namespace lathe {
@@ -53,90 +52,48 @@ struct CompressedTensorsOptions {
   // true: continue an unfinished run, or start when the directory has none. false: start, and
   // refuse a directory that holds an unfinished run.
   bool resume = false;
-  // The source model's config.json. `quantization_config` and the dtype are replaced.
+  // The source model's config.json. Its `quantization_config` and dtype are replaced.
   std::string config_json;
+  DType dense_dtype = DType::kBF16;  // what config.json says of the tensors that stay dense
   // Files to write beside it, by name: tokenizer.json, tokenizer_config.json, ...
   std::vector<std::pair<std::string, std::string>> auxiliary_files;
 };
 
-// One quantized linear layer.
-struct QuantizedLinear {
-  std::string module;  // without ".weight": "model.layers.0.self_attn.q_proj"
-  const QuantizedMatrix* weight = nullptr;
-  LinearScheme scheme;
-};
-
-// Any other tensor: a bias, a norm, the embeddings, a linear layer that stays dense.
-struct DenseTensor {
-  std::string name;  // whole: "model.layers.0.input_layernorm.weight"
-  TensorView tensor;
-};
-
-// What the configuration says about one quantized module.
-struct ModuleScheme {
-  std::string module;
-  WeightFormat format;
-  LinearScheme scheme;
-};
-
 class CompressedTensorsWriter {
  public:
-  // Throws kInvalidArgument when the directory already holds a whole model, or an unfinished run
-  // while `resume` is false or its settings differ; kCorruptData for an unreadable journal.
+  // Throws kInvalidArgument when the directory already holds a model, or an unfinished run while
+  // `resume` is false or its settings differ, or when another process is writing into it;
+  // kCorruptData for an unreadable journal or config_json.
   explicit CompressedTensorsWriter(CompressedTensorsOptions options);
+  ~CompressedTensorsWriter();
+  CompressedTensorsWriter(const CompressedTensorsWriter&) = delete;
+  CompressedTensorsWriter& operator=(const CompressedTensorsWriter&) = delete;
 
-  bool is_done(int64_t part) const;
+  bool is_done(int64_t part) const { return journal_.parts.contains(part); }
   // The `record` that was given with a finished part.
   const std::string& record(int64_t part) const;
   // Where a part lies once it is done: a safetensors file with the tensors of docs/formats.md.
   std::string part_path(int64_t part) const;
 
-  // Writes one part, durably. `record` is the caller's text about it (errors, times), kept in the
-  // journal so that a resumed run can report the whole. Tensors in any order, each name once over
-  // all parts. Throws kUnsupported for what compressed-tensors cannot express (see
-  // check_expressible), kInvalidArgument for inconsistent input, kIo for a full disk.
+  // Writes one part, durably. `dense`: every other tensor (biases, norms, embeddings, linear layers
+  // that stay dense). `record` is the caller's text about the part (errors, times), kept so that a
+  // resumed run can report the whole. Throws what check_expressible does, kInvalidArgument for a
+  // part that is done or a tensor that is there twice, kIo for a full disk; the part is then not
+  // done.
   void write_part(int64_t part, std::span<const QuantizedLinear> linears,
-                  std::span<const DenseTensor> dense, const std::string& record);
+                  std::span<const NamedTensor> dense, const std::string& record);
 
   // Every part must be done (kInvalidArgument). Writes index, config.json and auxiliary files, then
   // the manifest with the sizes and digests of all files, then removes the journal.
   void finish(Manifest manifest);
 
  private:
-  struct Part {
-    bool done = false;
-    ManifestFile file;
-    std::string record;
-    std::vector<ModuleScheme> modules;                     // quantized
-    std::vector<std::string> dense_linears;                // "ignore" of the quantization config
-    std::vector<std::pair<std::string, int64_t>> tensors;  // name and bytes, for the index
-    std::string dense_dtype;  // of its floating-point tensors, or empty
-  };
-  void load_journal();
-  void store_journal() const;
+  std::string part_name(int64_t part) const;
+  void forget_damaged_parts();
 
   CompressedTensorsOptions options_;
-  std::vector<Part> parts_;
+  CompressionJournal journal_;
+  int directory_fd_ = -1;  // holds the lock
 };
-
-// compressed-tensors knows MXFP4 with power-of-two scales only. A global scale on it (the 4/3 rule)
-// and the fitted grid (mxfp4-fitted) would be read as other numbers by everyone else, so they are
-// never written: kUnsupported, with the way out (write the decoded weights as dense tensors).
-// NVFP4: q/k/v and gate/up of one layer must share their global scale, since engines fuse them and
-// keep one (kInvalidArgument).
-void check_expressible(std::span<const QuantizedLinear> linears);
-
-// Tensors that stand for one linear layer in the file, ready to be written. Some borrow the matrix,
-// which must outlive them.
-struct StoredLinear {
-  std::vector<DenseTensor> tensors;
-  std::vector<Tensor> owned;
-};
-StoredLinear store_linear(const QuantizedLinear& linear);
-
-// The value of `quantization_config` (JSON text) for these modules and `ignore`, the linear modules
-// that stay dense.
-std::string quantization_config(std::span<const ModuleScheme> modules,
-                                std::span<const std::string> ignore);
 
 }  // namespace lathe
