@@ -86,7 +86,7 @@ class KvCache {
 };
 
 // A cache with room for num_tokens tokens (rounded up to blocks) in one format. Throws kOutOfMemory
-// with the size it wanted, kUnsupported when head_dim is not a multiple of 8.
+// with the size it wanted, kUnsupported when head_dim is odd.
 std::unique_ptr<KvCache> make_kv_cache(const ModelConfig& config, KvFormat format,
                                        int64_t num_tokens, int64_t max_sequence_tokens);
 

@@ -157,8 +157,8 @@ std::unique_ptr<KvCache> make_kv_cache(const ModelConfig& config, KvFormat forma
     fail(ErrorCode::kInvalidArgument, "a cache of ", num_tokens, " tokens for sequences of up to ",
          max_sequence_tokens);
   }
-  if (config.head_dim % 8 != 0) {
-    fail(ErrorCode::kUnsupported, "head_dim ", config.head_dim, " is not a multiple of 8");
+  if (config.head_dim % 2 != 0) {
+    fail(ErrorCode::kUnsupported, "head_dim ", config.head_dim, " is odd");
   }
   const LiveBlockShape shape{
       .element = format == KvFormat::kF32 ? KvElement::kF32 : KvElement::kBF16,

@@ -214,7 +214,7 @@ TEST(PagedKvCache, RefusesWhatCannotBe) {
   const auto cache = make_kv_cache(config, KvFormat::kF32, 100, 50);
   KvSequence sequence = cache->new_sequence();
   EXPECT_EQ(code([&] { cache->reserve(sequence, 51); }), ErrorCode::kInvalidArgument);
-  config.head_dim = 20;
+  config.head_dim = 21;
   EXPECT_EQ(code([&] { make_kv_cache(config, KvFormat::kF32, 100, 50); }), ErrorCode::kUnsupported);
 }
 

@@ -263,7 +263,7 @@ TEST(Attention, RefusesBadArguments) {
     return false;
   };
   EXPECT_TRUE(bad([](AttentionArgs& a) { a.num_kv_heads = 3; }));
-  EXPECT_TRUE(bad([](AttentionArgs& a) { a.head_dim = 12; }));
+  EXPECT_TRUE(bad([](AttentionArgs& a) { a.head_dim = 15; }));
   EXPECT_TRUE(bad([](AttentionArgs& a) { a.q_stride = 63; }));
   EXPECT_TRUE(bad([](AttentionArgs& a) { a.sliding_window = -1; }));
   const AttentionSegment segment{0, 1, -1, nullptr};

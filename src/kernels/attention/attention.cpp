@@ -17,10 +17,10 @@ void attention(const AttentionArgs& args, Exec& exec) {
   AttentionArgs checked = args;
   if (checked.q_stride == 0) checked.q_stride = args.num_heads * args.head_dim;
   if (args.num_heads < 1 || args.num_kv_heads < 1 || args.num_heads % args.num_kv_heads != 0 ||
-      args.head_dim < 8 || args.head_dim % 8 != 0 ||
+      args.head_dim < 2 || args.head_dim % 2 != 0 ||
       checked.q_stride < args.num_heads * args.head_dim || args.sliding_window < 0) {
     fail(ErrorCode::kInvalidArgument, "attention: ", args.num_heads, " heads on ",
-         args.num_kv_heads, " KV heads of ", args.head_dim, " (a multiple of 8), q stride ",
+         args.num_kv_heads, " KV heads of ", args.head_dim, " (an even number), q stride ",
          args.q_stride, ", window ", args.sliding_window);
   }
   for (const AttentionSegment& segment : args.segments) {
@@ -29,7 +29,9 @@ void attention(const AttentionArgs& args, Exec& exec) {
            " rows from row ", segment.row_begin, " at position ", segment.first_position);
     }
   }
-  best_kernel(attention_kernels()).run(checked, exec);
+  // The fast versions read whole vectors of a head.
+  const bool fits_vectors = args.head_dim % 8 == 0;
+  (fits_vectors ? best_kernel(attention_kernels()) : attention_kernels().back()).run(checked, exec);
 }
 
 }  // namespace lathe

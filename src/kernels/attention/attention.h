@@ -38,7 +38,7 @@ struct AttentionArgs {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;    // divides num_heads; query head h reads KV head
                                // h / (num_heads / num_kv_heads)
-  int64_t head_dim = 0;        // a multiple of 8
+  int64_t head_dim = 0;        // even; a multiple of 8 for the fast versions
   float scale = 0;             // on q.k
   float softcap = 0;           // 0: none
   int64_t sliding_window = 0;  // 0: none
