@@ -1,0 +1,205 @@
+// The model: embedding, decoder layers, last norm, output head.
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "kernels/embedding/embedding.h"
+#include "kernels/rms_norm/rms_norm.h"
+#include "model/decoder_layer.h"
+#include "model/model.h"
+
+namespace lathe {
+namespace {
+
+constexpr const char* kEmbeddingName = "model.embed_tokens.weight";
+
+class Decoder final : public Model {
+ public:
+  Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec);
+
+  const ModelConfig& config() const override { return config_; }
+  int64_t weight_bytes() const override;
+  std::string kernels() const override;
+  void set_profile(StepProfile* profile) override { profile_ = profile; }
+  void forward(const ForwardBatch& batch, KvCache& cache, float* logits, float* hidden,
+               Exec& exec) override;
+
+ private:
+  // Rotation of full-attention and of sliding layers.
+  struct Rotations {
+    RopeRows full;
+    RopeRows sliding;
+  };
+
+  void check(const ForwardBatch& batch) const;
+  float* embed(const ForwardBatch& batch, Exec& exec);
+  Rotations rotations(const ForwardBatch& batch, Exec& exec);
+  void run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Exec& exec);
+  void final_norm(const ForwardBatch& batch, const float* x, float* y, Exec& exec);
+  void output_head(const float* x, int64_t num_rows, float* logits, Exec& exec);
+
+  ModelConfig config_;
+  RopeFrequencies rope_full_;
+  RopeFrequencies rope_sliding_;
+  bool has_two_ropes_ = false;
+  Tensor embedding_;  // [vocab_size, hidden_size]
+  std::vector<DecoderLayer> layers_;
+  Tensor final_norm_;  // [hidden_size]
+  StackedLinear lm_head_;
+  StepProfile* profile_ = nullptr;
+};
+
+Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec)
+    : config_(checkpoint.config()) {
+  const int64_t max_tokens = options.max_sequence_tokens > 0 ? options.max_sequence_tokens
+                                                             : config_.max_position_embeddings;
+  const auto frequencies = [&](const RopeConfig& rope) {
+    return rope_frequencies(rope, config_.rotary_dim, config_.max_position_embeddings, max_tokens);
+  };
+  rope_full_ = frequencies(config_.rope);
+  rope_sliding_ = frequencies(config_.rope_local);
+  has_two_ropes_ = !(config_.rope == config_.rope_local);
+
+  embedding_ = checkpoint.load(kEmbeddingName, options.dense_dtype);
+  if (embedding_.shape() != Shape{config_.vocab_size, config_.hidden_size}) {
+    fail(ErrorCode::kCorruptData, checkpoint.path(), ": tensor '", kEmbeddingName, "' is ",
+         to_string(embedding_.shape()), ", the config asks for [", config_.vocab_size, ", ",
+         config_.hidden_size, "]");
+  }
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    with_context(str("layer ", layer), [&] {
+      layers_.push_back(pack_layer(config_,
+                                   load_layer_weights(checkpoint, layer, options.dense_dtype),
+                                   options.compute, exec));
+    });
+    checkpoint.release_pages();
+    if (options.on_layer_loaded) options.on_layer_loaded(layer + 1, config_.num_layers);
+  }
+  final_norm_ = load_norm(checkpoint, "model.norm.weight");
+  const LinearWeights head = checkpoint.load_linear("lm_head", options.dense_dtype);
+  const LinearWeights* part = &head;
+  lm_head_ = StackedLinear(std::span(&part, 1), options.compute, exec);
+  if (lm_head_.n() != config_.vocab_size || lm_head_.k() != config_.hidden_size) {
+    fail(ErrorCode::kCorruptData, "lm_head is [", lm_head_.n(), ", ", lm_head_.k(),
+         "], the config asks for [", config_.vocab_size, ", ", config_.hidden_size, "]");
+  }
+}
+
+int64_t Decoder::weight_bytes() const {
+  int64_t bytes = lm_head_.weight_bytes();
+  for (const DecoderLayer& layer : layers_) bytes += layer.weight_bytes(config_);
+  return bytes;
+}
+
+std::string Decoder::kernels() const {
+  const DecoderLayer& layer = layers_.front();
+  return str("qkv: ", layer.qkv.kernels(), "\no: ", layer.o.kernels(),
+             "\ngate_up: ", layer.mlps.front().gate_up.kernels(),
+             "\ndown: ", layer.mlps.front().down.kernels(), "\nlm_head: ", lm_head_.kernels(),
+             "\n");
+}
+
+void Decoder::forward(const ForwardBatch& batch, KvCache& cache, float* logits, float* hidden,
+                      Exec& exec) {
+  check(batch);
+  const Workspace::Scope scope(exec.workspace);
+  const auto num_logits = static_cast<int64_t>(batch.logit_rows.size());
+
+  float* x = embed(batch, exec);
+  run_layers(batch, cache, x, exec);
+  if (hidden == nullptr)
+    hidden = exec.workspace.allocate_as<float>(num_logits * config_.hidden_size);
+  final_norm(batch, x, hidden, exec);
+  if (logits != nullptr) output_head(hidden, num_logits, logits, exec);
+  if (profile_ != nullptr) ++profile_->steps;
+}
+
+void Decoder::check(const ForwardBatch& batch) const {
+  const auto num_rows = static_cast<int64_t>(batch.token_ids.size());
+  int64_t covered = 0;
+  for (const KvRows& rows : batch.sequences) {
+    if (rows.row_begin != covered) break;
+    covered += rows.num_rows;
+  }
+  if (covered != num_rows || batch.positions.size() != batch.token_ids.size()) {
+    fail(ErrorCode::kInvalidArgument, "a batch of ", num_rows, " tokens has ",
+         batch.positions.size(), " positions and sequences that cover ", covered, " rows");
+  }
+}
+
+float* Decoder::embed(const ForwardBatch& batch, Exec& exec) {
+  const StageTimer timer(profile_, Stage::kEmbed);
+  const auto num_rows = static_cast<int64_t>(batch.token_ids.size());
+  float* x = exec.workspace.allocate_as<float>(num_rows * config_.hidden_size);
+  embedding_lookup(embedding_.view(), batch.token_ids, static_cast<float>(config_.embedding_scale),
+                   x, exec);
+  return x;
+}
+
+Decoder::Rotations Decoder::rotations(const ForwardBatch& batch, Exec& exec) {
+  const StageTimer timer(profile_, Stage::kRope);
+  const RopeRows full = rope_rows(rope_full_, batch.positions, exec);
+  return {full, has_two_ropes_ ? rope_rows(rope_sliding_, batch.positions, exec) : full};
+}
+
+void Decoder::run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Exec& exec) {
+  const Workspace::Scope scope(exec.workspace);
+  const Rotations rope = rotations(batch, exec);
+  cache.begin_step(batch.sequences, exec);
+  try {
+    for (const DecoderLayer& layer : layers_) {
+      const LayerStep step{.config = config_,
+                           .rope = layer.is_sliding ? rope.sliding : rope.full,
+                           .sequences = batch.sequences,
+                           .cache = cache,
+                           .cache_layer = layer.index,
+                           .profile = profile_};
+      forward_layer(layer, step, x, static_cast<int64_t>(batch.token_ids.size()), exec);
+    }
+  } catch (...) {
+    cache.abandon_step();
+    throw;
+  }
+  cache.commit();
+}
+
+// Of the rows whose logits are wanted.
+void Decoder::final_norm(const ForwardBatch& batch, const float* x, float* y, Exec& exec) {
+  const StageTimer timer(profile_, Stage::kNorm);
+  const int64_t hidden_size = config_.hidden_size;
+  for (std::size_t i = 0; i < batch.logit_rows.size(); ++i) {
+    const float* row = x + batch.logit_rows[i] * hidden_size;
+    std::copy(row, row + hidden_size, y + static_cast<int64_t>(i) * hidden_size);
+  }
+  rms_norm({.x = y,
+            .weight = final_norm_.as<float>(),
+            .y = y,
+            .num_tokens = static_cast<int64_t>(batch.logit_rows.size()),
+            .norm_size = hidden_size,
+            .eps = static_cast<float>(config_.rms_norm_eps)},
+           exec);
+}
+
+void Decoder::output_head(const float* x, int64_t num_rows, float* logits, Exec& exec) {
+  const StageTimer timer(profile_, Stage::kLogits);
+  lm_head_.run(x, num_rows, logits, config_.vocab_size, exec);
+  if (config_.final_logit_softcap == 0) return;
+  const auto cap = static_cast<float>(config_.final_logit_softcap);
+  exec.threads.parallel_for(num_rows * config_.vocab_size, 4096,
+                            [&](int64_t begin, int64_t end, int) {
+                              for (int64_t i = begin; i < end; ++i) {
+                                logits[i] = cap * std::tanh(logits[i] / cap);
+                              }
+                            });
+}
+
+}  // namespace
+
+std::unique_ptr<Model> Model::load(const Checkpoint& checkpoint, const ModelOptions& options,
+                                   Exec& exec) {
+  return with_context("loading " + checkpoint.path(), [&] {
+    return std::unique_ptr<Model>(std::make_unique<Decoder>(checkpoint, options, exec));
+  });
+}
+
+}  // namespace lathe

@@ -1,0 +1,25 @@
+// Rotation angles for the rows of one step. They are computed as rows come (a sine costs some
+// nanoseconds, and a step needs rotary_dim / 2 per row for all its layers together), so memory does
+// not grow with the context, and no position is out of reach.
+#pragma once
+#include <cstdint>
+#include <span>
+
+#include "model/rope_table.h"
+#include "tensor/exec.h"
+
+namespace lathe {
+
+// cos and sin of each row's position, attention factor included.
+struct RopeRows {
+  const float* cos = nullptr;  // [num_rows, rotary_dim / 2]
+  const float* sin = nullptr;
+  const int64_t* row_idx = nullptr;  // 0, 1, ...: which row of the tables a row takes
+  int64_t num_rows = 0;
+};
+
+// Fills tables from exec.workspace; valid until its enclosing scope ends.
+RopeRows rope_rows(const RopeFrequencies& frequencies, std::span<const int64_t> positions,
+                   Exec& exec);
+
+}  // namespace lathe
