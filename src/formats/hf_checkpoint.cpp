@@ -8,7 +8,6 @@
 #include "base/json.h"
 #include "formats/hf_names.h"
 #include "formats/json_fields.h"
-#include "formats/model_tensors.h"
 
 namespace lathe {
 namespace {
@@ -51,10 +50,14 @@ HfCheckpoint::HfCheckpoint(const std::string& directory)
   tensors_ = canonical_tensors(files_.tensors(), config_, directory);
   // With tied embeddings a stored lm_head is a second copy: transformers ignores it as well.
   if (config_.tie_word_embeddings) tensors_.erase("lm_head.weight");
+  find_ = [this](const std::string& name) { return find(name); };
+  const std::string config_path = (std::filesystem::path(directory) / "config.json").string();
+  quantization_ =
+      CompressedTensorsConfig::parse(read_file(config_path, kMaxConfigBytes), config_path);
   check_against_config();
 }
 
-void HfCheckpoint::check_against_config() const {
+void HfCheckpoint::check_against_config() {
   const auto check = [&](const std::string& name, const Shape& expected) {
     const TensorView& stored = view(name);
     if (stored.shape != expected) {
@@ -66,20 +69,61 @@ void HfCheckpoint::check_against_config() const {
            dtype_name(stored.dtype), ", expected floating point");
     }
   };
-  const ModelTensors expected = model_tensors(config_);
+  if (quantization_) {
+    for (const auto& [suffix, block] : quantization_->stored_transforms()) {
+      for (const auto& [name, stored] : tensors_) {
+        if (name.size() > suffix.size() &&
+            name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0) {
+          with_context(directory_, [&] { check_stored_hadamard(stored, block, name); });
+        }
+      }
+    }
+  }
+  ModelTensors expected = model_tensors(config_);
   for (const PlainTensor& tensor : expected.plain) check(tensor.name, tensor.shape);
-  for (const LinearModule& linear : expected.linears) {
-    check(linear.name + ".weight", {linear.rows, linear.cols});
+  for (LinearModule& linear : expected.linears) {
+    if (is_compressed(linear.name, find_)) {
+      with_context(directory_, [&] {
+        check_compressed_linear(scheme_of(linear.name), linear.name, linear.rows, linear.cols,
+                                find_);
+      });
+    } else {
+      check(linear.name + ".weight", {linear.rows, linear.cols});
+    }
     if (linear.has_bias) check(linear.name + ".bias", {linear.rows});
+    const int64_t block = hadamard_of(linear.name);
+    if (block > 0 && linear.cols % block != 0) {
+      fail(ErrorCode::kCorruptData, directory_, ": '", linear.name, "': ", linear.cols,
+           " input features are not a multiple of the rotation's ", block);
+    }
+    std::string name = linear.name;
+    linears_.emplace(std::move(name), std::move(linear));
   }
 }
 
-const TensorView& HfCheckpoint::view(const std::string& hf_name) const {
-  const auto found = tensors_.find(hf_name);
-  if (found == tensors_.end()) {
-    fail(ErrorCode::kNotFound, directory_, ": no tensor '", hf_name, "'");
+const CompressedScheme& HfCheckpoint::scheme_of(const std::string& module) const {
+  const CompressedScheme* scheme =
+      quantization_ ? quantization_->scheme(module_spellings(module)) : nullptr;
+  if (scheme == nullptr) {
+    fail(ErrorCode::kCorruptData, directory_, ": '", module,
+         "' is stored quantized, but config.json's quantization_config does not target it");
   }
-  return found->second;
+  return *scheme;
+}
+
+int64_t HfCheckpoint::hadamard_of(const std::string& module) const {
+  return quantization_ ? quantization_->hadamard(module_spellings(module)) : 0;
+}
+
+const TensorView* HfCheckpoint::find(const std::string& hf_name) const {
+  const auto found = tensors_.find(hf_name);
+  return found == tensors_.end() ? nullptr : &found->second;
+}
+
+const TensorView& HfCheckpoint::view(const std::string& hf_name) const {
+  const TensorView* found = find(hf_name);
+  if (found == nullptr) fail(ErrorCode::kNotFound, directory_, ": no tensor '", hf_name, "'");
+  return *found;
 }
 
 DType HfCheckpoint::weight_dtype() const {
@@ -87,9 +131,7 @@ DType HfCheckpoint::weight_dtype() const {
   return dtype == DType::kF64 ? DType::kF32 : dtype;
 }
 
-bool HfCheckpoint::has_tensor(const std::string& hf_name) const {
-  return tensors_.count(hf_name) != 0;
-}
+bool HfCheckpoint::has_tensor(const std::string& hf_name) const { return find(hf_name) != nullptr; }
 
 std::vector<std::string> HfCheckpoint::tensor_names() const {
   std::vector<std::string> names;
@@ -112,8 +154,17 @@ LinearWeights HfCheckpoint::load_linear(const std::string& module, DType dense_d
     weights.dense = load("model.embed_tokens.weight", dense_dtype);
     return weights;
   }
-  weights.dense = load(module + ".weight", dense_dtype);
+  const auto linear = linears_.find(module);
+  if (linear != linears_.end() && is_compressed(module, find_)) {
+    weights = with_context(directory_, [&] {
+      return read_compressed_linear(scheme_of(module), module, linear->second.rows,
+                                    linear->second.cols, find_);
+    });
+  } else {
+    weights.dense = load(module + ".weight", dense_dtype);
+  }
   if (has_tensor(module + ".bias")) weights.bias = load(module + ".bias", DType::kF32);
+  weights.scheme.hadamard = hadamard_of(module);
   return weights;
 }
 

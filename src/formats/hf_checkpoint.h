@@ -1,10 +1,14 @@
-// A Hugging Face directory: config.json, safetensors (one file or shards). Use Checkpoint::open().
+// A Hugging Face directory: config.json, safetensors (one file or shards), dense or with
+// compressed-tensors quantization. Use Checkpoint::open().
 #pragma once
 #include <map>
 #include <memory>
 #include <string>
 
 #include "formats/checkpoint.h"
+#include "formats/compressed_tensors_config.h"
+#include "formats/compressed_tensors_reader.h"
+#include "formats/model_tensors.h"
 #include "formats/safetensors.h"
 
 namespace lathe {
@@ -27,13 +31,20 @@ class HfCheckpoint final : public Checkpoint {
   std::optional<std::string> auxiliary_file(const std::string& name) const override;
 
  private:
+  const TensorView* find(const std::string& hf_name) const;
   const TensorView& view(const std::string& hf_name) const;
-  void check_against_config() const;
+  // The scheme of a module that is stored quantized.
+  const CompressedScheme& scheme_of(const std::string& module) const;
+  int64_t hadamard_of(const std::string& module) const;
+  void check_against_config();
 
   std::string directory_;
   ModelConfig config_;
   SafetensorsSet files_;
-  std::map<std::string, TensorView> tensors_;  // by canonical name (hf_names.h)
+  std::map<std::string, TensorView> tensors_;  // by common name (hf_names.h)
+  std::map<std::string, LinearModule> linears_;
+  std::optional<CompressedTensorsConfig> quantization_;
+  FindTensor find_;
 };
 
 }  // namespace lathe

@@ -76,6 +76,38 @@ bool is_by_row(const std::string& suffix) {
 
 }  // namespace
 
+std::vector<std::string> module_spellings(const std::string& module) {
+  std::vector<std::string> names = {module};
+  const auto add_variant =
+      [&](const std::vector<std::pair<std::string_view, std::string_view>>& replacements) {
+        std::string name = module;
+        for (const auto& [from, to] : replacements) replace_once(name, from, to);
+        if (name != module) names.push_back(std::move(name));
+      };
+  for (const char* part : {".q_proj", ".k_proj", ".v_proj"}) add_variant({{part, ".qkv_proj"}});
+  if (module.find(".mlp.experts.") != std::string::npos) {
+    for (const auto& [part, short_name] :
+         {std::pair<std::string_view, std::string_view>{".gate_proj", ".w1"},
+          {".down_proj", ".w2"},
+          {".up_proj", ".w3"}}) {
+      if (ends_with(module, part)) {
+        add_variant({{".mlp.", ".block_sparse_moe."}, {part, short_name}});
+      }
+    }
+  } else if (ends_with(module, ".mlp.gate")) {
+    add_variant({{".mlp.", ".block_sparse_moe."}});
+  } else {
+    for (const char* part : {".gate_proj", ".up_proj"}) add_variant({{part, ".gate_up_proj"}});
+  }
+  const std::size_t plain = names.size();
+  for (std::size_t i = 0; i < plain; ++i) {
+    const std::string name = names[i];
+    names.push_back("language_model." + name);
+    if (starts_with(name, "model.")) names.push_back("model.language_model." + name.substr(6));
+  }
+  return names;
+}
+
 TensorView row_range(const TensorView& view, int64_t begin, int64_t count) {
   TensorView part = view;
   const int64_t row_bytes = view.shape[0] == 0 ? 0 : view.num_bytes() / view.shape[0];

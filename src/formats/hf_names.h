@@ -13,6 +13,7 @@
 #pragma once
 #include <map>
 #include <string>
+#include <vector>
 
 #include "formats/model_config.h"
 #include "tensor/tensor.h"
@@ -24,6 +25,10 @@ namespace lathe {
 std::map<std::string, TensorView> canonical_tensors(const std::map<std::string, TensorView>& stored,
                                                     const ModelConfig& config,
                                                     const std::string& what);
+
+// The names under which a configuration may speak of a linear module: its common name first, then
+// the stored ones of the table above.
+std::vector<std::string> module_spellings(const std::string& module);
 
 // Rows [begin, begin + count) of the first dimension. The caller has checked the range.
 TensorView row_range(const TensorView& view, int64_t begin, int64_t count);

@@ -16,11 +16,11 @@ class JsonFields {
  public:
   // Borrows `object`. `what` names it in messages ("model/config.json"). Throws kCorruptData when
   // it is not an object.
-  JsonFields(const Json& object, std::string what);
+  JsonFields(const nlohmann::ordered_json& object, std::string what);
 
   const std::string& what() const { return what_; }
   // nullptr when absent or null.
-  const Json* find(const std::string& key) const;
+  const nlohmann::ordered_json* find(const std::string& key) const;
   bool has(const std::string& key) const { return find(key) != nullptr; }
   // Whether the key is there, be it null: where absent means a default and null means none.
   bool mentions(const std::string& key) const;
@@ -45,12 +45,14 @@ class JsonFields {
   [[noreturn]] void unsupported(const std::string& key, const std::string& reason) const;
 
  private:
-  const Json& require(const std::string& key) const;
+  const nlohmann::ordered_json& require(const std::string& key) const;
   std::string describe(const std::string& key) const;
-  double to_number(const std::string& key, const Json& value, double min, double max) const;
-  int64_t to_integer(const std::string& key, const Json& value, int64_t min, int64_t max) const;
+  double to_number(const std::string& key, const nlohmann::ordered_json& value, double min,
+                   double max) const;
+  int64_t to_integer(const std::string& key, const nlohmann::ordered_json& value, int64_t min,
+                     int64_t max) const;
 
-  const Json* json_;
+  const nlohmann::ordered_json* json_;
   std::string what_;
 };
 
