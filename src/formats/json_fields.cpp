@@ -13,8 +13,6 @@ JsonFields::JsonFields(const Json& object, std::string what)
   if (!object.is_object()) fail(ErrorCode::kCorruptData, what_, ": is not a JSON object");
 }
 
-bool JsonFields::mentions(const std::string& key) const { return json_->contains(key); }
-
 const Json* JsonFields::find(const std::string& key) const {
   const auto found = json_->find(key);
   return found == json_->end() || found->is_null() ? nullptr : &*found;
