@@ -6,12 +6,17 @@
 #include "base/error.h"
 #include "kernels/features.h"
 #include "kernels/linear/linear_kernels.h"
+#include "kernels/linear/panels.h"
 #include "kernels/quantize_activations/quantize_activations.h"
+#include "quant/hadamard.h"
 
 namespace lathe {
 namespace {
 
 constexpr Kernel<LinearArgs> kIntegerKernels[] = {
+#if defined(__x86_64__)
+    {"avx2", Device::kCpu, kAvx2, linear_integer_avx2},
+#endif
     {"ref", Device::kCpu, 0, linear_ref},
 };
 constexpr Kernel<LinearArgs> kFloatKernels[] = {
@@ -22,7 +27,9 @@ constexpr Kernel<LinearArgs> kFloatKernels[] = {
 // newer cores) beside the weight panel while a kernel walks over the panels.
 constexpr int64_t kInputBlockBytes = int64_t{256} << 10;
 
-int64_t choose_block_rows(int64_t k) { return std::clamp<int64_t>(kInputBlockBytes / k, 16, 128); }
+int64_t choose_block_rows(int64_t k) {
+  return std::clamp<int64_t>(kInputBlockBytes / k, 16, kMaxBlockRows);
+}
 
 LinearParts check_parts(std::span<const LinearPart> parts) {
   if (parts.empty()) fail(ErrorCode::kInvalidArgument, "a linear layer without a weight");
@@ -30,6 +37,9 @@ LinearParts check_parts(std::span<const LinearPart> parts) {
   for (const LinearPart& part : parts) {
     if ((part.dense == nullptr) == (part.quantized == nullptr)) {
       fail(ErrorCode::kInvalidArgument, "a part of a linear layer must be dense or quantized");
+    }
+    if ((part.dense == nullptr) != (parts[0].dense == nullptr)) {
+      fail(ErrorCode::kInvalidArgument, "stacked weights, one dense and one quantized");
     }
     int64_t k = 0;
     if (part.dense != nullptr) {
@@ -54,9 +64,6 @@ LinearParts check_parts(std::span<const LinearPart> parts) {
         fail(ErrorCode::kInvalidArgument, "stacked weights of formats ",
              weight_format_name(*all.format), " and ", weight_format_name(part.quantized->format));
       }
-    }
-    if ((part.dense == nullptr) != (parts[0].dense == nullptr)) {
-      fail(ErrorCode::kInvalidArgument, "stacked weights, one dense and one quantized");
     }
     if (&part != &parts[0] && k != all.k) {
       fail(ErrorCode::kInvalidArgument, "stacked weights with ", all.k, " and ", k,
@@ -108,6 +115,12 @@ const Kernel<LinearArgs>& kernel_named(Arithmetic arithmetic, std::string_view n
   fail(ErrorCode::kInvalidArgument, "no linear kernel named ", name);
 }
 
+// 0: the reference, which keeps plain matrices. Floating-point kernels take two vectors.
+int64_t panel_rows(std::string_view kernel_name, Arithmetic arithmetic) {
+  const int64_t lanes = kernel_name == "avx512" ? 16 : kernel_name == "avx2" ? 8 : 0;
+  return arithmetic == Arithmetic::kFloat ? 2 * lanes : lanes;
+}
+
 std::string element_name(const LinearParts& parts) {
   return parts.format != nullptr ? weight_format_name(*parts.format)
                                  : std::string(dtype_name(parts.parts[0].dense->dtype()));
@@ -116,7 +129,15 @@ std::string element_name(const LinearParts& parts) {
 std::unique_ptr<PackedLinear> pack_with(const Kernel<LinearArgs>& row, const LinearParts& parts,
                                         const ArithmeticChoice& choice, const LinearScheme& scheme,
                                         Exec& exec) {
-  auto weight = pack_linear_ref(parts, choice.arithmetic, choice.group, exec);
+  check_hadamard(scheme.hadamard, parts.k);
+  const int64_t x_group = activation_group(scheme.activations, 32);
+  if (choice.arithmetic == Arithmetic::kFloat && x_group != 0 && parts.k % x_group != 0) {
+    fail(ErrorCode::kUnsupported, activation_format_name(scheme.activations),
+         " activations in groups of ", x_group, " for ", parts.k, " input features");
+  }
+  const int64_t rows = panel_rows(row.name, choice.arithmetic);
+  auto weight = rows == 0 ? pack_linear_ref(parts, choice.arithmetic, choice.group, exec)
+                          : pack_panels(parts, choice.arithmetic, choice.group, rows, exec);
   weight->n = parts.n;
   weight->k = parts.k;
   weight->scheme = scheme;

@@ -32,6 +32,9 @@ struct LinearArgs {
   int64_t y_stride;
 };
 
+// Rows of a block of LinearInput: at most this many, so that their sums fit on a kernel's stack.
+inline constexpr int64_t kMaxBlockRows = 128;
+
 std::span<const Kernel<LinearArgs>> linear_kernels(Arithmetic arithmetic);
 
 // pack_linear for the row of linear_kernels() with this name (for tests and benchmarks).
@@ -53,5 +56,7 @@ int64_t part_rows(const LinearPart& part);
 std::unique_ptr<PackedWeight> pack_linear_ref(const LinearParts& parts, Arithmetic arithmetic,
                                               int64_t group, Exec& exec);
 void linear_ref(const LinearArgs& args, Exec& exec);
+
+void linear_integer_avx2(const LinearArgs& args, Exec& exec);
 
 }  // namespace lathe

@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "kernels/features.h"
 #include "kernels/quantize_activations/quantize_activations_kernels.h"
+#include "quant/hadamard.h"
 
 namespace lathe {
 namespace {
@@ -32,11 +33,7 @@ int64_t activation_group(ActivationFormat format, int64_t int8_group) {
 std::span<const Kernel<QuantizeActivationsArgs>> quantize_activations_kernels() { return kKernels; }
 
 void quantize_activations(const QuantizeActivationsArgs& args, Exec& exec) {
-  const int64_t h = args.hadamard;
-  if (h != 0 && ((h != 16 && h != 32 && h != 64 && h != 128) || args.k % h != 0)) {
-    fail(ErrorCode::kInvalidArgument, "a Hadamard block of ", h, " does not divide ", args.k,
-         " input features; it can be 0, 16, 32, 64 or 128");
-  }
+  check_hadamard(args.hadamard, args.k);
   const int64_t group = activation_group(args.format, args.group);
   if (group != 0 && args.k % group != 0) {
     fail(ErrorCode::kInvalidArgument, activation_format_name(args.format),

@@ -1,0 +1,8 @@
+#include "kernels/linear/integer_kernel.h"
+#include "kernels/simd_avx2.h"
+
+namespace lathe {
+
+void linear_integer_avx2(const LinearArgs& args, Exec& exec) { run_integer<Avx2>(args, exec); }
+
+}  // namespace lathe

@@ -1,0 +1,70 @@
+// Weights as the vector kernels read them: panels of a few output rows (8 for AVX2, 16 for AVX-512;
+// twice that for floating-point kernels), padded with zero rows at the end. Inside a panel the rows
+// stand side by side, so that one load brings the same columns of all of them:
+//
+//   kInteger, 4 bits   [k / group][group / 8][rows][4]  byte j of a word: column j low, 4 + j high
+//   kInteger, 8 bits   [k / group][group / 4][rows][4]  byte j of a word: column j
+//   kFloat, 4 bits     [k / 2][rows]                    column 2 i low, 2 i + 1 high
+//   kFloat, others     [k][rows]
+//   scales             [k / group][rows]
+//
+// Bits per weight are those of the checkpoint: 4.25 for MXFP4, 4.5 for NVFP4. What a whole row
+// shares (1 / global scale, a per-channel scale, the 1/2 of E2M1 codes doubled) is applied once,
+// with the bias.
+#pragma once
+#include <cstdint>
+#include <memory>
+
+#include "kernels/linear/linear_kernels.h"
+
+namespace lathe {
+
+enum class PanelElement { kE2M1, kInt4, kInt8, kE4M3, kF32, kBF16, kF16 };
+enum class PanelScale { kNone, kE8M0, kE4M3, kBF16, kF32 };
+
+constexpr int64_t panel_scale_bytes(PanelScale scale) {
+  switch (scale) {
+    case PanelScale::kNone:
+      return 0;
+    case PanelScale::kE8M0:
+    case PanelScale::kE4M3:
+      return 1;
+    case PanelScale::kBF16:
+      return 2;
+    case PanelScale::kF32:
+      break;
+  }
+  return 4;
+}
+
+// Plain pointers: files built for one instruction set call nothing that other files share.
+struct Panels {
+  int64_t n = 0;
+  int64_t k = 0;
+  int64_t group = 0;  // columns that share a scale; kFloat: k when a row has one scale or none
+  int64_t rows = 0;   // of a panel
+  int64_t num_panels = 0;
+  PanelElement element = PanelElement::kF32;
+  PanelScale scale = PanelScale::kNone;
+  const std::byte* codes = nullptr;
+  const std::byte* scales = nullptr;
+  const float* row_scales = nullptr;  // [num_panels * rows]
+  const float* bias = nullptr;        // [num_panels * rows]
+  int64_t code_bytes = 0;             // of a panel
+  int64_t scale_bytes = 0;            // of a panel
+};
+
+struct PanelWeight : PackedWeight {
+  Panels panels;
+  Buffer codes, scales, row_scales, bias;
+};
+
+std::unique_ptr<PackedWeight> pack_panels(const LinearParts& parts, Arithmetic arithmetic,
+                                          int64_t group, int64_t panel_rows, Exec& exec);
+
+// Nibble -> integer: E2M1 times two, INT4 as it is, 0..15.
+extern const int8_t kE2m1Table[16];
+extern const int8_t kInt4Table[16];
+extern const int8_t kUInt4Table[16];
+
+}  // namespace lathe
