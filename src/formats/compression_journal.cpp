@@ -87,7 +87,11 @@ JournalPart parse_part(const JsonFields& fields) {
     module.format.element = value_of(kElementNames, entry, "element");
     module.format.scale = value_of(kScaleNames, entry, "scale");
     module.format.group_size = entry.integer("group_size", 0, kMaxCount);
-    module.scheme.activations = activation_format_from_name(entry.text("activations"));
+    try {
+      module.scheme.activations = activation_format_from_name(entry.text("activations"));
+    } catch (const Error& error) {
+      entry.refuse("activations", error.what());
+    }
     module.scheme.input_global_scale =
         static_cast<float>(entry.number("input_global_scale", 0, kMaxFloat));
     module.scheme.hadamard = entry.integer("hadamard", 0, kMaxCount);
