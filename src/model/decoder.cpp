@@ -1,12 +1,14 @@
 // The model: embedding, decoder layers, last norm, output head.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/error.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "model/decoder_layer.h"
 #include "model/model.h"
+#include "model/output_head.h"
 
 namespace lathe {
 namespace {
@@ -76,7 +78,10 @@ Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec
     if (options.on_layer_loaded) options.on_layer_loaded(layer + 1, config_.num_layers);
   }
   final_norm_ = load_norm(checkpoint, "model.norm.weight");
-  const LinearWeights head = checkpoint.load_linear("lm_head", options.dense_dtype);
+  LinearWeights head = checkpoint.load_linear("lm_head", options.dense_dtype);
+  if (options.compute == ComputeType::kAuto && options.int8_head) {
+    head = int8_output_head(std::move(head), exec);
+  }
   const LinearWeights* part = &head;
   lm_head_ = StackedLinear(std::span(&part, 1), options.compute, exec);
   if (lm_head_.n() != config_.vocab_size || lm_head_.k() != config_.hidden_size) {

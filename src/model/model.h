@@ -18,6 +18,7 @@ struct ModelOptions {
   DType dense_dtype =
       DType::kBF16;  // of weights that are not quantized; kF32 for exact comparisons
   ComputeType compute = ComputeType::kAuto;
+  bool int8_head = true;  // with kAuto, a dense output head runs as int8 (model/output_head.h)
   // The longest sequence that will be run; longrope and dynamic rope scaling depend on it. 0: what
   // the model allows (max_position_embeddings).
   int64_t max_sequence_tokens = 0;
