@@ -1,11 +1,16 @@
 #include "kernels/activation/gated_activation.h"
 
 #include "base/error.h"
+#include "kernels/features.h"
 
 namespace lathe {
 namespace {
 
 constexpr Kernel<GatedActivationArgs> kKernels[] = {
+#if defined(__x86_64__)
+    {"avx512", Device::kCpu, kAvx2 | kAvx512 | kAvx512Vnni | kAvx512Vbmi, gated_activation_avx512},
+    {"avx2", Device::kCpu, kAvx2, gated_activation_avx2},
+#endif
     {"ref", Device::kCpu, 0, gated_activation_ref},
 };
 

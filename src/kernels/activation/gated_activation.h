@@ -29,5 +29,7 @@ void gated_activation(const GatedActivationArgs& args, Exec& exec);
 std::span<const Kernel<GatedActivationArgs>> gated_activation_kernels();
 
 void gated_activation_ref(const GatedActivationArgs& args, Exec& exec);
+void gated_activation_avx2(const GatedActivationArgs& args, Exec& exec);
+void gated_activation_avx512(const GatedActivationArgs& args, Exec& exec);
 
 }  // namespace lathe

@@ -1,11 +1,25 @@
 #include "kernels/attention/attention.h"
 
 #include "base/error.h"
+#include "kernels/attention/attention_partial.h"
+#include "kernels/features.h"
 
 namespace lathe {
 namespace {
 
+void attention_avx2(const AttentionArgs& args, Exec& exec) {
+  run_attention_plan(args, attention_steps_avx2(), exec);
+}
+
+void attention_avx512(const AttentionArgs& args, Exec& exec) {
+  run_attention_plan(args, attention_steps_avx512(), exec);
+}
+
 constexpr Kernel<AttentionArgs> kKernels[] = {
+#if defined(__x86_64__)
+    {"avx512", Device::kCpu, kAvx2 | kAvx512 | kAvx512Vnni | kAvx512Vbmi, attention_avx512},
+    {"avx2", Device::kCpu, kAvx2, attention_avx2},
+#endif
     {"ref", Device::kCpu, 0, attention_ref},
 };
 

@@ -1,11 +1,16 @@
 #include "kernels/rms_norm/rms_norm.h"
 
 #include "base/error.h"
+#include "kernels/features.h"
 
 namespace lathe {
 namespace {
 
 constexpr Kernel<RmsNormArgs> kKernels[] = {
+#if defined(__x86_64__)
+    {"avx512", Device::kCpu, kAvx2 | kAvx512 | kAvx512Vnni | kAvx512Vbmi, rms_norm_avx512},
+    {"avx2", Device::kCpu, kAvx2, rms_norm_avx2},
+#endif
     {"ref", Device::kCpu, 0, rms_norm_ref},
 };
 

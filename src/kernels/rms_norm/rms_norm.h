@@ -33,5 +33,7 @@ void rms_norm(const RmsNormArgs& args, Exec& exec);
 std::span<const Kernel<RmsNormArgs>> rms_norm_kernels();
 
 void rms_norm_ref(const RmsNormArgs& args, Exec& exec);
+void rms_norm_avx2(const RmsNormArgs& args, Exec& exec);
+void rms_norm_avx512(const RmsNormArgs& args, Exec& exec);
 
 }  // namespace lathe

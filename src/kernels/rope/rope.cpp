@@ -1,11 +1,16 @@
 #include "kernels/rope/rope.h"
 
 #include "base/error.h"
+#include "kernels/features.h"
 
 namespace lathe {
 namespace {
 
 constexpr Kernel<RopeArgs> kKernels[] = {
+#if defined(__x86_64__)
+    {"avx512", Device::kCpu, kAvx2 | kAvx512 | kAvx512Vnni | kAvx512Vbmi, rope_avx512},
+    {"avx2", Device::kCpu, kAvx2, rope_avx2},
+#endif
     {"ref", Device::kCpu, 0, rope_ref},
 };
 

@@ -34,5 +34,7 @@ void rope(const RopeArgs& args, Exec& exec);
 std::span<const Kernel<RopeArgs>> rope_kernels();
 
 void rope_ref(const RopeArgs& args, Exec& exec);
+void rope_avx2(const RopeArgs& args, Exec& exec);
+void rope_avx512(const RopeArgs& args, Exec& exec);
 
 }  // namespace lathe

@@ -1,0 +1,315 @@
+// Partial attention on vectors: scores = q K^T, softmax numerators, acc = P V. Both products are
+//   c[row, :] += sum_k a[row, k] * b[k, :]
+// with b a block of keys (k: dims, columns: tokens) or values (k: tokens, columns: dims), whose
+// rows the layout makes contiguous: a tile of kRows x kVectors accumulators stays in registers.
+#pragma once
+#include "kernels/attention/attention_partial.h"
+#include "kernels/simd/exp_simd.h"
+
+namespace lathe {
+namespace {
+
+// One product step: c[r][v] += a[r][k] * b[v].
+template <typename S, int kRows, int kVectors>
+inline __attribute__((always_inline)) void multiply_add(const float* a, int64_t a_stride,
+                                                        const typename S::F (&b)[kVectors],
+                                                        typename S::F (&c)[kRows][kVectors]) {
+  for (int r = 0; r < kRows; ++r) {
+    const typename S::F factor = S::set(a[r * a_stride]);
+    for (int v = 0; v < kVectors; ++v) c[r][v] = S::fma(factor, b[v], c[r][v]);
+  }
+}
+
+// a: [kRows, a_stride], its column k meets row k of b. b: row k has kVectors * kWidth columns at
+// k * b_stride elements (f32), or is the half of the pairs at k / 2 * b_stride pairs (bf16).
+template <typename S, KvElement kElement, int kRows, int kVectors>
+void product_tile(const float* a, int64_t a_stride, const void* b, int64_t b_stride, int64_t begin,
+                  int64_t end, float* c, int64_t c_stride) {
+  using F = typename S::F;
+  constexpr int64_t kW = S::kWidth;
+  F sums[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = S::load(c + r * c_stride + v * kW);
+  }
+  F row[kVectors];
+  if constexpr (kElement == KvElement::kF32) {
+    const float* from = static_cast<const float*>(b);
+    for (int64_t k = begin; k < end; ++k) {
+      for (int v = 0; v < kVectors; ++v) row[v] = S::load(from + k * b_stride + v * kW);
+      multiply_add<S, kRows, kVectors>(a + k, a_stride, row, sums);
+    }
+  } else {
+    const uint16_t* from = static_cast<const uint16_t*>(b);
+    int64_t k = begin;
+    if (k % 2 != 0 && k < end) {  // the second half of a pair
+      const uint16_t* pairs = from + k / 2 * b_stride * 2;
+      for (int v = 0; v < kVectors; ++v) {
+        row[v] = S::second_of_pairs(S::load_pairs(pairs + v * kW * 2));
+      }
+      multiply_add<S, kRows, kVectors>(a + k, a_stride, row, sums);
+      ++k;
+    }
+    for (; k + 2 <= end; k += 2) {
+      const uint16_t* pairs = from + k / 2 * b_stride * 2;
+      for (int v = 0; v < kVectors; ++v) {
+        row[v] = S::first_of_pairs(S::load_pairs(pairs + v * kW * 2));
+      }
+      multiply_add<S, kRows, kVectors>(a + k, a_stride, row, sums);
+      for (int v = 0; v < kVectors; ++v) {
+        row[v] = S::second_of_pairs(S::load_pairs(pairs + v * kW * 2));
+      }
+      multiply_add<S, kRows, kVectors>(a + k + 1, a_stride, row, sums);
+    }
+    if (k < end) {  // the first half of a pair
+      const uint16_t* pairs = from + k / 2 * b_stride * 2;
+      for (int v = 0; v < kVectors; ++v) {
+        row[v] = S::first_of_pairs(S::load_pairs(pairs + v * kW * 2));
+      }
+      multiply_add<S, kRows, kVectors>(a + k, a_stride, row, sums);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int v = 0; v < kVectors; ++v) S::store(c + r * c_stride + v * kW, sums[r][v]);
+  }
+}
+
+struct Product {
+  const float* a;
+  int64_t a_stride;
+  const void* b;
+  int64_t b_stride;
+  int64_t begin, end;  // of k
+  float* c;
+  int64_t c_stride;
+  int64_t num_rows;
+  int64_t num_columns;  // a multiple of 8
+};
+
+template <typename S, KvElement kElement, int kRows, int kVectors>
+inline void product_rows(const Product& p, int64_t row, int64_t column) {
+  // A column is one float, or one pair of bf16: 4 bytes either way.
+  product_tile<S, kElement, kRows, kVectors>(
+      p.a + row * p.a_stride, p.a_stride, static_cast<const char*>(p.b) + column * 4, p.b_stride,
+      p.begin, p.end, p.c + row * p.c_stride + column, p.c_stride);
+}
+
+// All rows of one strip of columns, kMaxRows at a time.
+template <typename S, KvElement kElement, int kVectors, int kMaxRows>
+void product_strip(const Product& p, int64_t column) {
+  int64_t row = 0;
+  for (; row + kMaxRows <= p.num_rows; row += kMaxRows) {
+    product_rows<S, kElement, kMaxRows, kVectors>(p, row, column);
+  }
+  const int64_t rest = p.num_rows - row;
+  if constexpr (kMaxRows > 1) {
+    if (rest == 1) product_rows<S, kElement, 1, kVectors>(p, row, column);
+  }
+  if constexpr (kMaxRows > 2) {
+    if (rest == 2) product_rows<S, kElement, 2, kVectors>(p, row, column);
+  }
+  if constexpr (kMaxRows > 3) {
+    if (rest == 3) product_rows<S, kElement, 3, kVectors>(p, row, column);
+  }
+  if constexpr (kMaxRows > 4) {
+    if (rest == 4) product_rows<S, kElement, 4, kVectors>(p, row, column);
+  }
+  if constexpr (kMaxRows > 5) {
+    if (rest == 5) product_rows<S, kElement, 5, kVectors>(p, row, column);
+  }
+}
+
+// Traits has the vector type Simd; Narrow, eight wide, for the last columns; and kMaxRows, what the
+// register file holds beside kMaxRows * 4 accumulators.
+template <typename Traits, KvElement kElement>
+void product(const Product& p) {
+  using S = typename Traits::Simd;
+  int64_t column = 0;
+  for (; column + 4 * S::kWidth <= p.num_columns; column += 4 * S::kWidth) {
+    product_strip<S, kElement, 4, Traits::kMaxRows>(p, column);
+  }
+  for (; column + 2 * S::kWidth <= p.num_columns; column += 2 * S::kWidth) {
+    product_strip<S, kElement, 2, Traits::kMaxRows>(p, column);
+  }
+  for (; column + S::kWidth <= p.num_columns; column += S::kWidth) {
+    product_strip<S, kElement, 1, Traits::kMaxRows>(p, column);
+  }
+  if (column < p.num_columns) {
+    product_strip<typename Traits::Narrow, kElement, 1, Traits::kMaxRows>(p, column);
+  }
+}
+
+// The positions that a token sees, within the chunk [begin, begin + kChunk), counted from begin.
+struct Visible {
+  int64_t from, to;  // from >= to: nothing
+};
+
+inline Visible visible(const AttentionTile& tile, int64_t token, int64_t chunk_begin) {
+  const int64_t position = tile.first_position + token;
+  int64_t from = 0;
+  if (tile.sliding_window > 0) from = position - tile.sliding_window + 1 - chunk_begin;
+  const int64_t to = position + 1 - chunk_begin;
+  return {from < 0 ? 0 : from, to < kChunk ? to : kChunk};
+}
+
+// Scores of one row become exp(score - m); returns m and their sum l.
+template <typename S>
+inline void softmax_row(float* scores, Visible see, float softcap, float& m, float& l) {
+  using F = typename S::F;
+  constexpr int64_t kW = S::kWidth;
+  const F minus_infinity = S::set(-__builtin_inff());
+  const int64_t begin = see.from / kW * kW;
+  F largest = minus_infinity;
+  for (int64_t j = begin; j < see.to; j += kW) {
+    F s = S::load(scores + j);
+    if (softcap > 0) {
+      s = S::mul(S::set(softcap), tanh_of<S>(S::mul(s, S::set(1 / softcap))));
+    }
+    if (j < see.from || j + kW > see.to) {
+      s = S::select_range(s, minus_infinity, see.from - j, see.to - j);
+    }
+    S::store(scores + j, s);
+    largest = S::max(s, largest);  // passes over NaN, which shows up in the sum
+  }
+  m = S::largest(largest);
+  // With no score above -infinity every weight is 0.
+  const F base = S::set(m == -__builtin_inff() ? 0.0f : m);
+  F sum = S::zero();
+  for (int64_t j = begin; j < see.to; j += kW) {
+    const F p = exp_of<S>(S::sub(S::load(scores + j), base));
+    S::store(scores + j, p);
+    sum = S::add(sum, p);
+  }
+  l = S::sum(sum);
+}
+
+template <typename Traits, KvElement kElement>
+void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& result) {
+  using S = typename Traits::Simd;
+  const int64_t chunk_begin = chunk * kChunk;
+  const int64_t group = tile.group;
+  const int64_t head_dim = tile.head_dim;
+  const int64_t head_bytes = tile.kv_head * kBlockSize * head_dim * kv_element_size(kElement);
+  const int64_t first_block = visible(tile, 0, chunk_begin).from / kBlockSize;
+  const int64_t end_block =
+      (visible(tile, tile.num_tokens - 1, chunk_begin).to + kBlockSize - 1) / kBlockSize;
+
+  // Tokens [first, end) see something of block b; both grow with b.
+  int64_t first = 0;
+  int64_t end = 0;
+  for (int64_t b = first_block; b < end_block; ++b) {
+    const int64_t block_begin = b * kBlockSize;
+    while (first < tile.num_tokens && visible(tile, first, chunk_begin).to <= block_begin) ++first;
+    if (end < first) end = first;
+    while (end < tile.num_tokens &&
+           visible(tile, end, chunk_begin).from < block_begin + kBlockSize) {
+      ++end;
+    }
+    if (first == end) continue;
+    const KvBlockView& view = tile.blocks[chunk_begin / kBlockSize + b];
+    float* scores = tile.scores + first * group * kChunk + block_begin;
+    for (int64_t row = 0; row < (end - first) * group; ++row) {
+      for (int64_t j = 0; j < kBlockSize; j += S::kWidth) {
+        S::store(scores + row * kChunk + j, S::zero());
+      }
+    }
+    product<Traits, kElement>({.a = tile.q + first * group * head_dim,
+                               .a_stride = head_dim,
+                               .b = static_cast<const char*>(view.keys) + head_bytes,
+                               .b_stride = kBlockSize,
+                               .begin = 0,
+                               .end = head_dim,
+                               .c = scores,
+                               .c_stride = kChunk,
+                               .num_rows = (end - first) * group,
+                               .num_columns = kBlockSize});
+  }
+
+  for (int64_t token = 0; token < tile.num_tokens; ++token) {
+    const Visible see = visible(tile, token, chunk_begin);
+    for (int64_t row = token * group; row < (token + 1) * group; ++row) {
+      if (see.from >= see.to) {
+        result.l[row] = -1;
+        continue;
+      }
+      softmax_row<S>(tile.scores + row * kChunk, see, tile.softcap, result.m[row], result.l[row]);
+      for (int64_t j = 0; j < head_dim; ++j) result.acc[row * head_dim + j] = 0;
+    }
+  }
+
+  first = 0;
+  for (int64_t b = first_block; b < end_block; ++b) {
+    const int64_t block_begin = b * kBlockSize;
+    const KvBlockView& view = tile.blocks[chunk_begin / kBlockSize + b];
+    while (first < tile.num_tokens && visible(tile, first, chunk_begin).to <= block_begin) ++first;
+    int64_t token = first;
+    while (token < tile.num_tokens) {
+      const Visible see = visible(tile, token, chunk_begin);
+      if (see.from >= block_begin + kBlockSize) break;
+      // Tokens that see the same part of the block (mostly all of it) go together. A row must not
+      // meet a value that it does not see, not even with weight 0: it may be NaN.
+      const int64_t k_begin = see.from > block_begin ? see.from - block_begin : 0;
+      const int64_t k_end = see.to < block_begin + kBlockSize ? see.to - block_begin : kBlockSize;
+      int64_t run = token + 1;
+      while (run < tile.num_tokens && k_begin == 0 && k_end == kBlockSize &&
+             visible(tile, run, chunk_begin).from <= block_begin) {
+        ++run;
+      }
+      product<Traits, kElement>({.a = tile.scores + token * group * kChunk + block_begin,
+                                 .a_stride = kChunk,
+                                 .b = static_cast<const char*>(view.values) + head_bytes,
+                                 .b_stride = head_dim,
+                                 .begin = k_begin,
+                                 .end = k_end,
+                                 .c = result.acc + token * group * head_dim,
+                                 .c_stride = head_dim,
+                                 .num_rows = (run - token) * group,
+                                 .num_columns = head_dim});
+      token = run;
+    }
+  }
+}
+
+template <typename Traits>
+void partial_simd(const AttentionTile& tile, int64_t chunk, const AttentionState& result) {
+  if (tile.element == KvElement::kF32) {
+    partial_of<Traits, KvElement::kF32>(tile, chunk, result);
+  } else {
+    partial_of<Traits, KvElement::kBF16>(tile, chunk, result);
+  }
+}
+
+// head_dim is a multiple of 8, so eight lanes need no tail; merging is rare.
+template <typename Narrow>
+void merge_simd(const AttentionState& total, const AttentionState& part, int64_t num_rows,
+                int64_t head_dim) {
+  using F = typename Narrow::F;
+  constexpr float kMinusInfinity = -__builtin_inff();
+  for (int64_t row = 0; row < num_rows; ++row) {
+    float* acc = total.acc + row * head_dim;
+    const float* other = part.acc + row * head_dim;
+    if (part.l[row] < 0) continue;
+    if (total.l[row] < 0) {
+      total.m[row] = part.m[row];
+      total.l[row] = part.l[row];
+      for (int64_t j = 0; j < head_dim; ++j) acc[j] = other[j];
+      continue;
+    }
+    const float m1 = total.m[row];
+    const float m2 = part.m[row];
+    const float m = m1 > m2 ? m1 : m2;
+    const F base = Narrow::set(m == kMinusInfinity ? 0.0f : m);
+    const F f1 = exp_of<Narrow>(Narrow::sub(Narrow::set(m1), base));
+    const F f2 = exp_of<Narrow>(Narrow::sub(Narrow::set(m2), base));
+    const F l =
+        Narrow::fma(f1, Narrow::set(total.l[row]), Narrow::mul(f2, Narrow::set(part.l[row])));
+    Narrow::store_first(total.l + row, l, 1);
+    total.m[row] = m;
+    for (int64_t j = 0; j < head_dim; j += Narrow::kWidth) {
+      Narrow::store(acc + j, Narrow::fma(f1, Narrow::load(acc + j),
+                                         Narrow::mul(f2, Narrow::load(other + j))));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lathe
