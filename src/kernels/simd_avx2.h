@@ -11,6 +11,8 @@ namespace {
 
 struct Avx2 {
   static constexpr int kLanes = 8;
+  static constexpr int kMaxTile =
+      6;  // 6 rows x 2 vectors of sums, 2 of weights and 1 of x: 15 of 16
   using Float = __m256;
   using Int = __m256i;
 
@@ -46,6 +48,16 @@ struct Avx2 {
   }
   static Float load_f16(const void* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  // Bytes of E4M3, one in each lane: shifted into place the exponent is too small by 127 - 7, which
+  // the product mends exactly, for subnormals too. All ones besides the sign is NaN.
+  static Float float_from_e4m3(Int bytes) {
+    const Int magnitude = _mm256_and_si256(bytes, _mm256_set1_epi32(0x7f));
+    const Int sign = _mm256_slli_epi32(_mm256_xor_si256(bytes, magnitude), 24);
+    const Int nan = _mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x7f));
+    const Float value =
+        _mm256_mul_ps(as_float(_mm256_slli_epi32(magnitude, 20)), _mm256_set1_ps(0x1p120f));
+    return _mm256_or_ps(value, as_float(_mm256_or_si256(sign, nan)));
   }
   template <int kBits>
   static Int shift_left(Int v) {
@@ -122,6 +134,20 @@ struct Avx2 {
   static Int lookup_high(Table table, Int codes) {
     return _mm256_shuffle_epi8(table,
                                _mm256_and_si256(_mm256_srli_epi16(codes, 4), _mm256_set1_epi8(15)));
+  }
+
+  // 2 * kLanes bytes: the low nibbles through the table to values[0], values[1], the high ones to
+  // values[2], values[3].
+  static void load_nibbles(const void* p, Table table, Float* values) {
+    const __m128i codes = _mm_loadu_si128(static_cast<const __m128i*>(p));
+    const __m128i mask = _mm_set1_epi8(15);
+    const __m128i entries = _mm256_castsi256_si128(table);
+    const __m128i low = _mm_shuffle_epi8(entries, _mm_and_si128(codes, mask));
+    const __m128i high = _mm_shuffle_epi8(entries, _mm_and_si128(_mm_srli_epi16(codes, 4), mask));
+    values[0] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low));
+    values[1] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(low, 8)));
+    values[2] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high));
+    values[3] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(high, 8)));
   }
 
   // Dot products of four neighbouring bytes, x (unsigned, code + 128) * w (signed), in every 32-bit

@@ -20,6 +20,9 @@ constexpr Kernel<LinearArgs> kIntegerKernels[] = {
     {"ref", Device::kCpu, 0, linear_ref},
 };
 constexpr Kernel<LinearArgs> kFloatKernels[] = {
+#if defined(__x86_64__)
+    {"avx2", Device::kCpu, kAvx2, linear_float_avx2},
+#endif
     {"ref", Device::kCpu, 0, linear_ref},
 };
 

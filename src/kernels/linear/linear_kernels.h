@@ -58,5 +58,6 @@ std::unique_ptr<PackedWeight> pack_linear_ref(const LinearParts& parts, Arithmet
 void linear_ref(const LinearArgs& args, Exec& exec);
 
 void linear_integer_avx2(const LinearArgs& args, Exec& exec);
+void linear_float_avx2(const LinearArgs& args, Exec& exec);
 
 }  // namespace lathe

@@ -153,7 +153,9 @@ class Packer {
 
   // Returns the factor that the whole row shares.
   float pack_scales(const QuantizedMatrix& matrix, int64_t row, int64_t panel, int64_t lane) {
-    const float half = panels_.element == PanelElement::kE2M1 ? 0.5f : 1.0f;
+    // Floating-point kernels halve the scale itself: a doubled code times 2^127 would overflow.
+    const bool doubled = arithmetic_ == Arithmetic::kInteger;
+    const float half = doubled && panels_.element == PanelElement::kE2M1 ? 0.5f : 1.0f;
     if (panels_.scale == PanelScale::kNone) return half * effective_scale(matrix, row, 0);
     const int64_t num_groups = panels_.k / panels_.group;
     const int64_t repeat = matrix.format.group_size / panels_.group;
