@@ -72,3 +72,11 @@ function(lathe_test name)
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 1200 SKIP_RETURN_CODE 77
     ENVIRONMENT "LATHE_SOURCE_DIR=${PROJECT_SOURCE_DIR};LATHE_BINARY=$<TARGET_FILE:lathe>;GTEST_OUTPUT=xml:${PROJECT_BINARY_DIR}/test-results/${name}.xml")
 endfunction()
+
+# lathe_script_test(NAME script.py args...): a test in Python's standard library. Exit code 77 counts as
+# skipped; the last line of the output is the reason.
+function(lathe_script_test name)
+  find_package(Python3 REQUIRED COMPONENTS Interpreter)
+  add_test(NAME ${name} COMMAND Python3::Interpreter -B ${ARGN})
+  set_tests_properties(${name} PROPERTIES LABELS fast TIMEOUT 600 SKIP_RETURN_CODE 77)
+endfunction()

@@ -15,10 +15,9 @@ from collections import defaultdict
 from pathlib import Path
 
 
-def skip_reason(element):
-    """The text of GTEST_SKIP() << ..., without the file and line in front of it."""
-    text = (element.get("message") or element.text or "").strip()
-    lines = [line for line in text.splitlines() if line.strip()]
+def last_line(text):
+    """The reason: what GTEST_SKIP() says after file and line, or a script prints at the end."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
 
 
@@ -48,9 +47,7 @@ def main(directory):
             elif program.get("status") == "run":
                 passed += 1
             else:
-                element = program.find("skipped")
-                reason = skip_reason(element) if element is not None else program.get("status")
-                skipped[reason].append(name)
+                skipped[last_line(program.findtext("system-out", ""))].append(name)
             continue
         failed_before = len(failed)
         for case in cases:
@@ -59,7 +56,7 @@ def main(directory):
             if case.find("failure") is not None:
                 failed.append(case_name)
             elif skip is not None:
-                skipped[skip_reason(skip)].append(case_name)
+                skipped[last_line(skip.get("message") or skip.text or "")].append(case_name)
             elif case.get("status") == "run":
                 passed += 1
         if program_failed and len(failed) == failed_before:

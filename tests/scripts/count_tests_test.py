@@ -42,6 +42,15 @@ class CountTests(unittest.TestCase):
         self.assertEqual(lines, ["skipped, model is not on this machine:", "  A.Two",
                                  "2 passed, 0 failed, 1 skipped"])
 
+    def test_a_skipped_script_gives_its_last_line(self):
+        text = ('<testsuite><testcase name="peer" status="notrun">'
+                '<skipped message="SKIP_RETURN_CODE=77"/>'
+                '<system-out>looking\ntorch is not installed\n</system-out>'
+                '</testcase></testsuite>')
+        code, lines = self.count({"ctest.xml": text})
+        self.assertEqual((code, lines), (0, ["skipped, torch is not installed:", "  peer",
+                                             "0 passed, 0 failed, 1 skipped"]))
+
     def test_a_failed_case_fails(self):
         code, lines = self.count({"ctest.xml": report(("a", "fail")),
                                   "a.xml": CASES.format(more=FAILURE)})
