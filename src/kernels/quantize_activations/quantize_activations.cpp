@@ -9,6 +9,9 @@ namespace lathe {
 namespace {
 
 constexpr Kernel<QuantizeActivationsArgs> kKernels[] = {
+#if defined(__x86_64__)
+    {"avx2", Device::kCpu, kAvx2, quantize_activations_avx2},
+#endif
     {"ref", Device::kCpu, 0, quantize_activations_ref},
 };
 

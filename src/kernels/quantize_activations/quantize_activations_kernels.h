@@ -5,5 +5,6 @@
 namespace lathe {
 
 void quantize_activations_ref(const QuantizeActivationsArgs& args, Exec& exec);
+void quantize_activations_avx2(const QuantizeActivationsArgs& args, Exec& exec);
 
 }  // namespace lathe
