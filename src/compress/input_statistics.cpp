@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
+#include "base/check.h"
 #include "base/error.h"
 #include "compress/blas.h"
 #include "quant/hadamard.h"
@@ -55,25 +57,52 @@ std::vector<float> InputStatistics::mean_abs() const {
   return mean;
 }
 
-Buffer InputStatistics::hessian(Exec& exec) const {
-  Buffer h(k_ * k_ * static_cast<int64_t>(sizeof(float)));
+Buffer InputStatistics::take_hessian(Exec& exec) {
+  LATHE_CHECK(has_gram());
+  Buffer h = std::move(gram_);
+  gram_ = Buffer();
   const float factor = 2.0f / static_cast<float>(std::max<int64_t>(tokens_, 1));
-  const float* gram = gram_.as<float>();
   float* out = h.as<float>();
-  // Tiles, because one side of the mirror walks down a column.
-  constexpr int64_t kTile = 64;
+  // Scale the upper half, then mirror it: a thread owns rows of the lower half and reads columns of
+  // the upper one in tiles, since a walk down a column misses the cache at every step.
+  exec.threads.parallel_for(k_, 64, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = i; j < k_; ++j) out[i * k_ + j] *= factor;
+    }
+  });
+  constexpr int64_t kTile = 32;
   exec.threads.parallel_for((k_ + kTile - 1) / kTile, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t ti = begin * kTile; ti < std::min(k_, end * kTile); ti += kTile) {
-      for (int64_t tj = 0; tj < k_; tj += kTile) {
+      for (int64_t tj = 0; tj <= ti; tj += kTile) {
         for (int64_t i = ti; i < std::min(k_, ti + kTile); ++i) {
-          for (int64_t j = tj; j < std::min(k_, tj + kTile); ++j) {
-            out[i * k_ + j] = factor * (j >= i ? gram[i * k_ + j] : gram[j * k_ + i]);
-          }
+          for (int64_t j = tj; j < std::min(i, tj + kTile); ++j) out[i * k_ + j] = out[j * k_ + i];
         }
       }
     }
   });
   return h;
+}
+
+Buffer InputStatistics::copy_hessian(Exec& exec) const {
+  InputStatistics copy(k_, false);
+  copy.tokens_ = tokens_;
+  copy.gram_ = Buffer(gram_.size());
+  std::memcpy(copy.gram_.data(), gram_.data(), static_cast<std::size_t>(gram_.size()));
+  return copy.take_hessian(exec);
+}
+
+void InputStatistics::divide_channels(const std::vector<float>& t) {
+  for (std::size_t j = 0; j < t.size(); ++j) {
+    amax_[j] /= t[j];
+    sum_abs_[j] /= double{t[j]};
+  }
+  if (!has_gram()) return;
+  float* gram = gram_.as<float>();
+  for (int64_t i = 0; i < k_; ++i) {
+    for (int64_t j = i; j < k_; ++j) {
+      gram[i * k_ + j] /= t[static_cast<std::size_t>(i)] * t[static_cast<std::size_t>(j)];
+    }
+  }
 }
 
 void rotate_hessian(float* h, int64_t k, int64_t block, Exec& exec) {

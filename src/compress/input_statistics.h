@@ -25,8 +25,13 @@ class InputStatistics {
   // Largest |x_j| and mean |x_j| of each channel.
   const std::vector<float>& amax() const { return amax_; }
   std::vector<float> mean_abs() const;
-  // The full symmetric matrix (2 / tokens) X^T X, [k, k].
-  Buffer hessian(Exec& exec) const;
+  // The full symmetric matrix (2 / tokens) X^T X, [k, k]. It is made in place and handed over; the
+  // object has no Gram matrix afterwards.
+  Buffer take_hessian(Exec& exec);
+  // The same as a copy.
+  Buffer copy_hessian(Exec& exec) const;
+  // As if channel j of every input had been divided by t[j].
+  void divide_channels(const std::vector<float>& t);
 
  private:
   int64_t k_;

@@ -27,7 +27,7 @@ class Gptq : public testing::Test {
   Buffer hessian_of(const std::vector<float>& x, int64_t k) {
     InputStatistics statistics(k, true);
     statistics.add(x.data(), static_cast<int64_t>(x.size()) / k, exec_);
-    return statistics.hessian(exec_);
+    return statistics.take_hessian(exec_);
   }
 };
 
@@ -294,8 +294,8 @@ TEST_F(Gptq, DeadInputsAreRoundedToNearest) {
 TEST_F(Gptq, NoCalibrationTokensIsRoundToNearest) {
   const int64_t rows = 4, cols = 32;
   const auto w = normal_values(rows * cols, 9);
-  const InputStatistics empty(cols, true);
-  const Buffer h = empty.hessian(exec_);
+  InputStatistics empty(cols, true);
+  const Buffer h = empty.take_hessian(exec_);
   QuantizedMatrix matrix = quantize_absmax(weight_format_from_name("mxfp4"), w.data(), rows, cols);
   const auto rtn = codes_of(matrix);
   gptq(matrix, w.data(), factor_hessian(h.as<float>(), cols, ColumnOrder::kActivation, 0.01, exec_),

@@ -26,7 +26,7 @@ TEST_F(Statistics, HessianIsTwoOverNTimesTheGramMatrix) {
   statistics.add(x.data(), 40, exec_);
   statistics.add(x.data() + 40 * k, tokens - 40, exec_);
   EXPECT_EQ(statistics.tokens(), tokens);
-  const Buffer h = statistics.hessian(exec_);
+  const Buffer h = statistics.take_hessian(exec_);
   std::vector<float> expected;
   for (int64_t i = 0; i < k; ++i) {
     for (int64_t j = 0; j < k; ++j) {
@@ -58,13 +58,13 @@ TEST_F(Statistics, RotatedHessianIsTheHessianOfRotatedInputs) {
   for (const int64_t block : {0, 16, 32, 64, 128}) {
     InputStatistics plain(k, true);
     plain.add(x.data(), tokens, exec_);
-    Buffer h = plain.hessian(exec_);
+    Buffer h = plain.take_hessian(exec_);
     rotate_hessian(h.as<float>(), k, block, exec_);
     auto rotated = x;
     hadamard_rows(rotated.data(), tokens, k, block);
     InputStatistics direct(k, true);
     direct.add(rotated.data(), tokens, exec_);
-    const Buffer expected = direct.hessian(exec_);
+    const Buffer expected = direct.take_hessian(exec_);
     EXPECT_TRUE(all_close({h.as<float>(), static_cast<std::size_t>(k * k)},
                           {expected.as<float>(), static_cast<std::size_t>(k * k)}, 1e-5));
   }
@@ -76,7 +76,7 @@ TEST_F(Statistics, OutputErrorIsTheMeanSquaredErrorOfOutputs) {
   const auto d = normal_values(n * k, 4);
   InputStatistics statistics(k, true);
   statistics.add(x.data(), tokens, exec_);
-  const Buffer h = statistics.hessian(exec_);
+  const Buffer h = statistics.take_hessian(exec_);
   double expected = 0;
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t row = 0; row < n; ++row) {

@@ -1,0 +1,236 @@
+#include "compress/linear_group.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <utility>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "compress/gptq.h"
+#include "quant/encode.h"
+#include "quant/hadamard.h"
+
+namespace lathe {
+namespace {
+
+std::size_t size_of(const Tensor& tensor) {
+  return static_cast<std::size_t>(tensor.num_elements());
+}
+
+// One way to quantize the group, finished.
+struct Trial {
+  int64_t hadamard = 0;
+  double damping = 0;
+  int escalations = 0;
+  int64_t dead_columns = 0;
+  std::vector<QuantizedMatrix> matrices;
+  std::vector<double> errors;      // squared, per task
+  std::vector<double> rtn_errors;  // empty: not measured
+  std::vector<double> energies;
+  double total() const {
+    double sum = 0;
+    for (const double error : errors) sum += error;
+    return sum;
+  }
+};
+
+class GroupQuantizer {
+ public:
+  GroupQuantizer(std::span<LinearTask> tasks, const QuantizeOptions& options, bool use_gptq,
+                 Exec& exec)
+      : tasks_(tasks), options_(options), use_gptq_(use_gptq), exec_(exec) {}
+
+  // Weights are rotated already. h: Hessian of the rotated input, or null; judge: the one that
+  // errors are measured with.
+  Trial run(int64_t hadamard, double damping, const float* h, const float* judge) {
+    const int64_t k = tasks_[0].weight.dim(1);
+    Trial trial;
+    trial.hadamard = hadamard;
+    std::optional<HessianFactor> factor;
+    if (use_gptq_) {
+      factor = factor_hessian(h, k, options_.order, damping, exec_);
+      trial.damping = factor->damping;
+      trial.escalations = factor->escalations;
+      trial.dead_columns = factor->dead_columns;
+    }
+    const std::vector<float> weights = column_weights(h, k, factor ? &*factor : nullptr);
+
+    std::vector<ScaleProblem> problems;
+    trial.matrices.reserve(tasks_.size());
+    for (const LinearTask& task : tasks_) {
+      trial.matrices.push_back(make_quantized_matrix(options_.format, task.weight.dim(0), k));
+      problems.push_back({&trial.matrices.back(), task.weight.as<float>(),
+                          weights.empty() ? nullptr : weights.data()});
+    }
+    choose_scales(problems, options_.scales, exec_);
+
+    for (std::size_t i = 0; i < tasks_.size(); ++i) {
+      const float* w = tasks_[i].weight.as<float>();
+      QuantizedMatrix& matrix = trial.matrices[i];
+      trial.energies.push_back(energy(w, matrix.rows, k, judge));
+      round_to_nearest(matrix, w, exec_);
+      const double rtn_error = error(matrix, w, judge);
+      if (use_gptq_) {
+        trial.rtn_errors.push_back(rtn_error);
+        gptq(matrix, w, *factor, exec_);
+        trial.errors.push_back(error(matrix, w, judge));
+      } else {
+        trial.errors.push_back(rtn_error);
+      }
+    }
+    return trial;
+  }
+
+ private:
+  std::vector<float> column_weights(const float* h, int64_t k, const HessianFactor* factor) const {
+    std::vector<float> weights;
+    if (h == nullptr || options_.column_weights == ColumnWeights::kNone) return weights;
+    weights.resize(static_cast<std::size_t>(k));
+    if (options_.column_weights == ColumnWeights::kPivot && factor != nullptr) {
+      for (std::size_t c = 0; c < weights.size(); ++c) {
+        weights[static_cast<std::size_t>(factor->order[c])] = factor->pivot[c] * factor->pivot[c];
+      }
+    } else {
+      for (int64_t j = 0; j < k; ++j) weights[static_cast<std::size_t>(j)] = h[j * k + j];
+    }
+    return weights;
+  }
+
+  double energy(const float* w, int64_t rows, int64_t k, const float* judge) const {
+    if (judge != nullptr) return output_error(w, rows, judge, k, exec_);
+    return sum_of_squares(w, rows * k);
+  }
+
+  double error(const QuantizedMatrix& matrix, const float* w, const float* judge) {
+    const int64_t count = matrix.rows * matrix.cols;
+    difference_.reserve(count * static_cast<int64_t>(sizeof(float)));
+    float* d = difference_.as<float>();
+    exec_.threads.parallel_for(matrix.rows, 16, [&](int64_t begin, int64_t end, int) {
+      dequantize_rows(matrix, begin, end, d + begin * matrix.cols);
+      for (int64_t i = begin * matrix.cols; i < end * matrix.cols; ++i) d[i] = w[i] - d[i];
+    });
+    if (judge != nullptr) return output_error(d, matrix.rows, judge, matrix.cols, exec_);
+    return sum_of_squares(d, count);
+  }
+
+  static double sum_of_squares(const float* values, int64_t count) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += double{values[i]} * double{values[i]};
+    return sum;
+  }
+
+  std::span<LinearTask> tasks_;
+  const QuantizeOptions& options_;
+  bool use_gptq_;
+  Exec& exec_;
+  Buffer difference_;
+};
+
+void rotate_weights(std::span<LinearTask> tasks, int64_t block, Exec& exec) {
+  for (LinearTask& task : tasks) {
+    float* w = task.weight.as<float>();
+    const int64_t k = task.weight.dim(1);
+    exec.threads.parallel_for(task.weight.dim(0), 16, [&](int64_t begin, int64_t end, int) {
+      hadamard_rows(w + begin * k, end - begin, k, block);
+    });
+  }
+}
+
+Buffer copy_of(const Buffer& from) {
+  Buffer to(from.size());
+  std::memcpy(to.data(), from.data(), static_cast<std::size_t>(from.size()));
+  return to;
+}
+
+}  // namespace
+
+std::vector<LinearReport> quantize_group(std::span<LinearTask> tasks, InputStatistics* statistics,
+                                         InputStatistics* held_out, const QuantizeOptions& options,
+                                         bool use_gptq, Exec& exec) {
+  LATHE_CHECK(!tasks.empty());
+  const int64_t k = tasks[0].weight.dim(1);
+  const int64_t tokens = statistics != nullptr ? statistics->tokens() : 0;
+  const bool has_hessian = tokens > 0 && statistics->has_gram();
+  LATHE_CHECK(has_hessian || !use_gptq);
+  Buffer h = has_hessian ? statistics->take_hessian(exec) : Buffer();
+  const bool has_judge = has_hessian && held_out != nullptr && held_out->tokens() > 0;
+  Buffer judge = has_judge ? held_out->take_hessian(exec) : Buffer();
+
+  // Rotations compose, H_a then H_b is not H_b: each candidate starts from the weights as they
+  // came.
+  std::vector<Tensor> original;
+  if (options.hadamard.size() > 1) {
+    for (const LinearTask& task : tasks) original.push_back(task.weight.clone());
+  }
+  std::vector<double> dampings = options.damping;
+  if (!use_gptq) dampings.resize(1);
+
+  GroupQuantizer quantizer(tasks, options, use_gptq, exec);
+  std::optional<Trial> best;
+  int64_t rotated_by = 0;
+  for (const int64_t block : options.hadamard) {
+    if (block != 0 && k % block != 0) {
+      if (options.hadamard.size() > 1) continue;
+      check_hadamard(block, k);  // the error that says so
+    }
+    if (!original.empty()) {
+      for (std::size_t i = 0; i < tasks.size(); ++i) {
+        std::memcpy(tasks[i].weight.data(), original[i].data(),
+                    size_of(original[i]) * sizeof(float));
+      }
+    }
+    rotate_weights(tasks, block, exec);
+    rotated_by = block;
+    const bool last = block == options.hadamard.back();
+    Buffer h_rotated;
+    Buffer judge_rotated;
+    if (has_hessian) {
+      h_rotated = last ? std::move(h) : copy_of(h);
+      rotate_hessian(h_rotated.as<float>(), k, block, exec);
+    }
+    if (has_judge) {
+      judge_rotated = last ? std::move(judge) : copy_of(judge);
+      rotate_hessian(judge_rotated.as<float>(), k, block, exec);
+    }
+    const float* h_data = has_hessian ? h_rotated.as<float>() : nullptr;
+    for (const double damping : dampings) {
+      Trial trial =
+          quantizer.run(block, damping, h_data, has_judge ? judge_rotated.as<float>() : h_data);
+      if (!best || trial.total() < best->total()) best = std::move(trial);
+    }
+  }
+  if (!best) {
+    fail(ErrorCode::kInvalidArgument, tasks[0].module, ": none of the rotations divides its ", k,
+         " input features; add 0 (none) to the list");
+  }
+  if (best->hadamard != rotated_by && !original.empty()) {
+    for (std::size_t i = 0; i < tasks.size(); ++i) tasks[i].weight = std::move(original[i]);
+    rotate_weights(tasks, best->hadamard, exec);
+  }
+
+  std::vector<LinearReport> reports;
+  for (std::size_t i = 0; i < tasks.size(); ++i) {
+    LinearReport report;
+    report.module = tasks[i].module;
+    report.rows = tasks[i].weight.dim(0);
+    report.cols = k;
+    report.tokens = tokens;
+    report.hadamard = best->hadamard;
+    report.damping = best->damping;
+    report.escalations = best->escalations;
+    report.dead_columns = best->dead_columns;
+    report.rtn_fallback = options.uses_gptq() && !use_gptq;
+    const double energy = best->energies[i];
+    report.error = energy > 0 ? best->errors[i] / energy : 0;
+    if (!best->rtn_errors.empty()) {
+      report.rtn_error = energy > 0 ? best->rtn_errors[i] / energy : 0;
+    }
+    reports.push_back(std::move(report));
+    tasks[i].quantized = std::move(best->matrices[i]);
+  }
+  return reports;
+}
+
+}  // namespace lathe
