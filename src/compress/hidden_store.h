@@ -1,0 +1,49 @@
+// The hidden states of all calibration sequences between two decoder layers, in files beside the
+// output, so that memory does not grow with the calibration data and a killed run can go on.
+//
+// Two files take turns: the input of layer l lies in file l % 2, its output, the input of layer
+// l + 1, is written to the other and synced before layer l counts as finished. So whenever a run
+// dies, the input of its first unfinished layer is whole.
+//
+//   calibration.0, calibration.1: fp32 [total tokens, hidden_size], sequence after sequence
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace lathe {
+
+class HiddenStore {
+ public:
+  // Opens or creates the files. lengths: tokens of each sequence. Throws kIo.
+  HiddenStore(std::string directory, std::vector<int64_t> lengths, int64_t hidden_size);
+  ~HiddenStore();
+  HiddenStore(const HiddenStore&) = delete;
+  HiddenStore& operator=(const HiddenStore&) = delete;
+
+  int64_t num_sequences() const { return static_cast<int64_t>(lengths_.size()); }
+  int64_t length(int64_t sequence) const { return lengths_[static_cast<std::size_t>(sequence)]; }
+  int64_t num_tokens() const { return offsets_.back(); }
+  int64_t file_bytes() const;  // of one of the two
+
+  // `count` sequences starting at `first`, [their tokens, hidden_size], from or to the file that
+  // holds the inputs of `layer`. Throws kIo (disk full), kCorruptData when the file is too short.
+  void read(int64_t layer, int64_t first, int64_t count, float* out) const;
+  void write(int64_t layer, int64_t first, int64_t count, const float* values);
+  // The inputs of `layer` are on the disk when this returns.
+  void sync(int64_t layer);
+  // Whether the inputs of `layer` have been written completely, as far as their size tells.
+  bool complete(int64_t layer) const;
+  // Deletes the files.
+  void remove();
+
+ private:
+  std::string path(int64_t layer) const;
+  std::string directory_;
+  std::vector<int64_t> lengths_;
+  std::vector<int64_t> offsets_;  // in tokens, one more than sequences
+  int64_t hidden_size_;
+  int fds_[2] = {-1, -1};
+};
+
+}  // namespace lathe

@@ -1,0 +1,169 @@
+#include "compress/layer_pass.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "quant/encode.h"
+#include "quant/hadamard.h"
+
+namespace lathe {
+namespace {
+
+class StatisticsTap : public LayerTap {
+ public:
+  StatisticsTap(const CollectOptions& options, LayerStatistics& statistics, Exec& exec)
+      : options_(options), statistics_(statistics), exec_(exec) {}
+
+  void set_held_out(bool held_out) { held_out_ = held_out; }
+
+  void on_linear_input(LinearKind kind, int64_t expert, const float* x, int64_t rows,
+                       int64_t k) override {
+    if (std::find(options_.kinds.begin(), options_.kinds.end(), kind) == options_.kinds.end()) {
+      return;
+    }
+    auto [place, is_new] = statistics_.inputs.try_emplace(
+        {kind, expert}, LayerStatistics::Input{.calibration = InputStatistics(k, options_.gram),
+                                               .held_out = std::nullopt,
+                                               .rotated_amax = {}});
+    LayerStatistics::Input& input = place->second;
+    if (is_new) {
+      if (options_.held_out_every > 0) input.held_out.emplace(k, options_.gram);
+      input.rotated_amax.resize(options_.amax_blocks.size());
+    }
+    (held_out_ ? *input.held_out : input.calibration).add(x, rows, exec_);
+    for (std::size_t i = 0; i < options_.amax_blocks.size(); ++i) {
+      const int64_t block = options_.amax_blocks[i];
+      if (block != 0 && k % block != 0) continue;
+      rotated_.resize(static_cast<std::size_t>(rows * k));
+      std::memcpy(rotated_.data(), x, rotated_.size() * sizeof(float));
+      exec_.threads.parallel_for(rows, 16, [&](int64_t begin, int64_t end, int) {
+        hadamard_rows(rotated_.data() + begin * k, end - begin, k, block);
+      });
+      input.rotated_amax[i] = std::max(input.rotated_amax[i], max_abs(rotated_));
+    }
+  }
+
+ private:
+  const CollectOptions& options_;
+  LayerStatistics& statistics_;
+  Exec& exec_;
+  bool held_out_ = false;
+  std::vector<float> rotated_;
+};
+
+}  // namespace
+
+LayerStatistics::Input* LayerStatistics::find(LinearKind kind, int64_t expert) {
+  const auto place = inputs.find({kind, expert});
+  return place == inputs.end() ? nullptr : &place->second;
+}
+
+LayerPass::LayerPass(const ModelConfig& config, HiddenStore& store, int64_t max_rows)
+    : config_(config), cache_config_(config), store_(store) {
+  int64_t longest = 1;
+  for (int64_t i = 0; i < store.num_sequences(); ++i) longest = std::max(longest, store.length(i));
+  max_rows_ = std::max(max_rows, longest);
+  cache_config_.num_layers = 1;
+  // Each sequence may leave its last block half empty.
+  const int64_t cache_tokens =
+      max_rows_ + max_rows_ / std::max<int64_t>(longest, 1) * kBlockSize + kBlockSize;
+  cache_ = make_kv_cache(cache_config_, KvFormat::kF32, cache_tokens + max_rows_, longest);
+  rope_full_ = rope_frequencies(config.rope, config.rotary_dim, config.max_position_embeddings,
+                                config.max_position_embeddings);
+  rope_sliding_ = rope_frequencies(config.rope_local, config.rotary_dim,
+                                   config.max_position_embeddings, config.max_position_embeddings);
+}
+
+LayerPass::~LayerPass() {
+  for (KvSequence& sequence : sequences_) cache_->release(sequence);
+}
+
+void LayerPass::run(const DecoderLayer& layer, bool write_outputs,
+                    const std::function<LayerTap*(int64_t)>& tap, const OnTokens& on_tokens,
+                    Exec& exec) {
+  std::vector<float> hidden;
+  std::vector<int64_t> positions;
+  std::vector<KvRows> rows;
+  int64_t done = 0;
+  for (int64_t first = 0; first < store_.num_sequences();) {
+    // As many sequences as fit, at least one; a held-out sequence never shares a step with others.
+    LayerTap* first_tap = tap(first);
+    int64_t count = 0;
+    int64_t num_rows = 0;
+    while (first + count < store_.num_sequences() &&
+           (count == 0 || (num_rows + store_.length(first + count) <= max_rows_ &&
+                           tap(first + count) == first_tap))) {
+      num_rows += store_.length(first + count);
+      ++count;
+    }
+    while (static_cast<int64_t>(sequences_.size()) < count) {
+      sequences_.push_back(cache_->new_sequence());
+    }
+    positions.clear();
+    rows.clear();
+    for (int64_t i = 0; i < count; ++i) {
+      KvSequence& sequence = sequences_[static_cast<std::size_t>(i)];
+      cache_->release(sequence);
+      const int64_t length = store_.length(first + i);
+      if (!cache_->reserve(sequence, length)) {
+        fail(ErrorCode::kInternal, "the calibration cache has no room for ", length, " tokens");
+      }
+      rows.push_back({.sequence = &sequence,
+                      .row_begin = static_cast<int64_t>(positions.size()),
+                      .num_rows = length});
+      for (int64_t p = 0; p < length; ++p) positions.push_back(p);
+    }
+    hidden.resize(static_cast<std::size_t>(num_rows * config_.hidden_size));
+    store_.read(layer.index, first, count, hidden.data());
+    {
+      const Workspace::Scope scope(exec.workspace);
+      const RopeRows rope =
+          rope_rows(layer.is_sliding ? rope_sliding_ : rope_full_, positions, exec);
+      cache_->begin_step(rows, exec);
+      try {
+        forward_layer(layer,
+                      {.config = config_,
+                       .rope = rope,
+                       .sequences = rows,
+                       .cache = *cache_,
+                       .cache_layer = 0,
+                       .tap = first_tap},
+                      hidden.data(), num_rows, exec);
+      } catch (...) {
+        cache_->abandon_step();
+        throw;
+      }
+      cache_->commit();
+    }
+    if (write_outputs) store_.write(layer.index + 1, first, count, hidden.data());
+    for (int64_t i = 0; i < count; ++i) cache_->release(sequences_[static_cast<std::size_t>(i)]);
+    first += count;
+    done += num_rows;
+    if (on_tokens) on_tokens(done);
+  }
+  if (write_outputs) store_.sync(layer.index + 1);
+}
+
+LayerStatistics LayerPass::collect(const DecoderLayer& layer, const CollectOptions& options,
+                                   const OnTokens& on_tokens, Exec& exec) {
+  LayerStatistics statistics;
+  StatisticsTap calibration(options, statistics, exec);
+  StatisticsTap held_out(options, statistics, exec);
+  held_out.set_held_out(true);
+  const auto tap = [&](int64_t sequence) -> LayerTap* {
+    const bool holds_out = options.held_out_every > 0 &&
+                           sequence % options.held_out_every == options.held_out_every - 1;
+    return holds_out ? &held_out : &calibration;
+  };
+  run(layer, false, tap, on_tokens, exec);
+  return statistics;
+}
+
+void LayerPass::propagate(const DecoderLayer& layer, const OnTokens& on_tokens, Exec& exec) {
+  run(
+      layer, true, [](int64_t) -> LayerTap* { return nullptr; }, on_tokens, exec);
+}
+
+}  // namespace lathe

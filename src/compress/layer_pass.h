@@ -1,0 +1,72 @@
+// One decoder layer over all calibration sequences: what enters its linear layers is accumulated,
+// what leaves the layer is kept for the next one.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "cache/kv_cache.h"
+#include "compress/hidden_store.h"
+#include "compress/input_statistics.h"
+#include "model/decoder_layer.h"
+#include "model/rope_table.h"
+
+namespace lathe {
+
+// Statistics of the inputs of one layer, by kind and expert (-1: not an expert's).
+struct LayerStatistics {
+  struct Input {
+    InputStatistics calibration;
+    std::optional<InputStatistics> held_out;
+    // Largest magnitude of the rotated input, for static activation scales: one per block size of
+    // CollectOptions::amax_blocks.
+    std::vector<float> rotated_amax;
+  };
+  std::map<std::pair<LinearKind, int64_t>, Input> inputs;
+
+  Input* find(LinearKind kind, int64_t expert);
+};
+
+struct CollectOptions {
+  std::vector<LinearKind> kinds;  // whose inputs to collect
+  bool gram = true;
+  // Every so many-th sequence is held out; 0: none.
+  int64_t held_out_every = 0;
+  std::vector<int64_t> amax_blocks;  // rotations whose largest magnitude is wanted
+};
+
+class LayerPass {
+ public:
+  // Runs steps of about max_rows rows. The cache and scratch for them live here.
+  LayerPass(const ModelConfig& config, HiddenStore& store, int64_t max_rows);
+  ~LayerPass();
+
+  // Called with the number of tokens done after every step; throwing from it ends the pass.
+  using OnTokens = std::function<void(int64_t tokens)>;
+
+  // Reads the inputs of `layer`, which is unchanged; returns what its linear layers saw.
+  LayerStatistics collect(const DecoderLayer& layer, const CollectOptions& options,
+                          const OnTokens& on_tokens, Exec& exec);
+  // Reads the inputs of the layer and writes its outputs, synced.
+  void propagate(const DecoderLayer& layer, const OnTokens& on_tokens, Exec& exec);
+
+ private:
+  void run(const DecoderLayer& layer, bool write_outputs,
+           const std::function<LayerTap*(int64_t first_sequence)>& tap, const OnTokens& on_tokens,
+           Exec& exec);
+
+  ModelConfig config_;
+  ModelConfig cache_config_;  // of a cache of one layer
+  HiddenStore& store_;
+  int64_t max_rows_;
+  RopeFrequencies rope_full_;
+  RopeFrequencies rope_sliding_;
+  std::unique_ptr<KvCache> cache_;
+  std::vector<KvSequence> sequences_;
+};
+
+}  // namespace lathe

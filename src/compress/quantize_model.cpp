@@ -1,0 +1,392 @@
+#include "compress/quantize_model.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <set>
+#include <utility>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "base/json.h"
+#include "base/sha256.h"
+#include "compress/hidden_store.h"
+#include "compress/residual_rotation.h"
+#include "formats/compressed_tensors_writer.h"
+#include "formats/model_tensors.h"
+#include "kernels/embedding/embedding.h"
+#include "quant/hadamard.h"
+
+namespace lathe {
+namespace {
+
+constexpr int64_t kRowsPerStep = 2048;
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::string digest_of(const std::vector<std::vector<int32_t>>& sequences) {
+  Sha256 sha;
+  for (const std::vector<int32_t>& sequence : sequences) {
+    sha.update(std::as_bytes(std::span(sequence)));
+    const auto length = static_cast<int64_t>(sequence.size());
+    sha.update(std::as_bytes(std::span(&length, 1)));
+  }
+  return sha.hex_digest();
+}
+
+// dtype in which tensors that stay dense are stored.
+DType store_dtype_of(const Checkpoint& source) {
+  return source.is_gguf() ? DType::kBF16 : source.weight_dtype();
+}
+
+// One run of quantize_model().
+class ModelQuantizer {
+ public:
+  ModelQuantizer(const QuantizeJob& job, const QuantizeCallbacks& callbacks, Exec& exec)
+      : job_(job),
+        options_(job.options),
+        source_(*job.source),
+        config_(source_.config()),
+        callbacks_(callbacks),
+        exec_(exec),
+        store_dtype_(store_dtype_of(source_)),
+        calibrates_(options_.needs_calibration()) {}
+
+  QuantizeResult run() {
+    check();
+    if (options_.method == QuantizeMethod::kQuaRot) {
+      rotation_.emplace(config_.hidden_size, options_.seed);
+    }
+    CompressedTensorsWriter writer(writer_options());
+    first_layer_ = 0;
+    while (first_layer_ < config_.num_layers && writer.is_done(first_layer_)) ++first_layer_;
+    for (int64_t layer = 0; layer < first_layer_; ++layer) {
+      for (LinearReport& report : reports_from_json(writer.record(layer))) {
+        result_.reports.push_back(std::move(report));
+      }
+    }
+    if (calibrates_) open_calibration();
+    for (int64_t layer = first_layer_; layer < config_.num_layers; ++layer) {
+      with_context(str("layer ", layer), [&] { quantize_one(layer, writer); });
+    }
+    // The working files are not part of the model, and finish() lists the directory.
+    pass_.reset();
+    if (store_) store_->remove();
+    store_.reset();
+    if (!writer.is_done(config_.num_layers)) write_last_part(writer);
+    Manifest manifest = job_.manifest;
+    manifest.settings.emplace_back("quantize", settings_text(options_));
+    writer.finish(std::move(manifest));
+    result_.seconds = seconds_since(start_);
+    return std::move(result_);
+  }
+
+ private:
+  void check() const {
+    check_options(options_, !job_.dense_output);
+    if (job_.dense_output && options_.activations != ActivationFormat::kNone) {
+      fail(ErrorCode::kUnsupported,
+           "dense output carries no activation format; take activations none");
+    }
+    if (calibrates_ && job_.sequences.empty()) {
+      fail(ErrorCode::kInvalidArgument, quantize_method_name(options_.method),
+           " needs calibration text; name a file with --calibration");
+    }
+    for (const std::vector<int32_t>& sequence : job_.sequences) {
+      for (const int32_t id : sequence) {
+        if (id < 0 || id >= config_.vocab_size) {
+          fail(ErrorCode::kInvalidArgument, "calibration token ", id,
+               " is outside the model's vocabulary of ", config_.vocab_size);
+        }
+      }
+    }
+    if (options_.sequential && (options_.method == QuantizeMethod::kSmoothQuant ||
+                                options_.method == QuantizeMethod::kAwq)) {
+      fail(ErrorCode::kInvalidArgument, "sequential calibration goes with gptq and mr-gptq, not ",
+           "with ", quantize_method_name(options_.method));
+    }
+  }
+
+  CompressedTensorsOptions writer_options() const {
+    CompressedTensorsOptions options;
+    options.directory = job_.out;
+    options.num_parts = config_.num_layers + 1;
+    options.settings = str(settings_text(options_), " source=", source_.path(),
+                           " calibration=", digest_of(job_.sequences),
+                           " dense_output=", job_.dense_output ? 1 : 0);
+    options.resume = job_.resume;
+    options.config_json = job_.config_json;
+    options.dense_dtype = store_dtype_;
+    options.auxiliary_files = job_.auxiliary_files;
+    if (rotation_) {
+      // The last gain moved into lm_head, so the two matrices differ from now on.
+      Json config = parse_json(job_.config_json, "config.json");
+      config["tie_word_embeddings"] = false;
+      options.config_json = dump_json(config, 2);
+    }
+    return options;
+  }
+
+  void open_calibration() {
+    std::vector<int64_t> lengths;
+    for (const auto& sequence : job_.sequences) {
+      lengths.push_back(static_cast<int64_t>(sequence.size()));
+    }
+    store_ = std::make_unique<HiddenStore>(job_.out, std::move(lengths), config_.hidden_size);
+    if (first_layer_ == 0) {
+      embed_all();
+    } else if (first_layer_ < config_.num_layers && !store_->complete(first_layer_)) {
+      fail(ErrorCode::kNotFound, job_.out, ": the working files of the interrupted run ",
+           "(calibration.0, calibration.1) are gone; delete the directory and start again");
+    }
+    pass_ = std::make_unique<LayerPass>(config_, *store_, kRowsPerStep);
+  }
+
+  void embed_all() {
+    progress("embedding", 0, 0);
+    const Tensor table = source_.load("model.embed_tokens.weight", store_dtype_);
+    std::vector<float> hidden;
+    for (int64_t i = 0; i < store_->num_sequences(); ++i) {
+      const std::vector<int32_t>& ids = job_.sequences[static_cast<std::size_t>(i)];
+      hidden.resize(ids.size() * static_cast<std::size_t>(config_.hidden_size));
+      embedding_lookup(table.view(), ids, static_cast<float>(config_.embedding_scale),
+                       hidden.data(), exec_);
+      if (rotation_) rotation_->rotate_rows(hidden.data(), store_->length(i), exec_);
+      store_->write(0, i, 1, hidden.data());
+    }
+    store_->sync(0);
+    source_.release_pages();
+  }
+
+  void quantize_one(int64_t layer, CompressedTensorsWriter& writer) {
+    progress(str("layer ", layer, ": loading"), layer, 0);
+    LayerWeights weights = load_layer_weights(source_, layer, DType::kF32);
+    for (const LayerLinear& linear : weights.linears) {
+      if (linear.weights.quantized) {
+        fail(ErrorCode::kUnsupported, linear.slot.module,
+             " is quantized already; start from the uncompressed model");
+      }
+    }
+    if (rotation_) rotation_->rotate_layer(weights, config_, exec_);
+    const int64_t passes = calibrates_ ? (options_.sequential ? 4 : 1) : 0;
+    int64_t pass_idx = 0;
+    int64_t last_tokens = 0;
+    const OnStage on_stage = [&](const std::string& stage, int64_t tokens) {
+      if (stage == "calibrating") {
+        if (tokens < last_tokens) ++pass_idx;
+        last_tokens = tokens;
+      }
+      const double share = tokens_share(tokens);
+      // A pass that collects takes about twice as long as one that propagates.
+      const double of_layer =
+          calibrates_ ? 2.0 * (static_cast<double>(pass_idx) + share) / double(2 * passes + 1) : 0;
+      progress(str("layer ", layer, ": ", stage), layer, std::min(of_layer, 0.9));
+    };
+    QuantizedLayer quantized = quantize_layer(std::move(weights), config_, options_, store_dtype_,
+                                              pass_.get(), on_stage, exec_);
+    source_.release_pages();
+    if (calibrates_ && layer + 1 < config_.num_layers) {
+      const DecoderLayer packed = pack_quantized_layer(quantized, config_, exec_);
+      pass_->propagate(
+          packed,
+          [&](int64_t tokens) {
+            const double base = 2.0 * double(passes) / double(2 * passes + 1);
+            progress(str("layer ", layer, ": propagating"), layer,
+                     base + (1 - base) * tokens_share(tokens));
+          },
+          exec_);
+    }
+    write_layer(layer, quantized, writer);
+    for (LinearReport& report : quantized.reports) {
+      if (callbacks_.on_linear) callbacks_.on_linear(report);
+      result_.reports.push_back(std::move(report));
+    }
+  }
+
+  double tokens_share(int64_t tokens) const {
+    return store_ ? static_cast<double>(tokens) / static_cast<double>(store_->num_tokens()) : 0;
+  }
+
+  void write_layer(int64_t layer, const QuantizedLayer& quantized,
+                   CompressedTensorsWriter& writer) {
+    std::vector<QuantizedLinear> linears;
+    std::vector<NamedTensor> dense;
+    std::vector<Tensor> owned;
+    std::set<std::string> written;
+    const auto add = [&](const std::string& name, Tensor tensor) {
+      written.insert(name);
+      owned.push_back(std::move(tensor));
+      dense.push_back({name, owned.back().view()});
+    };
+    owned.reserve(4096);  // views point into it
+    for (const LayerLinear& linear : quantized.weights.linears) {
+      const std::string name = linear.slot.module + ".weight";
+      if (job_.dense_output) {
+        add(name, decoded(linear.weights));
+      } else {
+        written.insert(name);
+        linears.push_back({linear.slot.module, &*linear.weights.quantized, linear.weights.scheme});
+      }
+      if (!linear.weights.bias.empty()) {
+        add(linear.slot.module + ".bias", convert(linear.weights.bias.view(), store_dtype_));
+      }
+    }
+    if (quantized.gains_changed) {
+      const std::string prefix = layer_prefix(layer);
+      add(prefix + "input_layernorm.weight", stored_gain(quantized.weights.input_norm));
+      add(prefix + (config_.sandwich_norms ? "pre_feedforward_layernorm.weight"
+                                           : "post_attention_layernorm.weight"),
+          stored_gain(quantized.weights.mlp_norm));
+      if (!quantized.weights.router.empty()) {
+        add(prefix + "mlp.gate.weight", convert(quantized.weights.router.view(), store_dtype_));
+      }
+    }
+    for (const std::string& name : source_.tensor_names()) {
+      if (!name.starts_with(layer_prefix(layer)) || written.contains(name)) continue;
+      owned.push_back(source_.load(name, store_dtype_));
+      LATHE_CHECK(owned.size() < 4096);
+      dense.push_back({name, owned.back().view()});
+    }
+    writer.write_part(layer, linears, dense, reports_to_json(quantized.reports));
+  }
+
+  // Decoded and rotated back: an ordinary weight.
+  Tensor decoded(const LinearWeights& weights) const {
+    const QuantizedMatrix& matrix = *weights.quantized;
+    Tensor w(DType::kF32, {matrix.rows, matrix.cols});
+    dequantize_rows(matrix, 0, matrix.rows, w.as<float>());
+    hadamard_rows(w.as<float>(), matrix.rows, matrix.cols, weights.scheme.hadamard);
+    return convert(w.view(), store_dtype_);
+  }
+
+  Tensor stored_gain(const Tensor& gain) const {
+    Tensor stored = gain.clone();
+    if (config_.norm_plus_one) {
+      for (int64_t j = 0; j < stored.num_elements(); ++j) stored.as<float>()[j] -= 1.0f;
+    }
+    return convert(stored.view(), store_dtype_);
+  }
+
+  // Everything outside the decoder layers.
+  void write_last_part(CompressedTensorsWriter& writer) {
+    progress("embeddings and head", config_.num_layers, 0);
+    std::vector<NamedTensor> dense;
+    std::vector<Tensor> owned;
+    owned.reserve(64);
+    const auto add = [&](const std::string& name, Tensor tensor) {
+      LATHE_CHECK(owned.size() < 64);
+      owned.push_back(std::move(tensor));
+      dense.push_back({name, owned.back().view()});
+    };
+    if (rotation_) {
+      const int64_t rows = config_.vocab_size;
+      const Tensor gain = load_norm(source_, "model.norm.weight");
+      Tensor head = source_.load_linear("lm_head", DType::kF32).dense;
+      rotation_->rotate_reader(head.as<float>(), rows, gain.as<float>(), exec_);
+      add("lm_head.weight", convert(head.view(), store_dtype_));
+      head = Tensor();
+      Tensor embedding = source_.load("model.embed_tokens.weight", DType::kF32);
+      rotation_->rotate_rows(embedding.as<float>(), rows, exec_);
+      add("model.embed_tokens.weight", convert(embedding.view(), store_dtype_));
+      Tensor ones = gain.clone();
+      for (int64_t j = 0; j < ones.num_elements(); ++j) ones.as<float>()[j] = 1.0f;
+      add("model.norm.weight", stored_gain(ones));
+    } else {
+      for (const std::string& name : source_.tensor_names()) {
+        if (name.starts_with("model.layers.")) continue;
+        add(name, source_.load(name, store_dtype_));
+      }
+    }
+    writer.write_part(config_.num_layers, {}, dense, reports_to_json({}));
+  }
+
+  void progress(const std::string& stage, int64_t layer, double of_layer) {
+    if (callbacks_.canceled && callbacks_.canceled()) {
+      fail(ErrorCode::kCanceled, "stopped; run again with --resume to go on");
+    }
+    if (!callbacks_.on_progress) return;
+    QuantizeProgress state;
+    state.stage = stage;
+    state.layer = layer;
+    state.num_layers = config_.num_layers;
+    const double layers = static_cast<double>(config_.num_layers);
+    const double done = static_cast<double>(layer) + of_layer;
+    state.fraction = done / layers;
+    const double this_run = done - static_cast<double>(first_layer_);
+    if (this_run > 0) state.eta_seconds = seconds_since(start_) / this_run * (layers - done);
+    callbacks_.on_progress(state);
+  }
+
+  const QuantizeJob& job_;
+  const QuantizeOptions& options_;
+  const Checkpoint& source_;
+  const ModelConfig& config_;
+  const QuantizeCallbacks& callbacks_;
+  Exec& exec_;
+  DType store_dtype_;
+  bool calibrates_;
+  Clock::time_point start_ = Clock::now();
+  int64_t first_layer_ = 0;
+  std::optional<ResidualRotation> rotation_;
+  std::unique_ptr<HiddenStore> store_;
+  std::unique_ptr<LayerPass> pass_;
+  QuantizeResult result_;
+};
+
+}  // namespace
+
+QuantizeResult quantize_model(const QuantizeJob& job, const QuantizeCallbacks& callbacks,
+                              Exec& exec) {
+  LATHE_CHECK(job.source != nullptr);
+  return ModelQuantizer(job, callbacks, exec).run();
+}
+
+std::string reports_to_json(const std::vector<LinearReport>& reports) {
+  Json list = Json::array();
+  for (const LinearReport& report : reports) {
+    list.push_back({{"module", report.module},
+                    {"rows", report.rows},
+                    {"cols", report.cols},
+                    {"tokens", report.tokens},
+                    {"hadamard", report.hadamard},
+                    {"damping", report.damping},
+                    {"escalations", report.escalations},
+                    {"dead_columns", report.dead_columns},
+                    {"rtn_fallback", report.rtn_fallback},
+                    {"error", report.error},
+                    {"rtn_error", report.rtn_error}});
+  }
+  return dump_json(list);
+}
+
+std::vector<LinearReport> reports_from_json(const std::string& text) {
+  std::vector<LinearReport> reports;
+  try {
+    for (const Json& entry : parse_json(text, "quantization record")) {
+      LinearReport report;
+      report.module = entry.at("module").get<std::string>();
+      report.rows = entry.at("rows").get<int64_t>();
+      report.cols = entry.at("cols").get<int64_t>();
+      report.tokens = entry.at("tokens").get<int64_t>();
+      report.hadamard = entry.at("hadamard").get<int64_t>();
+      report.damping = entry.at("damping").get<double>();
+      report.escalations = entry.at("escalations").get<int>();
+      report.dead_columns = entry.at("dead_columns").get<int64_t>();
+      report.rtn_fallback = entry.at("rtn_fallback").get<bool>();
+      report.error = entry.at("error").get<double>();
+      report.rtn_error = entry.at("rtn_error").get<double>();
+      reports.push_back(std::move(report));
+    }
+  } catch (const Json::exception& error) {
+    fail(ErrorCode::kCorruptData, "quantization record: ", error.what());
+  }
+  return reports;
+}
+
+}  // namespace lathe

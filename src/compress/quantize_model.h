@@ -1,0 +1,85 @@
+// A whole model: layer by layer from the source checkpoint into a compressed-tensors directory.
+//
+//   for each decoder layer                                        memory: one layer + one Hessian
+//     load its dense weights
+//     run all calibration sequences through it, collect Hessians  hidden states: files in `out`
+//     choose rotation, scales, codes
+//     run the sequences through the quantized layer: inputs of the next one, synced to disk
+//     write the layer, synced, and note it in the journal
+//   embeddings, last norm, lm_head; configuration, manifest
+//
+// Killed at any moment and started again with `resume`, it goes on with the first unfinished layer
+// and ends with the same bytes: the inputs of that layer are on disk whole (hidden_store.h), and
+// nothing depends on time or on the number of threads but the last bits of OpenBLAS's sums, which
+// depend on the number of threads.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "compress/layer_quantizer.h"
+#include "compress/quantize_options.h"
+#include "formats/checkpoint.h"
+#include "formats/manifest.h"
+#include "tensor/exec.h"
+
+namespace lathe {
+
+struct QuantizeProgress {
+  std::string stage;  // "layer 3: calibrating"
+  int64_t layer = 0;
+  int64_t num_layers = 0;
+  double fraction = 0;      // of the whole run
+  double eta_seconds = -1;  // < 0: not known yet
+};
+
+struct QuantizeCallbacks {
+  std::function<void(const QuantizeProgress&)> on_progress;
+  std::function<void(const LinearReport&)> on_linear;  // each finished linear
+  std::function<bool()> canceled;  // asked often; true ends the run with kCanceled, resumable
+};
+
+struct QuantizeJob {
+  const Checkpoint* source = nullptr;
+  std::string out;
+  QuantizeOptions options;
+  // Calibration token sequences (calibration_data.h); may be empty when nothing is calibrated.
+  std::vector<std::vector<int32_t>> sequences;
+  bool resume = false;
+  // Store decoded weights as dense tensors instead of codes: for formats that compressed-tensors
+  // does not have. Weight-only.
+  bool dense_output = false;
+  std::string config_json;                                           // of the source model
+  std::vector<std::pair<std::string, std::string>> auxiliary_files;  // tokenizer.json, ...
+  Manifest manifest;  // source, command, created; settings are added
+};
+
+struct QuantizeResult {
+  std::vector<LinearReport> reports;  // of all layers, those of earlier runs included
+  double seconds = 0;                 // of this run
+};
+
+// Throws kUnsupported for a source that is quantized already or a format that cannot be stored;
+// kInvalidArgument as check_options() and the writer do; kCanceled.
+QuantizeResult quantize_model(const QuantizeJob& job, const QuantizeCallbacks& callbacks,
+                              Exec& exec);
+
+// What a run will take, without starting it: from shapes and two measurements of half a second.
+struct QuantizePlan {
+  double memory_bytes = 0;  // peak
+  double disk_bytes = 0;    // result and working files together
+  double result_bytes = 0;
+  double seconds = 0;
+  double linear_gflops = 0;  // measured, one layer's linears
+  double gram_gflops = 0;    // measured
+};
+QuantizePlan plan_quantization(const Checkpoint& source, const QuantizeOptions& options,
+                               Exec& exec);
+
+// JSON text of reports, as kept in the journal, and back.
+std::string reports_to_json(const std::vector<LinearReport>& reports);
+std::vector<LinearReport> reports_from_json(const std::string& text);
+
+}  // namespace lathe
