@@ -72,6 +72,10 @@ RopeConfig parse_rope(const std::optional<JsonFields>& rope, const JsonFields& t
   config.theta = rope->number_or("rope_theta", default_theta, 1e-3, kMaxNumber);
   config.scaling = scaling_from_name(*rope, rope->has("rope_type") ? "rope_type" : "type", is_phi3);
   if (config.scaling == RopeConfig::Scaling::kNone) return config;
+  if (config.scaling == RopeConfig::Scaling::kLinear) {
+    config.factor = rope->number("factor", 1e-6, 1e9);
+    return config;
+  }
 
   const int64_t max_positions = top.integer_or("max_position_embeddings", 0, 0, kMaxInt);
   // Phi-3 has the original length at the top; elsewhere it is in the object, and the current
