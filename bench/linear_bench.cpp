@@ -1,11 +1,13 @@
 // Speed of linear layers, each checked against the reference before it is timed:
 //   linear_bench [--threads N] [--kernel avx2] [--format mxfp4,...] [--shape NxK,...]
-//                [--rows 1,16,...] [--time SECONDS per case]
-// Prints per case the best time, weight bytes per second (and their share of the measured read
-// bandwidth), multiply-adds per second (and their share of the measured fp32 FMA rate), the time of
-// prepare_input() and multiply-adds per core and cycle of the clock at that moment. Formats:
-// those of the checkpoint (int8 activations), bf16, f16, f32 (dense), FORMAT/f32 (fp32
-// activations), FORMAT/mxfp4, FORMAT/nvfp4, ... (quantized activations).
+//                [--rows 1,16,...] [--time SECONDS per case] [--bytes OF_COPIES]
+// A case walks through copies of its weight (96 MiB), as a model walks through its layers; --bytes
+// 1 keeps one, so that the speed of the arithmetic shows. Prints per case the best time, weight
+// bytes per second (and their share of the measured read bandwidth), multiply-adds per second (and
+// their share of the measured fp32 FMA rate), the time of prepare_input() and multiply-adds per
+// core and cycle of the clock at that moment. Formats: those of the checkpoint (int8 activations),
+// bf16, f16, f32 (dense), FORMAT/f32 (fp32 activations), FORMAT/mxfp4, FORMAT/nvfp4, ... (quantized
+// activations).
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -37,6 +39,7 @@ struct Options {
                                      {1152, 896},  {9728, 896},  {896, 4864}};
   std::vector<int64_t> rows = {1, 2, 4, 8, 16, 64, 512};
   double time = 0.3;
+  int64_t bytes = int64_t{96} << 20;  // of copies of a weight
 };
 
 struct Weight {
@@ -155,7 +158,7 @@ int run(const Options& options) {
       std::vector<std::unique_ptr<PackedLinear>> copies;
       copies.push_back(pack());
       const PackedLinear& packed = *copies[0];
-      while (static_cast<int64_t>(copies.size()) * packed.weight_bytes < (int64_t{96} << 20)) {
+      while (static_cast<int64_t>(copies.size()) * packed.weight_bytes < options.bytes) {
         copies.push_back(pack());
       }
       const int64_t max_rows = *std::max_element(options.rows.begin(), options.rows.end());
@@ -211,6 +214,8 @@ Options parse(int argc, char** argv) {
       options.kernel = value;
     } else if (flag == "--format") {
       options.formats = split(value);
+    } else if (flag == "--bytes") {
+      options.bytes = std::atoll(value.c_str());
     } else if (flag == "--time") {
       options.time = std::atof(value.c_str());
     } else if (flag == "--rows") {

@@ -113,14 +113,25 @@ struct Avx2 {
     half = _mm_max_epu32(half, _mm_shuffle_epi32(half, 0xb1));
     return static_cast<uint32_t>(_mm_cvtsi128_si32(half));
   }
-  // The low byte of every lane, kLanes bytes.
-  static void store_low_bytes(uint8_t* p, Int v) {
-    const Int low = _mm256_shuffle_epi8(
-        v, _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,  //
-                            0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
-    const __m128i both =
-        _mm_unpacklo_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), both);
+  // The low byte (word) of every lane, kLanes of them; values fit.
+  static void store_low_bytes(int8_t* p, Int v) {
+    const __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+  }
+  static void store_low_words(int16_t* p, Int v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+  }
+  // Two int16 in a word: factor * (sum over columns 0 and 1 mod 4), and over columns 2 and 3.
+  static int32_t scaled_pair_sums(const int8_t* codes, int64_t count, int factor) {
+    const __m128i ones = _mm_set1_epi8(1);
+    const auto* p = reinterpret_cast<const __m128i*>(codes);
+    __m128i sums = _mm_maddubs_epi16(ones, _mm_loadu_si128(p));
+    if (count == 32) sums = _mm_add_epi16(sums, _mm_maddubs_epi16(ones, _mm_loadu_si128(p + 1)));
+    sums = _mm_add_epi16(sums, _mm_shuffle_epi32(sums, 0x4e));
+    sums = _mm_add_epi16(sums, _mm_shuffle_epi32(sums, 0xb1));
+    return _mm_cvtsi128_si32(_mm_mullo_epi16(sums, _mm_set1_epi16(static_cast<int16_t>(factor))));
   }
 
   // Looks up the low and the high nibble of every byte in a 16-entry table.
@@ -150,32 +161,29 @@ struct Avx2 {
     values[3] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(high, 8)));
   }
 
-  // Dot products of four neighbouring bytes, x (unsigned, code + 128) * w (signed), in every 32-bit
+  // Dot products of four neighbouring bytes, w (unsigned, 0..24) * x (signed), in every 32-bit
   // lane, summed over the steps of one group. In 16 bits, where additions wrap: only the end result
   // has to fit (integer_kernel.h has the bound), and every pair of products, which the instruction
-  // saturates: 2 * 255 * |w| <= 32767 for |w| <= 64.
-  static constexpr bool kMultipliesAnyByte = false;
+  // saturates: 2 * 24 * 128 = 6144.
   using Dot = Int;
-  // -128 * (sum of w), which takes the offset of x out again. Sums of bytes stay in -128..127.
-  template <int kSteps>
-  static Dot start(const Int* w) {
-    Int sum = w[0];
-#pragma GCC unroll 8
-    for (int i = 1; i < kSteps; ++i) sum = _mm256_add_epi8(sum, w[i]);
-    return _mm256_sub_epi16(_mm256_setzero_si256(),
-                            _mm256_maddubs_epi16(_mm256_set1_epi8(static_cast<char>(128)), sum));
-  }
+  static Dot start(const int32_t* correction) { return _mm256_set1_epi32(*correction); }
   // The empty asm keeps the additions in one chain. GCC 12 would make a tree of them, which needs
-  // more registers than there are beside the weights, and spills (-8 % on Zen 3).
-  static Dot step(Dot dot, Int x, Int w) {
-    Dot sum = _mm256_add_epi16(dot, _mm256_maddubs_epi16(x, w));
+  // more registers than there are beside the weights, and spills.
+  static Dot step(Dot dot, Int w, Int x) {
+    Dot sum = _mm256_add_epi16(dot, _mm256_maddubs_epi16(w, x));
     asm("" : "+x"(sum));
     return sum;
   }
   static Int finish(Dot dot) { return _mm256_madd_epi16(dot, _mm256_set1_epi16(1)); }
-  // The sum of low + 16 * high.
-  static Int finish_nibbles(Dot low, Dot high) {
-    return _mm256_add_epi32(finish(low), _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
+
+  // The same of two neighbouring 16-bit numbers, summed in 32 bits.
+  static Int load_s8_as_s16(const void* p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  static Int step_wide(Int dot, Int w, Int x) {
+    Int sum = _mm256_add_epi32(dot, _mm256_madd_epi16(w, x));
+    asm("" : "+x"(sum));
+    return sum;
   }
 
  private:

@@ -27,23 +27,45 @@ struct Codes {
 // Blocks of rows back to plain rows.
 Codes quantize_to_codes(const Kernel<QuantizeActivationsArgs>& kernel, QuantizeActivationsArgs args,
                         Exec& exec) {
-  constexpr uint8_t kGuard = 0xa5;
+  constexpr int8_t kGuard = 0x5a;
   const int64_t num_groups = args.k / args.group;
-  std::vector<uint8_t> codes(static_cast<std::size_t>(args.m * args.k) + 64, kGuard);
+  const auto guarded = [&](const auto& values) {
+    return std::all_of(values.end() - 64, values.end(), [](auto c) { return c == kGuard; });
+  };
+  std::vector<int8_t> codes(static_cast<std::size_t>(args.m * args.k) + 64, kGuard);
+  std::vector<int32_t> corrections(static_cast<std::size_t>(args.m * num_groups) + 64, kGuard);
   GuardedFloats scales(args.m * num_groups);
   args.codes = codes.data();
   args.scales = scales.data();
+  args.corrections = corrections.data();
   kernel.run(args, exec);
-  EXPECT_TRUE(scales.guards_intact());
-  EXPECT_TRUE(std::all_of(codes.end() - 64, codes.end(), [](uint8_t c) { return c == kGuard; }));
+  EXPECT_TRUE(scales.guards_intact() && guarded(codes) && guarded(corrections));
+  // The same numbers in 16 bits.
+  std::vector<int16_t> wide(codes.size(), kGuard);
+  GuardedFloats wide_scales(args.m * num_groups);
+  QuantizeActivationsArgs wide_args = args;
+  wide_args.codes = nullptr;
+  wide_args.corrections = nullptr;
+  wide_args.wide_codes = wide.data();
+  wide_args.scales = wide_scales.data();
+  kernel.run(wide_args, exec);
+  EXPECT_TRUE(wide_scales.guards_intact() && guarded(wide));
+  EXPECT_TRUE(std::equal(codes.begin(), codes.end(), wide.begin()));
+  EXPECT_TRUE(same_bits(scales.values(), wide_scales.values()));
   Codes rows;
   for (int64_t t = 0; t < args.m; ++t) {
     for (int64_t g = 0; g < num_groups; ++g) {
       const int64_t index = blocked_index(t, g, num_groups, args.m, args.block_rows);
       rows.scales.push_back(scales.data()[index]);
+      int pair_sums[2] = {0, 0};
       for (int64_t j = 0; j < args.group; ++j) {
-        rows.codes.push_back(codes[static_cast<std::size_t>(index * args.group + j)] - 128);
+        const int code = codes[static_cast<std::size_t>(index * args.group + j)];
+        rows.codes.push_back(code);
+        pair_sums[j / 2 % 2] += code;
       }
+      const int32_t correction = corrections[static_cast<std::size_t>(index)];
+      EXPECT_EQ(static_cast<int16_t>(correction & 0xffff), -12 * pair_sums[0]);
+      EXPECT_EQ(static_cast<int16_t>(correction >> 16), -12 * pair_sums[1]);
     }
   }
   return rows;

@@ -3,20 +3,22 @@
 // A weight panel is kLanes output rows. One group of a panel (16 or 32 columns) is decoded into
 // registers, four columns of all rows in each; then the rows of x walk past it:
 //
-//   w[i]     lane r: w[row r][4 i .. 4 i + 3], signed bytes          (4 or 8 registers)
-//   x        lane r: x[t][4 i .. 4 i + 3] + 128, the same word in every lane (one broadcast load)
-//   dot     += x * w[i]                    u8 * s8, in lanes
+//   w[i]     lane r: w[row r][4 i .. 4 i + 3] + 12, unsigned bytes   (4 or 8 registers)
+//   x        lane r: x[t][4 i .. 4 i + 3], the same word in every lane (one broadcast load)
+//   dot     += w[i] * x                    u8 * s8, in lanes
 //   acc[t]  += float(dot) * (weight scale [lane] * input scale [t])
 //
 // So weights come from memory once for the whole block of rows, decoding costs nothing when there
 // are more than a few rows, and a row of y is summed in the same order however many rows there are:
 // its bits do not depend on the batch.
 //
-// Exactness. x is stored as code + 128, so that the multiplier's unsigned operand can hold it; the
-// correction -128 * (sum of w in the group) is the start value of the sum. In AVX2's 16-bit lanes
-// (8 steps of two products) the corrected sum is at most 8 * 2 * 128 * 12 = 24576 for E2M1 (values
-// times two) and 8 * 2 * 128 * 8 = 16384 for INT4; the low nibbles of INT8 reach 4 * 2 * 128 * 15 =
-// 15360 in their 4 steps: all below 32768, and intermediate sums may wrap.
+// Exactness. 12 is added to the weights, so that the multiplier's unsigned operand can hold them; a
+// dot product starts with the correction -12 * (sum of x in the group), which the quantizer of x
+// has computed. In AVX2's 16-bit lanes (8 steps of two products) the corrected sum is at most
+// 8 * 2 * 12 * 128 = 24576: below 32768, and intermediate sums may wrap.
+//
+// int8 weights and x are widened to 16 bits instead (two columns in a word): as fast as halving the
+// weights into nibbles, and simpler.
 #pragma once
 #include <cstdint>
 
@@ -26,177 +28,135 @@
 namespace lathe {
 namespace {
 
-// kColumns columns of all rows of a panel, decoded into registers. dots() multiplies them with
-// kBatch rows of x in step: with one row after the other the additions of one dot product wait for
+// kNumColumns columns of all rows of a panel, decoded into registers. dots() multiplies them with
+// kRows rows of x in step: with one row after the other the additions of one dot product wait for
 // each other longer than the schedulers can look ahead (Zen 3: 8.8 cycles for 256 products with one
 // row, 7.5 with two, 7.0 with four).
-template <typename V, int kBatch, int kSteps>
-void multiply_steps(const uint8_t* x, int64_t stride, const typename V::Int* w,
-                    typename V::Dot* sums) {
-#pragma GCC unroll 8
-  for (int i = 0; i < kSteps; ++i) {
-#pragma GCC unroll 4
-    for (int t = 0; t < kBatch; ++t) {
-      sums[t] = V::step(sums[t], V::broadcast4(x + t * stride + 4 * i), w[i]);
-    }
-  }
-}
-
 template <typename V, int kNumColumns>
 struct NibbleColumns {
+  using Code = int8_t;  // of x
   static constexpr int kColumns = kNumColumns;
   static constexpr int kCodeBytes = V::kLanes * kColumns / 2;
-  static constexpr int kBatch = 4;
   typename V::Int w[kColumns / 4];
-  typename V::Dot correction;
 
-  void decode(const std::byte* codes, typename V::Table table) {
+  [[gnu::always_inline]] void decode(const std::byte* codes, typename V::Table table) {
 #pragma GCC unroll 4
     for (int i = 0; i < kColumns / 8; ++i) {
       const auto packed = V::load_int(codes + i * V::kLanes * 4);
       w[2 * i] = V::lookup_low(table, packed);
       w[2 * i + 1] = V::lookup_high(table, packed);
     }
-    correction = V::template start<kColumns / 4>(w);
   }
   template <int kRows>
-  void dots(const uint8_t* x, int64_t stride, typename V::Int* out) const {
+  [[gnu::always_inline]] void dots(const Code* x, const int32_t* corrections,
+                                   typename V::Int* out) const {
     typename V::Dot sums[kRows];
 #pragma GCC unroll 4
-    for (int t = 0; t < kRows; ++t) sums[t] = correction;
-    multiply_steps<V, kRows, kColumns / 4>(x, stride, w, sums);
-#pragma GCC unroll 4
-    for (int t = 0; t < kRows; ++t) out[t] = V::finish(sums[t]);
-  }
-};
-
-// Bytes, where the machine multiplies them without saturating.
-template <typename V, int kNumColumns>
-struct ByteColumns {
-  static constexpr int kColumns = kNumColumns;
-  static constexpr int kCodeBytes = V::kLanes * kColumns;
-  static constexpr int kBatch = 4;
-  typename V::Int w[kColumns / 4];
-  typename V::Dot correction;
-
-  void decode(const std::byte* codes, typename V::Table) {
+    for (int t = 0; t < kRows; ++t) sums[t] = V::start(corrections + t);
 #pragma GCC unroll 8
-    for (int i = 0; i < kColumns / 4; ++i) w[i] = V::load_int(codes + i * V::kLanes * 4);
-    correction = V::template start<kColumns / 4>(w);
-  }
-  template <int kRows>
-  void dots(const uint8_t* x, int64_t stride, typename V::Int* out) const {
-    typename V::Dot sums[kRows];
+    for (int i = 0; i < kColumns / 4; ++i) {
 #pragma GCC unroll 4
-    for (int t = 0; t < kRows; ++t) sums[t] = correction;
-    multiply_steps<V, kRows, kColumns / 4>(x, stride, w, sums);
-#pragma GCC unroll 4
-    for (int t = 0; t < kRows; ++t) out[t] = V::finish(sums[t]);
-  }
-};
-
-// Bytes as low + 16 * high, with low in 0..15 and high in -8..7.
-template <typename V>
-struct SplitByteColumns {
-  static constexpr int kColumns = 16;
-  static constexpr int kCodeBytes = V::kLanes * kColumns;
-  static constexpr int kBatch = 2;
-  typename V::Int low[4], high[4];
-  typename V::Dot low_correction, high_correction;
-
-  void decode(const std::byte* codes, typename V::Table table) {
-    const auto identity = V::load_table(kUInt4Table);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const auto packed = V::load_int(codes + i * V::kLanes * 4);
-      low[i] = V::lookup_low(identity, packed);
-      high[i] = V::lookup_high(table, packed);
-    }
-    low_correction = V::template start<4>(low);
-    high_correction = V::template start<4>(high);
-  }
-  template <int kRows>
-  void dots(const uint8_t* x, int64_t stride, typename V::Int* out) const {
-    typename V::Dot low_sums[kRows], high_sums[kRows];
-#pragma GCC unroll 2
-    for (int t = 0; t < kRows; ++t) {
-      low_sums[t] = low_correction;
-      high_sums[t] = high_correction;
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-#pragma GCC unroll 2
       for (int t = 0; t < kRows; ++t) {
-        const auto word = V::broadcast4(x + t * stride + 4 * i);
-        low_sums[t] = V::step(low_sums[t], word, low[i]);
-        high_sums[t] = V::step(high_sums[t], word, high[i]);
+        sums[t] = V::step(sums[t], w[i], V::broadcast4(x + t * kColumns + 4 * i));
       }
     }
-#pragma GCC unroll 2
-    for (int t = 0; t < kRows; ++t) out[t] = V::finish_nibbles(low_sums[t], high_sums[t]);
+#pragma GCC unroll 4
+    for (int t = 0; t < kRows; ++t) out[t] = V::finish(sums[t]);
   }
 };
 
-// acc[t] += dot product * w_scale * x_scales[t] for kRows rows.
+// int8 weights, in 16 bits. 32 columns are 16 registers, more than there are: the compiler keeps
+// some in the L1 cache.
+template <typename V, int kNumColumns>
+struct WideColumns {
+  using Code = int16_t;
+  static constexpr int kColumns = kNumColumns;
+  static constexpr int kCodeBytes = V::kLanes * kColumns;
+  typename V::Int w[kColumns / 2];
+
+  [[gnu::always_inline]] void decode(const std::byte* codes, typename V::Table) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kColumns / 2; ++i) w[i] = V::load_s8_as_s16(codes + i * V::kLanes * 2);
+  }
+  template <int kRows>
+  [[gnu::always_inline]] void dots(const Code* x, const int32_t*, typename V::Int* out) const {
+#pragma GCC unroll 4
+    for (int t = 0; t < kRows; ++t) out[t] = V::set1_int(0);
+#pragma GCC unroll 16
+    for (int i = 0; i < kColumns / 2; ++i) {
+#pragma GCC unroll 4
+      for (int t = 0; t < kRows; ++t) {
+        out[t] = V::step_wide(out[t], w[i], V::broadcast4(x + t * kColumns + 2 * i));
+      }
+    }
+  }
+};
+
+// A block of input rows.
+template <typename Columns>
+struct InputBlock {
+  const typename Columns::Code* codes;  // [groups][rows][columns]
+  const float* scales;                  // [groups][rows]
+  const int32_t* corrections;           // [groups][rows]
+  int64_t rows;
+};
+
+// acc[t] += dot product * w_scale * scales[t] for kRows rows. Inlined, so that the columns stay in
+// registers from one call to the next.
 template <typename V, int kRows, typename Columns>
-void accumulate(const Columns& columns, const uint8_t* x, int64_t stride, typename V::Float w_scale,
-                const float* x_scales, float* acc) {
+[[gnu::always_inline]] inline void accumulate(const Columns& columns, const InputBlock<Columns>& x,
+                                              int64_t row, typename V::Float w_scale, float* acc) {
   typename V::Int dots[kRows];
-  columns.template dots<kRows>(x, stride, dots);
+  columns.template dots<kRows>(x.codes + row * Columns::kColumns, x.corrections + row, dots);
 #pragma GCC unroll 4
   for (int t = 0; t < kRows; ++t) {
-    const auto scale = V::mul(w_scale, V::set1(x_scales[t]));
-    float* sum = acc + t * V::kLanes;
+    const auto scale = V::mul(w_scale, V::set1(x.scales[row + t]));
+    float* sum = acc + (row + t) * V::kLanes;
     V::store(sum, V::fma(V::float_from_int(dots[t]), scale, V::load(sum)));
   }
 }
 
-// One panel times one block of `num_rows` input rows. kRows > 0: that many, with the sums in
-// registers; 0: any number up to kMaxBlockRows, with the sums in `acc` [num_rows, kLanes].
-template <typename V, typename Columns, int kGroup, PanelScale kScale, int kRows>
-void multiply_panel(const Panels& w, int64_t panel, const uint8_t* x, const float* x_scales,
-                    int64_t num_rows, float* acc) {
+// One panel times one block of input rows. kRows > 0: that many, with the sums in registers; 0: any
+// number up to kMaxBlockRows, with the sums in `acc` [rows, kLanes].
+template <typename V, typename Columns, PanelScale kScale, int kRows>
+void multiply_panel(const Panels& w, int64_t panel, InputBlock<Columns> x, float* acc) {
   using Float = typename V::Float;
-  const int64_t num_groups = w.k / kGroup;
-  const int64_t rows = kRows > 0 ? kRows : num_rows;
-  const auto table = V::load_table(w.element == PanelElement::kE2M1 ? kE2m1Table : kInt4Table);
+  const int64_t num_groups = w.k / Columns::kColumns;
+  const auto table =
+      V::load_table(w.element == PanelElement::kE2M1 ? kOffsetE2m1Table : kOffsetInt4Table);
   const std::byte* codes = w.codes + panel * w.code_bytes;
   const std::byte* scales = w.scales + panel * w.scale_bytes;
   Float sums[kRows > 0 ? kRows : 1];
   for (Float& sum : sums) sum = V::zero();
   if (kRows == 0) {
-    for (int64_t t = 0; t < rows; ++t) V::store(acc + t * V::kLanes, V::zero());
+    for (int64_t t = 0; t < x.rows; ++t) V::store(acc + t * V::kLanes, V::zero());
   }
-
   for (int64_t g = 0; g < num_groups; ++g) {
     const Float w_scale = decode_scales<V, kScale>(scales);
-    scales += V::kLanes * panel_scale_bytes(kScale);
-    for (int part = 0; part < kGroup; part += Columns::kColumns) {
-      Columns columns;
-      columns.decode(codes, table);
-      codes += Columns::kCodeBytes;
-      if constexpr (kRows > 0) {
-        typename V::Int dots[kRows];
-        columns.template dots<kRows>(x + part, kGroup, dots);
+    Columns columns;
+    columns.decode(codes, table);
+    if constexpr (kRows > 0) {
+      typename V::Int dots[kRows];
+      columns.template dots<kRows>(x.codes, x.corrections, dots);
 #pragma GCC unroll 4
-        for (int t = 0; t < kRows; ++t) {
-          const Float scale = V::mul(w_scale, V::set1(x_scales[t]));
-          sums[t] = V::fma(V::float_from_int(dots[t]), scale, sums[t]);
-        }
-      } else {
-        int64_t t = 0;
-        for (; t + Columns::kBatch <= rows; t += Columns::kBatch) {
-          accumulate<V, Columns::kBatch>(columns, x + t * kGroup + part, kGroup, w_scale,
-                                         x_scales + t, acc + t * V::kLanes);
-        }
-        for (; t < rows; ++t) {
-          accumulate<V, 1>(columns, x + t * kGroup + part, kGroup, w_scale, x_scales + t,
-                           acc + t * V::kLanes);
-        }
+      for (int t = 0; t < kRows; ++t) {
+        const Float scale = V::mul(w_scale, V::set1(x.scales[t]));
+        sums[t] = V::fma(V::float_from_int(dots[t]), scale, sums[t]);
       }
+    } else {
+      int64_t t = 0;
+      for (; t + 4 <= x.rows; t += 4) accumulate<V, 4>(columns, x, t, w_scale, acc);
+      if (t + 2 <= x.rows) {
+        accumulate<V, 2>(columns, x, t, w_scale, acc);
+        t += 2;
+      }
+      if (t < x.rows) accumulate<V, 1>(columns, x, t, w_scale, acc);
     }
-    x += rows * kGroup;
-    x_scales += rows;
+    codes += Columns::kCodeBytes;
+    scales += V::kLanes * panel_scale_bytes(kScale);
+    x.codes += x.rows * Columns::kColumns;
+    x.scales += x.rows;
+    x.corrections += x.rows;
   }
   if constexpr (kRows > 0) {
     for (int t = 0; t < kRows; ++t) V::store(acc + t * V::kLanes, sums[t]);
@@ -221,79 +181,79 @@ void store_panel(const float* acc, int64_t num_rows, const float* row_scales, co
   }
 }
 
-using MultiplyPanel = void (*)(const Panels& w, int64_t panel, const uint8_t* x,
-                               const float* x_scales, int64_t num_rows, float* acc);
+template <typename Columns>
+using MultiplyPanel = void (*)(const Panels& w, int64_t panel, InputBlock<Columns> x, float* acc);
 
-template <typename V, typename Columns, int kGroup, PanelScale kScale>
-MultiplyPanel choose_rows(int64_t num_rows) {
+template <typename V, typename Columns, PanelScale kScale>
+MultiplyPanel<Columns> choose_rows(int64_t num_rows) {
   switch (num_rows) {
     case 1:
-      return multiply_panel<V, Columns, kGroup, kScale, 1>;
+      return multiply_panel<V, Columns, kScale, 1>;
     case 2:
-      return multiply_panel<V, Columns, kGroup, kScale, 2>;
+      return multiply_panel<V, Columns, kScale, 2>;
     default:
-      return multiply_panel<V, Columns, kGroup, kScale, 0>;
+      return multiply_panel<V, Columns, kScale, 0>;
   }
 }
 
-template <typename V, typename Columns, int kGroup>
-MultiplyPanel choose_scale(PanelScale scale, int64_t num_rows) {
+template <typename V, typename Columns>
+MultiplyPanel<Columns> choose_multiply(PanelScale scale, int64_t num_rows) {
   switch (scale) {
     case PanelScale::kNone:
-      return choose_rows<V, Columns, kGroup, PanelScale::kNone>(num_rows);
+      return choose_rows<V, Columns, PanelScale::kNone>(num_rows);
     case PanelScale::kE8M0:
-      return choose_rows<V, Columns, kGroup, PanelScale::kE8M0>(num_rows);
+      return choose_rows<V, Columns, PanelScale::kE8M0>(num_rows);
     case PanelScale::kE4M3:
-      return choose_rows<V, Columns, kGroup, PanelScale::kE4M3>(num_rows);
+      return choose_rows<V, Columns, PanelScale::kE4M3>(num_rows);
     case PanelScale::kBF16:
-      return choose_rows<V, Columns, kGroup, PanelScale::kBF16>(num_rows);
+      return choose_rows<V, Columns, PanelScale::kBF16>(num_rows);
     case PanelScale::kF32:
       break;
   }
-  return choose_rows<V, Columns, kGroup, PanelScale::kF32>(num_rows);
-}
-
-template <typename V, int kGroup>
-MultiplyPanel choose_multiply(const Panels& w, int64_t num_rows) {
-  if (w.element != PanelElement::kInt8) {
-    return choose_scale<V, NibbleColumns<V, kGroup>, kGroup>(w.scale, num_rows);
-  }
-  if constexpr (V::kMultipliesAnyByte) {
-    return choose_scale<V, ByteColumns<V, kGroup>, kGroup>(w.scale, num_rows);
-  } else {
-    return choose_scale<V, SplitByteColumns<V>, kGroup>(w.scale, num_rows);
-  }
+  return choose_rows<V, Columns, PanelScale::kF32>(num_rows);
 }
 
 // Panels that a thread takes at a time: small enough that two threads finish together, large
 // enough (for many input rows) that a block of input rows is used several times while it is in L2.
 inline constexpr int64_t kChunksPerThread = 16;
 
-template <typename V>
-void run_integer(const LinearArgs& args, Exec& exec) {
+template <typename V, typename Columns>
+void run_columns(const LinearArgs& args, const typename Columns::Code* codes, Exec& exec) {
   const Panels& w = static_cast<const PanelWeight&>(*args.weight).panels;
   const LinearInput& input = *args.input;
   const int64_t m = input.m;
   const int64_t block_rows = input.block_rows;
+  const int64_t num_groups = w.k / Columns::kColumns;
   const int64_t num_chunks = kChunksPerThread * exec.threads.num_threads();
-  int64_t grain = w.num_panels / num_chunks;
-  if (grain < 1) grain = 1;
+  const int64_t grain = w.num_panels < num_chunks ? 1 : w.num_panels / num_chunks;
   exec.threads.parallel_for(w.num_panels, grain, [&](int64_t begin, int64_t end, int) {
     alignas(64) float acc[kMaxBlockRows * V::kLanes];
     for (int64_t row = 0; row < m; row += block_rows) {
-      const int64_t rows = m - row < block_rows ? m - row : block_rows;
-      const MultiplyPanel multiply =
-          w.group == 32 ? choose_multiply<V, 32>(w, rows) : choose_multiply<V, 16>(w, rows);
+      const InputBlock<Columns> x{codes + row * w.k, input.scales + row * num_groups,
+                                  input.corrections + row * num_groups,
+                                  m - row < block_rows ? m - row : block_rows};
+      const MultiplyPanel<Columns> multiply = choose_multiply<V, Columns>(w.scale, x.rows);
       for (int64_t panel = begin; panel < end; ++panel) {
-        multiply(w, panel, input.codes + row * w.k, input.scales + row * (w.k / w.group), rows,
-                 acc);
+        multiply(w, panel, x, acc);
         const int64_t first = panel * V::kLanes;
         const int64_t lanes = w.n - first < V::kLanes ? w.n - first : V::kLanes;
-        store_panel<V>(acc, rows, w.row_scales + first, w.bias + first, lanes,
+        store_panel<V>(acc, x.rows, w.row_scales + first, w.bias + first, lanes,
                        args.y + row * args.y_stride + first, args.y_stride);
       }
     }
   });
+}
+
+template <typename V>
+void run_integer(const LinearArgs& args, Exec& exec) {
+  const Panels& w = static_cast<const PanelWeight&>(*args.weight).panels;
+  const LinearInput& input = *args.input;
+  if (w.element == PanelElement::kInt8) {
+    if (w.group == 32) return run_columns<V, WideColumns<V, 32>>(args, input.wide_codes, exec);
+    return run_columns<V, WideColumns<V, 16>>(args, input.wide_codes, exec);
+  }
+  if (w.group == 32) return run_columns<V, NibbleColumns<V, 32>>(args, input.codes, exec);
+  return run_columns<V, NibbleColumns<V, 16>>(args, input.codes, exec);
 }
 
 }  // namespace

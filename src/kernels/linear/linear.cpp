@@ -148,6 +148,8 @@ std::unique_ptr<PackedLinear> pack_with(const Kernel<LinearArgs>& row, const Lin
                        choice.arithmetic == Arithmetic::kInteger ? " int8 " : " f32 ", row.name);
   weight->arithmetic = choice.arithmetic;
   weight->group = choice.group;
+  weight->wide_input =
+      choice.arithmetic == Arithmetic::kInteger && parts.format->element == ElementType::kInt8;
   weight->row = &row;
   return weight;
 }
@@ -197,7 +199,8 @@ bool same_input_class(const PackedLinear& a, const PackedLinear& b) {
   const PackedWeight& wa = as_packed(a);
   const PackedWeight& wb = as_packed(b);
   return wa.k == wb.k && wa.arithmetic == wb.arithmetic && wa.group == wb.group &&
-         run_time_format(wa) == run_time_format(wb) && wa.scheme.hadamard == wb.scheme.hadamard &&
+         wa.wide_input == wb.wide_input && run_time_format(wa) == run_time_format(wb) &&
+         wa.scheme.hadamard == wb.scheme.hadamard &&
          (run_time_format(wa) != ActivationFormat::kNvfp4 ||
           wa.scheme.input_global_scale == wb.scheme.input_global_scale);
 }
@@ -222,11 +225,19 @@ LinearInput prepare_input(const float* x, int64_t m, const PackedLinear& weight,
     input.f32 = args.values;
   } else {
     args.group = packed.group;
-    args.codes = exec.workspace.allocate_as<uint8_t>(m * packed.k);
-    args.scales = exec.workspace.allocate_as<float>(m * (packed.k / packed.group));
+    const int64_t num_groups = m * (packed.k / packed.group);
+    args.scales = exec.workspace.allocate_as<float>(num_groups);
+    if (packed.wide_input) {
+      args.wide_codes = exec.workspace.allocate_as<int16_t>(m * packed.k);
+    } else {
+      args.codes = exec.workspace.allocate_as<int8_t>(m * packed.k);
+      args.corrections = exec.workspace.allocate_as<int32_t>(num_groups);
+    }
     args.block_rows = choose_block_rows(packed.k);
     input.codes = args.codes;
+    input.wide_codes = args.wide_codes;
     input.scales = args.scales;
+    input.corrections = args.corrections;
     input.group = packed.group;
     input.block_rows = args.block_rows;
   }
@@ -238,9 +249,9 @@ void linear(const LinearInput& input, const PackedLinear& weight, float* y, int6
             Exec& exec) {
   const PackedWeight& packed = as_packed(weight);
   LATHE_CHECK(input.k == packed.k && y_stride >= packed.n);
-  LATHE_CHECK((input.codes != nullptr) == (packed.arithmetic == Arithmetic::kInteger) ||
-              input.m == 0);
   if (input.m == 0) return;
+  LATHE_CHECK((input.scales != nullptr) == (packed.arithmetic == Arithmetic::kInteger));
+  LATHE_CHECK((input.wide_codes != nullptr) == packed.wide_input);
   const LinearArgs args{&input, &packed, y, y_stride};
   packed.row->run(args, exec);
 }

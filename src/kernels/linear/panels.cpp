@@ -9,7 +9,8 @@ namespace lathe {
 
 const int8_t kE2m1Table[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 const int8_t kInt4Table[16] = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
-const int8_t kUInt4Table[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+const int8_t kOffsetE2m1Table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+const int8_t kOffsetInt4Table[16] = {12, 13, 14, 15, 16, 17, 18, 19, 4, 5, 6, 7, 8, 9, 10, 11};
 
 namespace {
 
@@ -137,13 +138,16 @@ class Packer {
   void pack_codes(const uint8_t* from, int64_t lane, uint8_t* to) const {
     const int64_t rows = panels_.rows;
     const bool nibbles = element_bits_of(panels_.element) == 4;
-    if (arithmetic_ == Arithmetic::kInteger) {
-      const int64_t num_words = panels_.k / (nibbles ? 8 : 4);
-      for (int64_t i = 0; i < num_words; ++i) {
+    if (arithmetic_ == Arithmetic::kInteger && nibbles) {
+      for (int64_t i = 0; i < panels_.k / 8; ++i) {
         uint32_t word;
         std::memcpy(&word, from + 4 * i, 4);
-        if (nibbles) word = interleave_nibbles(word);
+        word = interleave_nibbles(word);
         std::memcpy(to + (i * rows + lane) * 4, &word, 4);
+      }
+    } else if (arithmetic_ == Arithmetic::kInteger) {
+      for (int64_t i = 0; i < panels_.k / 2; ++i) {
+        std::memcpy(to + (i * rows + lane) * 2, from + 2 * i, 2);
       }
     } else {
       const int64_t num_bytes = nibbles ? panels_.k / 2 : panels_.k;

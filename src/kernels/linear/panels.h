@@ -3,7 +3,7 @@
 // stand side by side, so that one load brings the same columns of all of them:
 //
 //   kInteger, 4 bits   [k / group][group / 8][rows][4]  byte j of a word: column j low, 4 + j high
-//   kInteger, 8 bits   [k / group][group / 4][rows][4]  byte j of a word: column j
+//   kInteger, 8 bits   [k / 2][rows][2]
 //   kFloat, 4 bits     [k / 2][rows]                    column 2 i low, 2 i + 1 high
 //   kFloat, others     [k][rows]
 //   scales             [k / group][rows]
@@ -62,9 +62,10 @@ struct PanelWeight : PackedWeight {
 std::unique_ptr<PackedWeight> pack_panels(const LinearParts& parts, Arithmetic arithmetic,
                                           int64_t group, int64_t panel_rows, Exec& exec);
 
-// Nibble -> integer: E2M1 times two, INT4 as it is, 0..15.
+// Nibble -> integer: E2M1 times two, INT4 as it is; and both plus kCodeOffset.
 extern const int8_t kE2m1Table[16];
 extern const int8_t kInt4Table[16];
-extern const int8_t kUInt4Table[16];
+extern const int8_t kOffsetE2m1Table[16];
+extern const int8_t kOffsetInt4Table[16];
 
 }  // namespace lathe

@@ -163,33 +163,35 @@ void quantize_group_to_values(ActivationFormat format, const GroupScale& group, 
   for (int64_t j = i; j < count; ++j) out[j] = lanes[j - i];
 }
 
-// count: 16 or 32.
-template <typename V>
-void quantize_group_to_codes(ActivationFormat format, const GroupScale& group, const float* x,
-                             int64_t count, uint8_t* out) {
-  const bool zero = !group.finite || !(group.scale > 0);
-  for (int64_t i = 0; i < count; i += V::kLanes) {
-    const auto codes = zero ? V::set1_int(0) : integer_codes<V>(format, group, V::load(x + i));
-    V::store_low_bytes(out + i, V::add_int(codes, V::set1_int(128)));
-  }
-}
-
 // Codes and scales of the groups of one row.
 template <typename V>
 void quantize_row_to_codes(const QuantizeActivationsArgs& a, int64_t row, int64_t span,
                            float global_scale, const float* x) {
+  const int64_t block_begin = row / a.block_rows * a.block_rows;
+  const int64_t rows = a.m - block_begin < a.block_rows ? a.m - block_begin : a.block_rows;
   for (int64_t begin = 0; begin < a.k; begin += span) {
     const GroupScale group = choose_group_scale(a.format, max_bits<V>(x + begin, span),
                                                 global_scale, round_e4m3_scalar<V>);
+    const bool zero = !group.finite || !(group.scale > 0);
     // Codes of E2M1 are twice the value, so the scale is halved.
     const float scale = a.format == ActivationFormat::kInt8 ? group.scale : group.scale * 0.5f;
     for (int64_t part = begin; part < begin + span; part += a.group) {
-      const int64_t block_begin = row / a.block_rows * a.block_rows;
-      const int64_t rows = a.m - block_begin < a.block_rows ? a.m - block_begin : a.block_rows;
       const int64_t index =
           block_begin * (a.k / a.group) + part / a.group * rows + row - block_begin;
       a.scales[index] = scale;
-      quantize_group_to_codes<V>(a.format, group, x + part, a.group, a.codes + index * a.group);
+      for (int64_t i = 0; i < a.group; i += V::kLanes) {
+        const auto codes =
+            zero ? V::set1_int(0) : integer_codes<V>(a.format, group, V::load(x + part + i));
+        if (a.codes != nullptr) {
+          V::store_low_bytes(a.codes + index * a.group + i, codes);
+        } else {
+          V::store_low_words(a.wide_codes + index * a.group + i, codes);
+        }
+      }
+      if (a.codes != nullptr) {
+        a.corrections[index] =
+            V::scaled_pair_sums(a.codes + index * a.group, a.group, -kCodeOffset);
+      }
     }
   }
 }
@@ -228,7 +230,7 @@ void run_quantize_activations(const QuantizeActivationsArgs& a, Exec& exec) {
                        : amax < kSmallestAmax ? 1.0f
                                               : 2688 / amax;
       }
-      if (a.codes != nullptr) {
+      if (a.values == nullptr) {
         quantize_row_to_codes<V>(a, row, own_group, global_scale, x);
         continue;
       }

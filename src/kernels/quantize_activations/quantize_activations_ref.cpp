@@ -128,9 +128,20 @@ void quantize_activations_ref(const QuantizeActivationsArgs& a, Exec&) {
         const int64_t idx =
             blocked_index(t, (begin + part) / a.group, a.k / a.group, a.m, a.block_rows);
         a.scales[idx] = scale;
+        int pair_sums[2] = {0, 0};
         for (int64_t j = 0; j < a.group; ++j) {
           const int code = finite ? integer_code(a.format, x[part + j], group) : 0;
-          a.codes[idx * a.group + j] = static_cast<uint8_t>(code + 128);
+          pair_sums[j % 4 / 2] += code;
+          if (a.codes != nullptr) {
+            a.codes[idx * a.group + j] = static_cast<int8_t>(code);
+          } else {
+            a.wide_codes[idx * a.group + j] = static_cast<int16_t>(code);
+          }
+        }
+        if (a.codes != nullptr) {
+          const uint32_t low = static_cast<uint16_t>(-kCodeOffset * pair_sums[0]);
+          const uint32_t high = static_cast<uint16_t>(-kCodeOffset * pair_sums[1]);
+          a.corrections[idx] = static_cast<int32_t>(high << 16 | low);
         }
       }
     }
