@@ -44,7 +44,8 @@ class Decoder final : public Model {
   RopeFrequencies rope_full_;
   RopeFrequencies rope_sliding_;
   bool has_two_ropes_ = false;
-  Tensor embedding_;  // [vocab_size, hidden_size]
+  Tensor embedding_;           // [vocab_size, hidden_size]
+  TensorView embedding_view_;  // made once: a view's shape allocates
   std::vector<DecoderLayer> layers_;
   Tensor final_norm_;  // [hidden_size]
   StackedLinear lm_head_;
@@ -68,6 +69,7 @@ Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec
          to_string(embedding_.shape()), ", the config asks for [", config_.vocab_size, ", ",
          config_.hidden_size, "]");
   }
+  embedding_view_ = embedding_.view();
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
     with_context(str("layer ", layer), [&] {
       layers_.push_back(pack_layer(config_,
@@ -136,8 +138,8 @@ float* Decoder::embed(const ForwardBatch& batch, Exec& exec) {
   const StageTimer timer(profile_, Stage::kEmbed);
   const auto num_rows = static_cast<int64_t>(batch.token_ids.size());
   float* x = exec.workspace.allocate_as<float>(num_rows * config_.hidden_size);
-  embedding_lookup(embedding_.view(), batch.token_ids, static_cast<float>(config_.embedding_scale),
-                   x, exec);
+  embedding_lookup(embedding_view_, batch.token_ids, static_cast<float>(config_.embedding_scale), x,
+                   exec);
   return x;
 }
 

@@ -1,0 +1,335 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <new>
+
+#include "base/error.h"
+
+namespace lathe {
+namespace {
+
+constexpr int kMaxSamplers = 8;  // some megabytes of scratch each
+
+}  // namespace
+
+std::string_view to_string(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kAbort:
+      return "abort";
+    case FinishReason::kError:
+      return "error";
+  }
+  return "unknown";
+}
+
+Engine::Engine(Model& model, std::unique_ptr<KvCache> cache, const Tokenizer* tokenizer,
+               const EngineOptions& options, Exec& exec)
+    : model_(model),
+      cache_(std::move(cache)),
+      tokenizer_(tokenizer),
+      options_(options),
+      exec_(exec),
+      scheduler_(options, *cache_) {
+  for (const int64_t token : model.config().eos_token_ids) {
+    end_tokens_.push_back(static_cast<int32_t>(token));
+  }
+  if (tokenizer != nullptr) {
+    const std::span<const int32_t> ends = tokenizer->end_ids();
+    end_tokens_.insert(end_tokens_.end(), ends.begin(), ends.end());
+  }
+
+  for (int i = 0; i < std::min(exec.threads.num_threads(), kMaxSamplers); ++i) {
+    samplers_.emplace_back(model.config().vocab_size);
+  }
+  // A prompt may get one row beyond the budget (Scheduler::prefill_budget).
+  const auto max_rows = static_cast<std::size_t>(options.max_batch_tokens + 1);
+  const auto max_seqs = static_cast<std::size_t>(options.max_num_seqs);
+  token_ids_.reserve(max_rows);
+  positions_.reserve(max_rows);
+  kv_rows_.reserve(max_seqs);
+  logit_rows_.reserve(max_seqs);
+  choices_.reserve(max_seqs);
+  publish_stats();
+}
+
+Engine::~Engine() = default;
+
+RequestId Engine::add_request(Request request) {
+  std::unique_ptr<Sequence> sequence = make_sequence(std::move(request));
+  const std::lock_guard lock(mutex_);
+  const RequestId id = next_id_++;
+  sequence->id = id;
+  arrivals_.push_back(std::move(sequence));
+  work_arrived_.notify_one();
+  return id;
+}
+
+std::unique_ptr<Sequence> Engine::make_sequence(Request request) const {
+  const int64_t vocab_size = config().vocab_size;
+  validate(request.params, vocab_size);
+  if (tokenizer_ == nullptr && !request.params.stop.empty()) {
+    fail(ErrorCode::kInvalidArgument, "stop strings need a tokenizer; this model has none");
+  }
+  const auto prompt_size = static_cast<int64_t>(request.prompt.size());
+  if (prompt_size == 0) fail(ErrorCode::kInvalidArgument, "the prompt is empty");
+  if (prompt_size >= options_.max_sequence_tokens) {
+    fail(ErrorCode::kInvalidArgument, "the prompt has ", prompt_size,
+         " tokens; with one to generate, at most ", options_.max_sequence_tokens - 1,
+         " fit (max_sequence_tokens ", options_.max_sequence_tokens, ", cache of ",
+         options_.cache_tokens, " tokens)");
+  }
+  for (const int32_t token : request.prompt) {
+    if (token >= 0 && token < vocab_size) continue;
+    fail(ErrorCode::kInvalidArgument, "the prompt has token ", token, "; the vocabulary has ",
+         vocab_size, " tokens");
+  }
+
+  auto sequence = std::make_unique<Sequence>();
+  const int64_t room = options_.max_sequence_tokens - prompt_size;
+  const int64_t wanted = request.params.max_tokens;
+  sequence->max_new_tokens = wanted < 0 ? room : std::min(wanted, room);
+  sequence->prompt_size = prompt_size;
+  sequence->tokens = std::move(request.prompt);
+  sequence->tokens.reserve(static_cast<std::size_t>(prompt_size + sequence->max_new_tokens));
+  sequence->request = std::move(request);
+  const SamplingParams& params = sequence->request.params;
+  sequence->kv = cache_->new_sequence();
+  if (params.has_penalties()) {
+    sequence->counts = TokenCounts(sequence->tokens, vocab_size, sequence->max_new_tokens);
+  }
+  sequence->text = OutputText(tokenizer_, params);
+  if (params.logprobs > 0) sequence->top.resize(static_cast<std::size_t>(params.logprobs));
+  return sequence;
+}
+
+void Engine::abort(RequestId id) {
+  const std::lock_guard lock(mutex_);
+  aborts_.push_back(id);
+  work_arrived_.notify_one();
+}
+
+bool Engine::has_work() const {
+  const std::lock_guard lock(mutex_);
+  return !is_idle_ || !arrivals_.empty() || !aborts_.empty();
+}
+
+void Engine::wait_for_work(std::chrono::milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  work_arrived_.wait_for(lock, timeout,
+                         [&] { return !is_idle_ || !arrivals_.empty() || !aborts_.empty(); });
+}
+
+EngineStats Engine::stats() const {
+  const std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+void Engine::set_profile(StepProfile* profile) {
+  profile_ = profile;
+  model_.set_profile(profile);
+}
+
+bool Engine::step() {
+  receive();
+  const std::span<const ScheduledRows> rows = scheduler_.schedule();
+  if (rows.empty()) return fail_stuck();
+  build_batch(rows);
+  if (forward(rows)) {
+    sample();
+    deliver();
+  }
+  ++num_steps_;
+  publish_stats();
+  return true;
+}
+
+// Takes up what callers have left since the last step.
+void Engine::receive() {
+  const StageTimer timer(profile_, Stage::kSchedule);
+  {
+    const std::lock_guard lock(mutex_);
+    std::swap(taken_arrivals_, arrivals_);
+    std::swap(taken_aborts_, aborts_);
+    is_idle_ = is_idle_ && taken_arrivals_.empty();
+  }
+  for (std::unique_ptr<Sequence>& sequence : taken_arrivals_) {
+    scheduler_.add(sequence.get());
+    num_prompt_tokens_ += sequence->prompt_size;
+    const RequestId id = sequence->id;
+    sequences_.emplace(id, std::move(sequence));
+  }
+  taken_arrivals_.clear();
+  for (const RequestId id : taken_aborts_) {
+    const auto found = sequences_.find(id);
+    if (found != sequences_.end()) finish(*found->second, FinishReason::kAbort, nullptr);
+  }
+  taken_aborts_.clear();
+}
+
+void Engine::build_batch(std::span<const ScheduledRows> rows) {
+  const StageTimer timer(profile_, Stage::kSchedule);
+  token_ids_.clear();
+  positions_.clear();
+  kv_rows_.clear();
+  logit_rows_.clear();
+  choices_.clear();
+  for (const ScheduledRows& scheduled : rows) {
+    Sequence& sequence = *scheduled.sequence;
+    kv_rows_.push_back({.sequence = &sequence.kv,
+                        .row_begin = static_cast<int64_t>(token_ids_.size()),
+                        .num_rows = scheduled.num_rows});
+    for (int64_t i = 0; i < scheduled.num_rows; ++i) {
+      const int64_t position = sequence.kv.num_tokens + i;
+      token_ids_.push_back(sequence.tokens[static_cast<std::size_t>(position)]);
+      positions_.push_back(position);
+    }
+    if (!scheduled.reaches_end()) continue;
+    logit_rows_.push_back(static_cast<int32_t>(token_ids_.size()) - 1);
+    choices_.push_back({.sequence = &sequence, .sampled = {}, .error = nullptr});
+  }
+}
+
+// False when the forward pass failed; the step's requests have then been ended.
+bool Engine::forward(std::span<const ScheduledRows> rows) {
+  const auto num_logits = static_cast<int64_t>(choices_.size());
+  try {
+    logits_.reserve(num_logits * config().vocab_size * static_cast<int64_t>(sizeof(float)));
+    model_.forward({.token_ids = token_ids_,
+                    .positions = positions_,
+                    .sequences = kv_rows_,
+                    .logit_rows = logit_rows_},
+                   *cache_, logits_.as<float>(), nullptr, exec_);
+    return true;
+  } catch (const Error& error) {
+    for (const ScheduledRows& r : rows) finish(*r.sequence, FinishReason::kError, &error);
+  } catch (const std::bad_alloc&) {
+    const Error error(ErrorCode::kOutOfMemory, "out of memory in the forward pass");
+    for (const ScheduledRows& r : rows) finish(*r.sequence, FinishReason::kError, &error);
+  }
+  return false;
+}
+
+void Engine::sample() {
+  const StageTimer timer(profile_, Stage::kSample);
+  const int64_t vocab_size = config().vocab_size;
+  const auto num_choices = static_cast<int64_t>(choices_.size());
+  const auto num_samplers = static_cast<int64_t>(samplers_.size());
+  const int64_t grain = std::max<int64_t>(1, (num_choices + num_samplers - 1) / num_samplers);
+  exec_.threads.parallel_for(num_choices, grain, [&](int64_t begin, int64_t end, int) {
+    Sampler& sampler = samplers_[static_cast<std::size_t>(begin / grain)];
+    for (int64_t i = begin; i < end; ++i) {
+      Choice& choice = choices_[static_cast<std::size_t>(i)];
+      Sequence& sequence = *choice.sequence;
+      try {
+        choice.sampled = sampler.sample(
+            {logits_.as<float>() + i * vocab_size, static_cast<std::size_t>(vocab_size)},
+            sequence.request.params, sequence.counts, sequence.request.constraint.get(),
+            sequence.size(), sequence.top);
+      } catch (const Error& error) {
+        choice.error = std::make_unique<Error>(error);
+      }
+    }
+  });
+}
+
+void Engine::deliver() {
+  const StageTimer timer(profile_, Stage::kSchedule);
+  for (Choice& choice : choices_) {
+    if (choice.error != nullptr) {
+      finish(*choice.sequence, FinishReason::kError, choice.error.get());
+    } else {
+      deliver_token(*choice.sequence, choice.sampled);
+    }
+  }
+}
+
+void Engine::deliver_token(Sequence& sequence, const SampledToken& sampled) {
+  const int32_t token = sampled.token;
+  sequence.tokens.push_back(token);
+  sequence.counts.add_output(token);
+  if (sequence.request.constraint) sequence.request.constraint->accept(token);
+  ++num_generated_;
+
+  RequestOutput output;
+  output.token_ids = {&token, 1};
+  if (sequence.request.params.logprobs >= 0) output.logprobs = {&sampled, 1};
+  if (is_end_token(sequence, token)) {
+    output.finish_reason = FinishReason::kStop;
+    output.text = sequence.text.finish();
+  } else {
+    const bool is_last = sequence.num_output() == sequence.max_new_tokens;
+    output.text = sequence.text.append(token, is_last);
+    if (is_last) output.finish_reason = FinishReason::kLength;
+    if (sequence.text.found_stop()) output.finish_reason = FinishReason::kStop;
+  }
+  const bool goes_on = emit(sequence, output) && !output.finish_reason;
+  if (!goes_on) retire(sequence);
+}
+
+bool Engine::is_end_token(const Sequence& sequence, int32_t token) const {
+  const auto holds = [token](std::span<const int32_t> tokens) {
+    return std::find(tokens.begin(), tokens.end(), token) != tokens.end();
+  };
+  const SamplingParams& params = sequence.request.params;
+  return (!params.ignore_eos && holds(end_tokens_)) || holds(params.stop_token_ids);
+}
+
+// False when the callback failed, which ends the request silently: nobody listens.
+bool Engine::emit(Sequence& sequence, RequestOutput output) {
+  output.id = sequence.id;
+  output.usage = sequence.usage();
+  try {
+    if (sequence.request.on_output) sequence.request.on_output(output);
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
+void Engine::finish(Sequence& sequence, FinishReason reason, const Error* error) {
+  RequestOutput output;
+  output.text = sequence.text.finish();
+  output.finish_reason = reason;
+  output.error = error;
+  emit(sequence, output);
+  retire(sequence);
+}
+
+void Engine::retire(Sequence& sequence) {
+  scheduler_.remove(&sequence);
+  sequences_.erase(sequence.id);
+}
+
+// Nothing can run. When sequences wait all the same, the oldest one does not fit into an empty
+// cache.
+bool Engine::fail_stuck() {
+  Sequence* stuck = scheduler_.oldest_waiting();
+  if (stuck != nullptr) {
+    const Error error(
+        ErrorCode::kOutOfMemory,
+        str("the cache has ", cache_->num_free_blocks(), " free blocks of ", kBlockSize,
+            " tokens; a sequence of ", stuck->size(), " tokens does not fit"));
+    finish(*stuck, FinishReason::kError, &error);
+  }
+  publish_stats();
+  return stuck != nullptr;
+}
+
+void Engine::publish_stats() {
+  const std::lock_guard lock(mutex_);
+  is_idle_ = sequences_.empty();
+  stats_.num_running = scheduler_.num_running();
+  stats_.num_waiting = scheduler_.num_waiting();
+  stats_.num_preemptions = scheduler_.num_preemptions();
+  stats_.prompt_tokens = num_prompt_tokens_;
+  stats_.generated_tokens = num_generated_;
+  stats_.steps = num_steps_;
+  stats_.cache_blocks = cache_->num_blocks();
+  stats_.free_cache_blocks = cache_->num_free_blocks();
+}
+
+}  // namespace lathe

@@ -1,0 +1,124 @@
+// Continuous batching: step() computes one flat list of rows, prompt chunks and single tokens
+// alike, and chooses the next token of every sequence that reached its end.
+//
+// A request's tokens depend on its prompt and parameters only, not on its companions, on how its
+// prompt was cut into chunks, or on preemption: kernels treat rows independently, and random
+// numbers are a function of (seed, position).
+//
+// Threads: add_request(), abort(), has_work(), wait_for_work() and stats() may be called from any
+// thread at any time; step() from one thread at a time.
+#pragma once
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/engine_options.h"
+#include "engine/request.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "engine/sequence.h"
+#include "model/model.h"
+#include "text/tokenizer.h"
+
+namespace lathe {
+
+struct EngineStats {
+  int64_t num_running = 0;
+  int64_t num_waiting = 0;
+  int64_t num_preemptions = 0;
+  int64_t prompt_tokens = 0;  // of all requests that were taken up
+  int64_t generated_tokens = 0;
+  int64_t steps = 0;
+  int64_t cache_blocks = 0;
+  int64_t free_cache_blocks = 0;
+};
+
+class Engine {
+ public:
+  // options: resolved (engine_options.h); cache: empty, with their limits. tokenizer: null for
+  // token ids only (no text, no stop strings). Borrows model, tokenizer and exec.
+  Engine(Model& model, std::unique_ptr<KvCache> cache, const Tokenizer* tokenizer,
+         const EngineOptions& options, Exec& exec);
+  ~Engine();
+
+  // Queues a request. Throws kInvalidArgument when it cannot be run (bad parameters, an empty or
+  // too long prompt); on_output is then never called.
+  RequestId add_request(Request request);
+  // The request's last output, with kAbort, comes from a later step(). Unknown or finished: no-op.
+  void abort(RequestId id);
+
+  // One iteration. False when there was nothing to do. Errors of a request end that request, with
+  // an output that carries them; an error of the forward pass ends all requests of the step. Does
+  // not allocate after warm-up in steps in which no request arrives or ends.
+  bool step();
+  bool has_work() const;
+  // Returns when there is work or the time is over.
+  void wait_for_work(std::chrono::milliseconds timeout);
+
+  EngineStats stats() const;
+  const EngineOptions& options() const { return options_; }
+  const ModelConfig& config() const { return model_.config(); }
+  const Tokenizer* tokenizer() const { return tokenizer_; }
+  // Adds the time of each stage of step() and forward() to *profile from now on; null: stops.
+  void set_profile(StepProfile* profile);
+
+ private:
+  std::unique_ptr<Sequence> make_sequence(Request request) const;
+  void receive();
+  void build_batch(std::span<const ScheduledRows> rows);
+  bool forward(std::span<const ScheduledRows> rows);
+  void sample();
+  void deliver();
+  void deliver_token(Sequence& sequence, const SampledToken& sampled);
+  bool is_end_token(const Sequence& sequence, int32_t token) const;
+  void finish(Sequence& sequence, FinishReason reason, const Error* error);
+  bool emit(Sequence& sequence, RequestOutput output);
+  void retire(Sequence& sequence);
+  bool fail_stuck();
+  void publish_stats();
+
+  Model& model_;
+  std::unique_ptr<KvCache> cache_;
+  const Tokenizer* tokenizer_;
+  const EngineOptions options_;
+  Exec& exec_;
+  std::vector<int32_t> end_tokens_;
+  Scheduler scheduler_;
+  std::vector<Sampler> samplers_;  // one per thread that samples
+  StepProfile* profile_ = nullptr;
+  int64_t num_prompt_tokens_ = 0;
+  int64_t num_generated_ = 0;
+  int64_t num_steps_ = 0;
+
+  std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;  // taken up, not finished
+
+  // The step in progress.
+  std::vector<int32_t> token_ids_;
+  std::vector<int64_t> positions_;
+  std::vector<KvRows> kv_rows_;
+  std::vector<int32_t> logit_rows_;
+  struct Choice {  // one row of logits
+    Sequence* sequence = nullptr;
+    SampledToken sampled;
+    std::unique_ptr<Error> error;
+  };
+  std::vector<Choice> choices_;
+  Buffer logits_;  // [choices_.size(), vocab_size]
+
+  // Shared with the callers' threads.
+  mutable std::mutex mutex_;
+  std::condition_variable work_arrived_;
+  RequestId next_id_ = 1;
+  std::vector<std::unique_ptr<Sequence>> arrivals_;
+  std::vector<RequestId> aborts_;
+  bool is_idle_ = true;  // nothing taken up
+  EngineStats stats_;
+  std::vector<std::unique_ptr<Sequence>> taken_arrivals_;  // step()'s side of the two above
+  std::vector<RequestId> taken_aborts_;
+};
+
+}  // namespace lathe

@@ -1,0 +1,31 @@
+// How an engine runs. Filled from flags, checked once.
+#pragma once
+#include <cstdint>
+
+#include "cache/kv_cache.h"
+
+namespace lathe {
+
+struct EngineOptions {
+  int64_t max_num_seqs = 64;       // sequences that run at the same time; others wait
+  int64_t max_batch_tokens = 512;  // rows of one step
+  // Rows of prompts in a step while some sequence is decoding: bounds how long a long prompt delays
+  // the tokens of the others.
+  int64_t max_mixed_prefill_tokens = 128;
+  int64_t max_sequence_tokens = 0;  // prompt and output; 0: what the model and the cache allow
+  int64_t cache_tokens = 0;         // 0: as many as kDefaultCacheBytes hold
+  KvFormat kv_format = KvFormat::kBF16;
+};
+
+inline constexpr int64_t kDefaultCacheBytes = int64_t{1} << 30;
+
+// Throws kInvalidArgument, naming the field, the value and the range.
+void validate(const EngineOptions& options);
+
+// The options with every 0 replaced by what it stands for.
+EngineOptions resolve(const EngineOptions& options, const ModelConfig& config);
+
+// The plain cache that resolved options ask for.
+std::unique_ptr<KvCache> make_engine_cache(const ModelConfig& config, const EngineOptions& options);
+
+}  // namespace lathe

@@ -1,0 +1,57 @@
+// What goes into the engine and what comes out.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "engine/sampler.h"
+#include "engine/sampling_params.h"
+#include "engine/token_constraint.h"
+
+namespace lathe {
+
+using RequestId = int64_t;  // in order of arrival
+
+enum class FinishReason {
+  kStop,    // an end token or a stop string
+  kLength,  // max_tokens, or the context is full
+  kAbort,   // the client asked
+  kError,   // RequestOutput::error says why
+};
+std::string_view to_string(FinishReason reason);  // "stop", "length", "abort", "error"
+
+struct Usage {
+  int64_t prompt_tokens = 0;
+  int64_t completion_tokens = 0;  // end tokens count
+};
+
+// News of one request. Every span and view is valid during the callback only.
+struct RequestOutput {
+  RequestId id = 0;
+  std::span<const int32_t> token_ids;  // new since the last output
+  // New text, whole characters; behind the tokens while a character is incomplete or a stop string
+  // may have begun. Empty when the engine has no tokenizer.
+  std::string_view text;
+  std::span<const SampledToken> logprobs;     // one per token, when the request asked for logprobs
+  std::optional<FinishReason> finish_reason;  // set in the last output of a request
+  const Error* error = nullptr;               // with kError
+  Usage usage;                                // so far
+};
+
+// Called by step(), in the thread that runs it; must not throw (a request whose callback does is
+// aborted) and must not call the engine except add_request() and abort().
+using OutputCallback = std::function<void(const RequestOutput&)>;
+
+struct Request {
+  std::vector<int32_t> prompt;  // token ids, at least one
+  SamplingParams params;
+  OutputCallback on_output;
+  std::unique_ptr<TokenConstraint> constraint;  // null: none
+};
+
+}  // namespace lathe

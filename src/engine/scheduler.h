@@ -1,0 +1,65 @@
+// Which rows the next step computes (continuous batching; Yu et al., "Orca", OSDI 2022; chunked
+// prefill: Agrawal et al., "Sarathi-Serve", OSDI 2024).
+//
+// First come, first served, with these rules:
+//   - every decoding sequence gets one row in every step, so nobody's tokens stall;
+//   - what is left of the token budget goes to prompts, the oldest first, in chunks;
+//   - a waiting sequence starts when its whole prompt fits into the cache beside what the running
+//     ones still need for theirs; none overtakes;
+//   - when the cache is full, the youngest running sequence gives its blocks back and waits; it is
+//     computed again later, from its prompt and what it had generated.
+//
+// Non-goal: priorities, swapping to disk (a codec that parks blocks may make preemption cheaper).
+#pragma once
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cache/kv_cache.h"
+#include "engine/engine_options.h"
+#include "engine/sequence.h"
+
+namespace lathe {
+
+struct ScheduledRows {
+  Sequence* sequence = nullptr;
+  int64_t num_rows = 0;  // tokens [kv.num_tokens, kv.num_tokens + num_rows)
+
+  // The last token is among them, so a new one will be chosen.
+  bool reaches_end() const { return num_rows == sequence->num_pending(); }
+};
+
+class Scheduler {
+ public:
+  Scheduler(const EngineOptions& options, KvCache& cache);
+
+  // A new sequence, behind all others. Its id is larger than theirs.
+  void add(Sequence* sequence);
+  // Forgets a sequence (finished, aborted, failed) and frees its blocks.
+  void remove(Sequence* sequence);
+
+  // The rows of the next step, with room reserved in the cache, the oldest sequence first; valid
+  // until the next call. Empty when nothing can run. Does not allocate.
+  std::span<const ScheduledRows> schedule();
+
+  int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
+  int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  int64_t num_preemptions() const { return num_preemptions_; }
+  Sequence* oldest_waiting() const { return waiting_.empty() ? nullptr : waiting_.front(); }
+
+ private:
+  int64_t prefill_budget() const;
+  bool make_room(Sequence* sequence, int64_t num_rows);
+  void preempt_youngest();
+  void admit(int64_t budget);
+  bool fits(const Sequence& sequence) const;
+
+  const EngineOptions options_;
+  KvCache& cache_;
+  std::vector<Sequence*> waiting_;  // both in order of arrival
+  std::vector<Sequence*> running_;
+  std::vector<ScheduledRows> rows_;
+  int64_t num_preemptions_ = 0;
+};
+
+}  // namespace lathe
