@@ -7,9 +7,7 @@ namespace {
 struct Traits {
   using Simd = Avx2;
   using Narrow = Avx2;
-  // 3 x 4 accumulators, four columns and a factor: 17 of 16 registers, of which the compiler takes
-  // one from memory.
-  static constexpr int kMaxRows = 3;
+  static constexpr int kVectors = 2;  // 12 sums, two columns, a factor: 15 of 16 registers
 };
 
 }  // namespace

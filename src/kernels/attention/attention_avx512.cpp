@@ -8,7 +8,7 @@ namespace {
 struct Traits {
   using Simd = Avx512;
   using Narrow = Avx2;
-  static constexpr int kMaxRows = 6;  // 24 accumulators, four columns, a factor: 29 of 32 registers
+  static constexpr int kVectors = 4;  // 24 sums, four columns, a factor: 29 of 32 registers
 };
 
 }  // namespace

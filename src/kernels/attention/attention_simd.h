@@ -6,69 +6,93 @@
 #include "kernels/attention/attention_partial.h"
 #include "kernels/simd/exp_simd.h"
 
+// The loops over accumulators must be unrolled early, or GCC at -O2 keeps the accumulators in
+// memory (10 times slower).
+#define LATHE_UNROLL _Pragma("GCC unroll 8")
+
 namespace lathe {
 namespace {
 
-// One product step: c[r][v] += a[r][k] * b[v].
-template <typename S, int kRows, int kVectors>
-inline __attribute__((always_inline)) void multiply_add(const float* a, int64_t a_stride,
-                                                        const typename S::F (&b)[kVectors],
+// c[r][v] += a[r] * b[v], with load(v) giving b[v]. Whatever is fewer, rows or columns, is held in
+// registers beside the accumulators.
+template <typename S, int kRows, int kVectors, typename Load>
+inline __attribute__((always_inline)) void multiply_add(const float* a, int64_t a_stride, Load load,
                                                         typename S::F (&c)[kRows][kVectors]) {
-  for (int r = 0; r < kRows; ++r) {
-    const typename S::F factor = S::set(a[r * a_stride]);
-    for (int v = 0; v < kVectors; ++v) c[r][v] = S::fma(factor, b[v], c[r][v]);
+  using F = typename S::F;
+  if constexpr (kRows < kVectors) {
+    F factors[kRows];
+    LATHE_UNROLL
+    for (int r = 0; r < kRows; ++r) factors[r] = S::set(a[r * a_stride]);
+    LATHE_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      const F b = load(v);
+      LATHE_UNROLL
+      for (int r = 0; r < kRows; ++r) c[r][v] = S::fma(factors[r], b, c[r][v]);
+    }
+  } else {
+    F b[kVectors];
+    LATHE_UNROLL
+    for (int v = 0; v < kVectors; ++v) b[v] = load(v);
+    LATHE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const F factor = S::set(a[r * a_stride]);
+      LATHE_UNROLL
+      for (int v = 0; v < kVectors; ++v) c[r][v] = S::fma(factor, b[v], c[r][v]);
+    }
   }
+}
+
+// Asks for num_bytes from address on.
+inline __attribute__((always_inline)) void prefetch(const char* address, int64_t num_bytes) {
+  for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch(address + i, 0, 3);
 }
 
 // a: [kRows, a_stride], its column k meets row k of b. b: row k has kVectors * kWidth columns at
 // k * b_stride elements (f32), or is the half of the pairs at k / 2 * b_stride pairs (bf16).
+// `ahead` is added to the addresses in b to prefetch what will be read next; 0: nothing.
 template <typename S, KvElement kElement, int kRows, int kVectors>
 void product_tile(const float* a, int64_t a_stride, const void* b, int64_t b_stride, int64_t begin,
-                  int64_t end, float* c, int64_t c_stride) {
+                  int64_t end, int64_t ahead, float* c, int64_t c_stride) {
   using F = typename S::F;
   constexpr int64_t kW = S::kWidth;
   F sums[kRows][kVectors];
+  LATHE_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    LATHE_UNROLL
     for (int v = 0; v < kVectors; ++v) sums[r][v] = S::load(c + r * c_stride + v * kW);
   }
-  F row[kVectors];
   if constexpr (kElement == KvElement::kF32) {
-    const float* from = static_cast<const float*>(b);
-    for (int64_t k = begin; k < end; ++k) {
-      for (int v = 0; v < kVectors; ++v) row[v] = S::load(from + k * b_stride + v * kW);
-      multiply_add<S, kRows, kVectors>(a + k, a_stride, row, sums);
+    const float* row = static_cast<const float*>(b) + begin * b_stride;
+    for (int64_t k = begin; k < end; ++k, row += b_stride) {
+      if (ahead != 0) prefetch(reinterpret_cast<const char*>(row) + ahead, kVectors * kW * 4);
+      multiply_add<S>(
+          a + k, a_stride, [&](int v) { return S::load(row + v * kW); }, sums);
     }
   } else {
-    const uint16_t* from = static_cast<const uint16_t*>(b);
+    const uint16_t* pairs = static_cast<const uint16_t*>(b) + begin / 2 * b_stride * 2;
+    const auto first = [&](int v) { return S::first_of_pairs(S::load_pairs(pairs + v * kW * 2)); };
+    const auto second = [&](int v) {
+      return S::second_of_pairs(S::load_pairs(pairs + v * kW * 2));
+    };
     int64_t k = begin;
-    if (k % 2 != 0 && k < end) {  // the second half of a pair
-      const uint16_t* pairs = from + k / 2 * b_stride * 2;
-      for (int v = 0; v < kVectors; ++v) {
-        row[v] = S::second_of_pairs(S::load_pairs(pairs + v * kW * 2));
-      }
-      multiply_add<S, kRows, kVectors>(a + k, a_stride, row, sums);
+    if (k % 2 != 0 && k < end) {
+      multiply_add<S>(a + k, a_stride, second, sums);
       ++k;
+      pairs += b_stride * 2;
     }
-    for (; k + 2 <= end; k += 2) {
-      const uint16_t* pairs = from + k / 2 * b_stride * 2;
-      for (int v = 0; v < kVectors; ++v) {
-        row[v] = S::first_of_pairs(S::load_pairs(pairs + v * kW * 2));
-      }
-      multiply_add<S, kRows, kVectors>(a + k, a_stride, row, sums);
-      for (int v = 0; v < kVectors; ++v) {
-        row[v] = S::second_of_pairs(S::load_pairs(pairs + v * kW * 2));
-      }
-      multiply_add<S, kRows, kVectors>(a + k + 1, a_stride, row, sums);
+    for (; k + 2 <= end; k += 2, pairs += b_stride * 2) {
+      if (ahead != 0) prefetch(reinterpret_cast<const char*>(pairs) + ahead, kVectors * kW * 4);
+      multiply_add<S>(a + k, a_stride, first, sums);
+      // Hides from the compiler that the same pairs are read again: it would keep them in registers
+      // that the accumulators need.
+      asm("" : "+r"(pairs));
+      multiply_add<S>(a + k + 1, a_stride, second, sums);
     }
-    if (k < end) {  // the first half of a pair
-      const uint16_t* pairs = from + k / 2 * b_stride * 2;
-      for (int v = 0; v < kVectors; ++v) {
-        row[v] = S::first_of_pairs(S::load_pairs(pairs + v * kW * 2));
-      }
-      multiply_add<S, kRows, kVectors>(a + k, a_stride, row, sums);
-    }
+    if (k < end) multiply_add<S>(a + k, a_stride, first, sums);
   }
+  LATHE_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    LATHE_UNROLL
     for (int v = 0; v < kVectors; ++v) S::store(c + r * c_stride + v * kW, sums[r][v]);
   }
 }
@@ -79,6 +103,7 @@ struct Product {
   const void* b;
   int64_t b_stride;
   int64_t begin, end;  // of k
+  int64_t ahead;       // see product_tile
   float* c;
   int64_t c_stride;
   int64_t num_rows;
@@ -90,52 +115,47 @@ inline void product_rows(const Product& p, int64_t row, int64_t column) {
   // A column is one float, or one pair of bf16: 4 bytes either way.
   product_tile<S, kElement, kRows, kVectors>(
       p.a + row * p.a_stride, p.a_stride, static_cast<const char*>(p.b) + column * 4, p.b_stride,
-      p.begin, p.end, p.c + row * p.c_stride + column, p.c_stride);
+      p.begin, p.end, row == 0 ? p.ahead : 0, p.c + row * p.c_stride + column, p.c_stride);
 }
 
-// All rows of one strip of columns, kMaxRows at a time.
+// All rows of one strip of columns, in tiles of about the same height, at most kMaxRows: a low one
+// could not hide the latency of the multiply-add.
 template <typename S, KvElement kElement, int kVectors, int kMaxRows>
 void product_strip(const Product& p, int64_t column) {
-  int64_t row = 0;
-  for (; row + kMaxRows <= p.num_rows; row += kMaxRows) {
-    product_rows<S, kElement, kMaxRows, kVectors>(p, row, column);
-  }
-  const int64_t rest = p.num_rows - row;
-  if constexpr (kMaxRows > 1) {
-    if (rest == 1) product_rows<S, kElement, 1, kVectors>(p, row, column);
-  }
-  if constexpr (kMaxRows > 2) {
-    if (rest == 2) product_rows<S, kElement, 2, kVectors>(p, row, column);
-  }
-  if constexpr (kMaxRows > 3) {
-    if (rest == 3) product_rows<S, kElement, 3, kVectors>(p, row, column);
-  }
-  if constexpr (kMaxRows > 4) {
-    if (rest == 4) product_rows<S, kElement, 4, kVectors>(p, row, column);
-  }
-  if constexpr (kMaxRows > 5) {
-    if (rest == 5) product_rows<S, kElement, 5, kVectors>(p, row, column);
+  int64_t num_tiles = (p.num_rows + kMaxRows - 1) / kMaxRows;
+  for (int64_t row = 0; row < p.num_rows; --num_tiles) {
+    const int64_t height = (p.num_rows - row + num_tiles - 1) / num_tiles;
+    if (height == 1) product_rows<S, kElement, 1, kVectors>(p, row, column);
+    if (height == 2) product_rows<S, kElement, 2, kVectors>(p, row, column);
+    if (height == 3) product_rows<S, kElement, 3, kVectors>(p, row, column);
+    if constexpr (kMaxRows == 6) {
+      if (height == 4) product_rows<S, kElement, 4, kVectors>(p, row, column);
+      if (height == 5) product_rows<S, kElement, 5, kVectors>(p, row, column);
+      if (height == 6) product_rows<S, kElement, 6, kVectors>(p, row, column);
+    }
+    row += height;
   }
 }
 
-// Traits has the vector type Simd; Narrow, eight wide, for the last columns; and kMaxRows, what the
-// register file holds beside kMaxRows * 4 accumulators.
+// Traits has the vector type Simd; Narrow, eight wide, for the last columns; and kVectors, the
+// width of a tile of six rows that the register file holds. Up to three rows take four vectors.
 template <typename Traits, KvElement kElement>
 void product(const Product& p) {
   using S = typename Traits::Simd;
+  constexpr int64_t kW = S::kWidth;
   int64_t column = 0;
-  for (; column + 4 * S::kWidth <= p.num_columns; column += 4 * S::kWidth) {
-    product_strip<S, kElement, 4, Traits::kMaxRows>(p, column);
+  if (p.num_rows <= 3) {
+    for (; column + 4 * kW <= p.num_columns; column += 4 * kW) {
+      product_strip<S, kElement, 4, 3>(p, column);
+    }
   }
-  for (; column + 2 * S::kWidth <= p.num_columns; column += 2 * S::kWidth) {
-    product_strip<S, kElement, 2, Traits::kMaxRows>(p, column);
+  for (; column + Traits::kVectors * kW <= p.num_columns; column += Traits::kVectors * kW) {
+    product_strip<S, kElement, Traits::kVectors, 6>(p, column);
   }
-  for (; column + S::kWidth <= p.num_columns; column += S::kWidth) {
-    product_strip<S, kElement, 1, Traits::kMaxRows>(p, column);
+  for (; column + kW <= p.num_columns; column += kW) {
+    product_strip<S, kElement, 1, 6>(p, column);
   }
-  if (column < p.num_columns) {
-    product_strip<typename Traits::Narrow, kElement, 1, Traits::kMaxRows>(p, column);
-  }
+  if (column < p.num_columns) product_strip<typename Traits::Narrow, kElement, 1, 6>(p, column);
 }
 
 // The positions that a token sees, within the chunk [begin, begin + kChunk), counted from begin.
@@ -149,6 +169,11 @@ inline Visible visible(const AttentionTile& tile, int64_t token, int64_t chunk_b
   if (tile.sliding_window > 0) from = position - tile.sliding_window + 1 - chunk_begin;
   const int64_t to = position + 1 - chunk_begin;
   return {from < 0 ? 0 : from, to < kChunk ? to : kChunk};
+}
+
+// In bytes; the hardware cannot guess where the next block lies.
+inline int64_t distance(const void* from, const void* to) {
+  return static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) - reinterpret_cast<uintptr_t>(from));
 }
 
 // Scores of one row become exp(score - m); returns m and their sum l.
@@ -206,6 +231,9 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
     }
     if (first == end) continue;
     const KvBlockView& view = tile.blocks[chunk_begin / kBlockSize + b];
+    const int64_t ahead = b + 1 < end_block
+                              ? distance(view.keys, (&view + 1)->keys)
+                              : distance(view.keys, (&view - b + first_block)->values);
     float* scores = tile.scores + first * group * kChunk + block_begin;
     for (int64_t row = 0; row < (end - first) * group; ++row) {
       for (int64_t j = 0; j < kBlockSize; j += S::kWidth) {
@@ -218,6 +246,7 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
                                .b_stride = kBlockSize,
                                .begin = 0,
                                .end = head_dim,
+                               .ahead = ahead,
                                .c = scores,
                                .c_stride = kChunk,
                                .num_rows = (end - first) * group,
@@ -240,6 +269,7 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
   for (int64_t b = first_block; b < end_block; ++b) {
     const int64_t block_begin = b * kBlockSize;
     const KvBlockView& view = tile.blocks[chunk_begin / kBlockSize + b];
+    const int64_t ahead = b + 1 < end_block ? distance(view.values, (&view + 1)->values) : 0;
     while (first < tile.num_tokens && visible(tile, first, chunk_begin).to <= block_begin) ++first;
     int64_t token = first;
     while (token < tile.num_tokens) {
@@ -260,6 +290,7 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
                                  .b_stride = head_dim,
                                  .begin = k_begin,
                                  .end = k_end,
+                                 .ahead = token == first ? ahead : 0,
                                  .c = result.acc + token * group * head_dim,
                                  .c_stride = head_dim,
                                  .num_rows = (run - token) * group,

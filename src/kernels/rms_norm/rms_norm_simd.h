@@ -12,6 +12,7 @@ inline float sum_of_squares(const float* x, int64_t size) {
   typename S::F sums[4] = {S::zero(), S::zero(), S::zero(), S::zero()};
   int64_t j = 0;
   for (; j + 4 * kW <= size; j += 4 * kW) {
+#pragma GCC unroll 4  // else GCC at -O2 keeps the sums in memory
     for (int i = 0; i < 4; ++i) {
       const typename S::F v = S::load(x + j + i * kW);
       sums[i] = S::fma(v, v, sums[i]);
