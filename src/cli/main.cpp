@@ -1,6 +1,79 @@
-#include <cstdio>
+// The program: finds the command, runs it, turns errors into one line and an exit code.
+//   0  done    1  failed    2  wrong usage (a flag or argument that cannot be)
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <new>
 
-int main() {
-  std::puts("lathe 0.1.0");
-  return 0;
+#include "base/error.h"
+#include "cli/command.h"
+#include "cli/output.h"
+#include "cli/version.h"
+
+namespace {
+
+enum ExitCode { kDone = 0, kFailed = 1, kUsage = 2 };
+
+int report(int code, std::string message) {
+  for (char& c : message) {
+    if (c == '\n' || c == '\r') c = ' ';  // one line, whatever the thing was called
+  }
+  std::cerr << "lathe: " << message << std::endl;
+  return code;
+}
+
+bool knows(const CLI::App& app, const std::string& command) {
+  for (const CLI::App* known : app.get_subcommands({})) {
+    if (known->get_name() == command) return true;
+  }
+  return false;
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("Lathe compresses language models, measures what that costs, and runs them.",
+               "lathe");
+  app.set_version_flag("--version", std::string("lathe ") + lathe::kLatheVersion);
+  app.require_subcommand(1);
+  app.footer(
+      "'lathe COMMAND --help' explains a command.\n\nExample:\n"
+      "  lathe generate smollm2.gguf \"Why is the sky blue?\"");
+  app.get_formatter()->column_width(28);
+  lathe::Invocation invocation;
+  lathe::add_inspect_command(app, invocation);
+  // lathe::add_generate_command(app, invocation);
+  // lathe::add_chat_command(app, invocation);
+  // lathe::add_eval_command(app, invocation);
+  lathe::add_bench_command(app, invocation);
+  lathe::add_tokenize_command(app, invocation);
+  // lathe::add_render_command(app, invocation);
+  lathe::add_score_command(app, invocation);
+  if (argc > 1 && argv[1][0] != '-' && !knows(app, argv[1])) {
+    return report(kUsage,
+                  std::string("there is no command '") + argv[1] + "' (see 'lathe --help')");
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    std::string command = "lathe";
+    for (const CLI::App* used : app.get_subcommands()) command += " " + used->get_name();
+    return report(kUsage, std::string(error.what()) + " (see '" + command + " --help')");
+  }
+  invocation.run();
+  return kDone;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  lathe::guard_standard_descriptors();
+  try {
+    return run(argc, argv);
+  } catch (const lathe::Error& error) {
+    return report(error.code() == lathe::ErrorCode::kInvalidArgument ? kUsage : kFailed,
+                  error.what());
+  } catch (const std::bad_alloc&) {
+    return report(kFailed, "out of memory");
+  } catch (const std::exception& error) {
+    return report(kFailed, std::string("internal error: ") + error.what());
+  }
 }

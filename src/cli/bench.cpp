@@ -1,0 +1,126 @@
+// lathe bench: prefill and decoding speed, beside what the memory of this machine allows.
+#include <cstdio>
+#include <memory>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "base/progress.h"
+#include "cli/command.h"
+#include "cli/flags.h"
+#include "cli/loaded_model.h"
+#include "cli/memory_use.h"
+#include "cli/output.h"
+#include "cli/speed.h"
+#include "kernels/features.h"
+#include "kernels/peaks/peaks.h"
+
+namespace lathe {
+namespace {
+
+struct BenchFlags {
+  CommonFlags common;
+  ModelFlags model;
+  std::string path;
+  SpeedOptions speed;
+};
+
+Json speed_json(const std::vector<double>& values) {
+  return values.empty() ? Json(nullptr) : Json(median(values));
+}
+
+std::string table(const Json& result) {
+  const auto row = [](const char* name, const Json& speed, const std::string& note) {
+    if (speed.is_null()) return std::string();
+    char text[160];
+    std::snprintf(text, sizeof text, "%-22s %10.2f tokens/s%s\n", name, speed.get<double>(),
+                  note.c_str());
+    return std::string(text);
+  };
+  std::string share;
+  if (!result["decode_bandwidth_share"].is_null()) {
+    char text[64];
+    std::snprintf(text, sizeof text, "   %.0f %% of the read bandwidth",
+                  100 * result["decode_bandwidth_share"].get<double>());
+    share = text;
+  }
+  const auto flag = [&](const char* key) { return std::to_string(result[key].get<int64_t>()); };
+  return str("model     ", result["model"].get<std::string>(), "\nthreads   ", flag("threads"),
+             "   cpu ", result["cpu_features"].get<std::string>(), "\nweights   ",
+             format_bytes(result["weight_bytes"].get<double>()), " read for a token, ",
+             format_bytes(result["read_bandwidth_bytes_per_second"].get<double>()),
+             "/s read bandwidth measured\nmemory    ",
+             format_bytes(result["peak_memory_bytes"].get<double>()), " at most\n",
+             "checked   batched and chunked logits equal those of single tokens\n\n",
+             row(("prefill " + flag("prompt_tokens") + " x " + flag("batch")).c_str(),
+                 result["prefill_tokens_per_second"], ""),
+             row(("decode " + flag("generated_tokens") + " x " + flag("batch")).c_str(),
+                 result["decode_tokens_per_second"], share));
+}
+
+void run_bench(const BenchFlags& flags) {
+  Runtime runtime(flags.common);
+  const LoadedModel loaded(flags.path, flags.model, runtime.exec(), {.quiet = flags.common.json});
+  Model& model = loaded.model();
+  const KvFormat format = loaded.kv_format();
+  validate(flags.speed, model.config());
+  check_forward(model, format, runtime.exec());
+  const SpeedResult speed = measure_speed(model, format, flags.speed, runtime.exec());
+  const int64_t peak_memory = peak_memory_bytes();  // before the next line, which takes 512 MiB
+  const double bandwidth = measure_read_bandwidth(runtime.exec());
+
+  Json result;
+  result["model"] = flags.path;
+  result["threads"] = runtime.exec().threads.num_threads();
+  result["cpu_features"] = cpu_features_text();
+  result["kernels"] = model.kernels();
+  result["prompt_tokens"] = flags.speed.prompt_tokens;
+  result["generated_tokens"] = flags.speed.decode_tokens;
+  result["batch"] = flags.speed.batch;
+  result["depth"] = flags.speed.depth;
+  result["repetitions"] = flags.speed.repetitions;
+  result["prefill_tokens_per_second"] = speed_json(speed.prefill);
+  result["decode_tokens_per_second"] = speed_json(speed.decode);
+  result["prefill_runs"] = speed.prefill;
+  result["decode_runs"] = speed.decode;
+  result["load_seconds"] = loaded.load_seconds();
+  result["weight_bytes"] = model.weight_bytes();
+  result["read_bandwidth_bytes_per_second"] = bandwidth;
+  // Every step of a batch reads the weights once.
+  const double steps_per_second = median(speed.decode) / static_cast<double>(flags.speed.batch);
+  result["decode_bandwidth_share"] =
+      speed.decode.empty() || bandwidth == 0
+          ? Json(nullptr)
+          : Json(steps_per_second * static_cast<double>(model.weight_bytes()) / bandwidth);
+  result["peak_memory_bytes"] = peak_memory;
+  result["checked"] = true;
+  if (flags.common.json) {
+    print_json(result);
+  } else {
+    print(table(result));
+  }
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app, Invocation& invocation) {
+  auto flags = std::make_shared<BenchFlags>();  // shared: the callback outlives this function
+  CLI::App* command = app.add_subcommand("bench", "Measure how fast a model runs here");
+  add_model_argument(*command, flags->path);
+  const auto add = [&](const char* name, auto& value, const char* help) {
+    command->add_option(name, value, help)->capture_default_str()->type_name("N");
+  };
+  add("-p,--prompt-tokens", flags->speed.prompt_tokens, "Tokens to prefill; 0: skip");
+  add("-n,--decode-tokens", flags->speed.decode_tokens, "Tokens to decode; 0: skip");
+  add("-b,--batch", flags->speed.batch, "Sequences at the same time");
+  add("--depth", flags->speed.depth, "Tokens of context when decoding begins");
+  add("--chunk", flags->speed.chunk_tokens, "Rows of one prefill step");
+  add("-r,--repetitions", flags->speed.repetitions, "Repetitions; the median is reported");
+  add_model_flags(*command, flags->model);
+  add_common_flags(*command, flags->common);
+  command->footer(
+      "The speed is printed only if batched and chunked logits equal those of single tokens.\n\n"
+      "Example:\n  lathe bench smollm2.gguf -p 512 -n 64 --threads 2");
+  command->callback([flags, &invocation] { invocation.run = [flags] { run_bench(*flags); }; });
+}
+
+}  // namespace lathe

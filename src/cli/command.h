@@ -1,0 +1,23 @@
+// The commands of the program: each file turns flags into one call of the layers below and its
+// result into text. The function adds a subcommand; parsing the command line fills `invocation`
+// with what to run.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace lathe {
+
+struct Invocation {
+  std::function<void()> run;  // throws Error; UsageError means a wrong command line
+};
+
+void add_inspect_command(CLI::App& app, Invocation& invocation);
+void add_generate_command(CLI::App& app, Invocation& invocation);
+void add_chat_command(CLI::App& app, Invocation& invocation);
+void add_eval_command(CLI::App& app, Invocation& invocation);
+void add_bench_command(CLI::App& app, Invocation& invocation);
+void add_tokenize_command(CLI::App& app, Invocation& invocation);
+void add_render_command(CLI::App& app, Invocation& invocation);
+void add_score_command(CLI::App& app, Invocation& invocation);
+
+}  // namespace lathe

@@ -1,0 +1,47 @@
+// Flags that several commands share, and what they become.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+
+#include "cache/kv_cache.h"
+#include "model/model.h"
+#include "tensor/exec.h"
+
+namespace lathe {
+
+// Every command has these.
+struct CommonFlags {
+  bool json = false;
+  int threads = 0;  // 0: what the process may run on
+  std::string device = "cpu";
+};
+void add_common_flags(CLI::App& command, CommonFlags& flags);
+
+// Threads and scratch memory for one run of a command.
+class Runtime {
+ public:
+  // Throws kInvalidArgument for a number of threads or a device that cannot be.
+  explicit Runtime(const CommonFlags& flags);
+  Exec& exec() { return exec_; }
+
+ private:
+  ThreadPool threads_;
+  Workspace workspace_;
+  Exec exec_;
+};
+
+// How a model is loaded and its cache kept.
+struct ModelFlags {
+  std::string dtype = "auto";  // fp32: every weight and activation in fp32
+  std::string kv;              // empty: bf16, or f32 with --dtype fp32
+};
+void add_model_flags(CLI::App& command, ModelFlags& flags);
+ModelOptions model_options(const ModelFlags& flags);
+// Throws kInvalidArgument for a cache format that does not exist (yet).
+KvFormat kv_format(const ModelFlags& flags);
+
+// A positional MODEL: a directory or a GGUF file.
+CLI::Option* add_model_argument(CLI::App& command, std::string& path);
+
+}  // namespace lathe

@@ -1,0 +1,10 @@
+// How much memory this process has used.
+#pragma once
+#include <cstdint>
+
+namespace lathe {
+
+// The largest resident set so far, in bytes (mapped model files count while they are resident).
+int64_t peak_memory_bytes();
+
+}  // namespace lathe

@@ -1,0 +1,40 @@
+// End-to-end speed of a loaded model: prefill, and decoding of one or several sequences at once.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "model/model.h"
+
+namespace lathe {
+
+struct SpeedOptions {
+  int64_t prompt_tokens = 512;  // prefill; 0: not measured
+  int64_t decode_tokens = 128;  // per sequence; 0: not measured
+  int64_t batch = 1;            // sequences at once
+  int64_t depth = 4;            // tokens already there when decoding begins
+  int64_t chunk_tokens = 512;   // rows of one prefill step
+  int repetitions = 3;
+};
+// Throws kInvalidArgument naming the flag, the value and the range.
+void validate(const SpeedOptions& options, const ModelConfig& config);
+
+struct SpeedResult {
+  // Tokens per second of all sequences together, one number a repetition.
+  std::vector<double> prefill, decode;
+};
+
+// Prefill: `batch` prompts of prompt_tokens, one after the other in chunks. Decoding: greedy, every
+// sequence by one token a step, the next token found in the logits as in real use. One warm-up
+// round.
+SpeedResult measure_speed(Model& model, KvFormat kv_format, const SpeedOptions& options,
+                          Exec& exec);
+
+// Throws kInternal unless the model computes, for a short fixed text, bit for bit the same finite
+// logits token by token, in one chunk, and in a batch of sequences: what Model::forward promises,
+// and without which a speed means nothing.
+void check_forward(Model& model, KvFormat kv_format, Exec& exec);
+
+// The median. 0 for no values.
+double median(std::vector<double> values);
+
+}  // namespace lathe

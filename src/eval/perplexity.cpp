@@ -1,0 +1,157 @@
+#include "eval/perplexity.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "eval/statistics.h"
+
+namespace lathe {
+namespace {
+
+int64_t longest(std::span<const std::vector<int32_t>> windows) {
+  std::size_t length = 2;
+  for (const auto& window : windows) length = std::max(length, window.size());
+  return static_cast<int64_t>(length);
+}
+
+// NaN where there are too few values to tell.
+double standard_error_of_mean(std::span<const double> values) {
+  const double error = mean_interval(values).standard_error;
+  return std::isfinite(error) ? error : std::numeric_limits<double>::quiet_NaN();
+}
+
+struct RowComparison {
+  double kl;
+  double reference_nll, model_nll;
+  bool same_top;
+};
+
+RowComparison compare_rows(std::span<const float> reference, std::span<const float> model,
+                           int32_t target) {
+  const double reference_norm = log_sum_exp_f32(reference);
+  const double model_norm = log_sum_exp_f32(model);
+  // sum p (log p - log q); the two norms are common to all terms, and sum p = 1 up to rounding.
+  const auto shift = static_cast<float>(reference_norm);
+  double difference = 0, mass = 0;
+  for (std::size_t i = 0; i < reference.size(); ++i) {
+    const double p = static_cast<double>(std::exp(reference[i] - shift));
+    difference += p * (static_cast<double>(reference[i]) - static_cast<double>(model[i]));
+    mass += p;
+  }
+  const auto at = static_cast<std::size_t>(target);
+  const auto top = [](std::span<const float> row) {
+    return std::max_element(row.begin(), row.end()) - row.begin();
+  };
+  return {.kl = difference / mass - reference_norm + model_norm,
+          .reference_nll = reference_norm - static_cast<double>(reference[at]),
+          .model_nll = model_norm - static_cast<double>(model[at]),
+          .same_top = top(reference) == top(model)};
+}
+
+}  // namespace
+
+PerplexityResult summarize_perplexity(std::vector<double> window_nll, int64_t seq_len) {
+  PerplexityResult result;
+  result.windows = static_cast<int64_t>(window_nll.size());
+  result.seq_len = seq_len;
+  result.scored_tokens = result.windows * (seq_len - 1);
+  std::vector<double> means = window_nll;
+  for (double& mean : means) mean /= static_cast<double>(seq_len - 1);
+  const double total = std::accumulate(means.begin(), means.end(), 0.0);
+  result.perplexity = std::exp(total / static_cast<double>(result.windows));
+  result.standard_error = result.perplexity * standard_error_of_mean(means);
+  result.window_nll = std::move(window_nll);
+  return result;
+}
+
+PerplexityResult measure_perplexity(Model& model, KvFormat kv_format,
+                                    std::span<const std::vector<int32_t>> windows, Exec& exec,
+                                    const WindowDone& done) {
+  LATHE_CHECK(!windows.empty());
+  LogitStream stream(model, kv_format, longest(windows), exec);
+  std::vector<double> window_nll, row_nll;
+  for (const std::vector<int32_t>& window : windows) {
+    double nll = 0;
+    stream.begin(window);
+    while (stream.next()) {
+      row_nll.assign(static_cast<std::size_t>(stream.num_rows()), 0);
+      exec.threads.parallel_for(stream.num_rows(), 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+          const std::span<const float> logits = stream.row(i);
+          row_nll[static_cast<std::size_t>(i)] =
+              log_sum_exp_f32(logits) -
+              static_cast<double>(logits[static_cast<std::size_t>(stream.target(i))]);
+        }
+      });
+      nll = std::accumulate(row_nll.begin(), row_nll.end(), nll);
+    }
+    window_nll.push_back(nll);
+    if (done) done(static_cast<int64_t>(window.size()));
+  }
+  return summarize_perplexity(std::move(window_nll), longest(windows));
+}
+
+DivergenceResult measure_divergence(Model& reference, KvFormat reference_kv_format, Model& model,
+                                    KvFormat kv_format,
+                                    std::span<const std::vector<int32_t>> windows, Exec& exec,
+                                    const WindowDone& done) {
+  LATHE_CHECK(!windows.empty());
+  const int64_t common = std::min(reference.config().vocab_size, model.config().vocab_size);
+  for (const auto& window : windows) {
+    for (const int32_t id : window) {
+      if (id >= common) {
+        fail(ErrorCode::kInvalidArgument, "token ", id, " is beyond the ", common,
+             " tokens that both models know: they have different tokenizers");
+      }
+    }
+  }
+  LogitStream reference_stream(reference, reference_kv_format, longest(windows), exec);
+  LogitStream stream(model, kv_format, longest(windows), exec);
+  std::vector<double> reference_nll, model_nll, window_kl;
+  std::vector<float> token_kl;
+  std::vector<RowComparison> rows;
+  int64_t agreements = 0;
+  for (const std::vector<int32_t>& window : windows) {
+    double kl = 0, reference_sum = 0, model_sum = 0;
+    reference_stream.begin(window);
+    stream.begin(window);
+    while (reference_stream.next() && stream.next()) {
+      rows.resize(static_cast<std::size_t>(stream.num_rows()));
+      exec.threads.parallel_for(stream.num_rows(), 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+          rows[static_cast<std::size_t>(i)] =
+              compare_rows(reference_stream.row(i).first(static_cast<std::size_t>(common)),
+                           stream.row(i).first(static_cast<std::size_t>(common)), stream.target(i));
+        }
+      });
+      for (const RowComparison& row : rows) {
+        kl += row.kl;
+        reference_sum += row.reference_nll;
+        model_sum += row.model_nll;
+        agreements += row.same_top;
+        token_kl.push_back(static_cast<float>(row.kl));
+      }
+    }
+    reference_nll.push_back(reference_sum);
+    model_nll.push_back(model_sum);
+    window_kl.push_back(kl / static_cast<double>(window.size() - 1));
+    if (done) done(static_cast<int64_t>(window.size()));
+  }
+  const int64_t seq_len = longest(windows);
+  DivergenceResult result;
+  result.mean_kl = mean_interval(window_kl).mean;
+  result.mean_kl_error = standard_error_of_mean(window_kl);
+  result.median_kl = quantile(token_kl, 0.5);
+  result.p99_kl = quantile(token_kl, 0.99);
+  result.max_kl = quantile(token_kl, 1);
+  result.top1_agreement = static_cast<double>(agreements) / static_cast<double>(token_kl.size());
+  result.reference = summarize_perplexity(std::move(reference_nll), seq_len);
+  result.model = summarize_perplexity(std::move(model_nll), seq_len);
+  return result;
+}
+
+}  // namespace lathe

@@ -1,0 +1,54 @@
+// Perplexity of a text, and how far one model's predictions are from another's.
+//
+//   perplexity = exp(mean of -log p(token | what precedes it in its window))
+//
+// over every position but the first of non-overlapping windows (no sliding: each token is scored
+// once, with between 1 and seq_len - 1 tokens of context). Numbers are comparable only at the same
+// text, tokenizer, window length and number of windows.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "eval/windows.h"
+
+namespace lathe {
+
+struct PerplexityResult {
+  double perplexity = 0;
+  // Of the perplexity, from the spread of the windows' mean nll (delta method); NaN for one window.
+  double standard_error = 0;
+  int64_t windows = 0;
+  int64_t seq_len = 0;
+  int64_t scored_tokens = 0;
+  std::vector<double> window_nll;  // nats, summed over each window's scored tokens
+};
+
+// Called after each window with its number of tokens.
+using WindowDone = std::function<void(int64_t tokens)>;
+
+PerplexityResult measure_perplexity(Model& model, KvFormat kv_format,
+                                    std::span<const std::vector<int32_t>> windows, Exec& exec,
+                                    const WindowDone& done = nullptr);
+// From the windows' nll, all of the same length.
+PerplexityResult summarize_perplexity(std::vector<double> window_nll, int64_t seq_len);
+
+// Both models over the same windows, side by side; one chunk of logits of each in memory.
+struct DivergenceResult {
+  double mean_kl = 0;        // KL(reference || model) in nats per token
+  double mean_kl_error = 0;  // standard error, from the windows; NaN for one window
+  double median_kl = 0;
+  double p99_kl = 0;
+  double max_kl = 0;
+  double top1_agreement = 0;  // share of positions where both find the same token most probable
+  PerplexityResult reference, model;
+};
+// Vocabularies of different size (padding) are compared over the common ids. Throws
+// kInvalidArgument when a target lies beyond them.
+DivergenceResult measure_divergence(Model& reference, KvFormat reference_kv_format, Model& model,
+                                    KvFormat kv_format,
+                                    std::span<const std::vector<int32_t>> windows, Exec& exec,
+                                    const WindowDone& done = nullptr);
+
+}  // namespace lathe

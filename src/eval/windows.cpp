@@ -1,0 +1,90 @@
+#include "eval/windows.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+#include "base/error.h"
+
+namespace lathe {
+
+std::vector<std::vector<int32_t>> cut_windows(std::span<const int32_t> ids,
+                                              std::optional<int32_t> bos,
+                                              const WindowOptions& options) {
+  if (options.seq_len < 2) {
+    fail(ErrorCode::kInvalidArgument, "window length ", options.seq_len,
+         ": at least 2, since a window's first token is not scored");
+  }
+  if (options.max_windows < 0) {
+    fail(ErrorCode::kInvalidArgument, "number of windows ", options.max_windows,
+         ": 0 (all) or more");
+  }
+  const int64_t text_tokens = options.seq_len - (bos ? 1 : 0);
+  int64_t count = static_cast<int64_t>(ids.size()) / text_tokens;
+  if (count == 0) {
+    fail(ErrorCode::kInvalidArgument, "the text has ", ids.size(),
+         " tokens, which do not fill one window of ", options.seq_len,
+         ": give more text or a shorter window");
+  }
+  if (options.max_windows > 0) count = std::min(count, options.max_windows);
+  std::vector<std::vector<int32_t>> windows(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < windows.size(); ++i) {
+    if (bos) windows[i].push_back(*bos);
+    const auto piece = ids.subspan(i * static_cast<std::size_t>(text_tokens),
+                                   static_cast<std::size_t>(text_tokens));
+    windows[i].insert(windows[i].end(), piece.begin(), piece.end());
+  }
+  return windows;
+}
+
+LogitStream::LogitStream(Model& model, KvFormat kv_format, int64_t max_seq_len, Exec& exec)
+    : model_(model),
+      exec_(exec),
+      cache_(make_kv_cache(model.config(), kv_format, max_seq_len, max_seq_len)),
+      vocab_size_(model.config().vocab_size),
+      logits_(std::min(kChunkRows, max_seq_len) * vocab_size_ *
+              static_cast<int64_t>(sizeof(float))) {}
+
+void LogitStream::begin(std::span<const int32_t> window, bool with_last) {
+  cache_->release(sequence_);
+  sequence_ = {};
+  window_ = window;
+  num_wanted_ = static_cast<int64_t>(window.size()) - (with_last ? 0 : 1);
+  first_position_ = 0;
+  num_rows_ = 0;
+}
+
+bool LogitStream::next() {
+  first_position_ += num_rows_;
+  num_rows_ = std::min(kChunkRows, num_wanted_ - first_position_);
+  if (num_rows_ <= 0) {
+    num_rows_ = 0;
+    return false;
+  }
+  positions_.clear();
+  logit_rows_.clear();
+  for (int64_t i = 0; i < num_rows_; ++i) {
+    positions_.push_back(first_position_ + i);
+    logit_rows_.push_back(static_cast<int32_t>(i));
+  }
+  LATHE_CHECK(cache_->reserve(sequence_, num_rows_));  // sized for the longest window
+  const KvRows rows[] = {{&sequence_, 0, num_rows_}};
+  const ForwardBatch batch = {
+      .token_ids = window_.subspan(static_cast<std::size_t>(first_position_),
+                                   static_cast<std::size_t>(num_rows_)),
+      .positions = positions_,
+      .sequences = rows,
+      .logit_rows = logit_rows_,
+  };
+  model_.forward(batch, *cache_, logits_.as<float>(), nullptr, exec_);
+  return true;
+}
+
+double log_sum_exp_f32(std::span<const float> logits) {
+  const float max = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) sum += static_cast<double>(std::exp(logit - max));
+  return static_cast<double>(max) + std::log(sum);
+}
+
+}  // namespace lathe

@@ -1,0 +1,68 @@
+// Text cut into windows, and a model's logits over a window, chunk by chunk, so that memory is
+// bound by the chunk and not by window x vocabulary.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "model/model.h"
+
+namespace lathe {
+
+struct WindowOptions {
+  int64_t seq_len = 512;    // tokens of a window, BOS included
+  int64_t max_windows = 0;  // 0: all that the text fills
+};
+
+// Windows that follow each other without overlap or gap; what does not fill the last one is left
+// out. With `bos`, every window begins with it, inside its length. Throws kInvalidArgument when
+// seq_len < 2, or the text does not fill one window.
+std::vector<std::vector<int32_t>> cut_windows(std::span<const int32_t> ids,
+                                              std::optional<int32_t> bos,
+                                              const WindowOptions& options);
+
+// The logits of all positions of a window, usually but for the last, which predicts nothing that is
+// there.
+class LogitStream {
+ public:
+  // Borrows model and exec. Holds a cache for one window of at most max_seq_len tokens.
+  LogitStream(Model& model, KvFormat kv_format, int64_t max_seq_len, Exec& exec);
+
+  // Borrows the window until the last chunk.
+  void begin(std::span<const int32_t> window, bool with_last = false);
+  // Computes the next chunk; false when the window is done.
+  bool next();
+
+  int64_t first_position() const { return first_position_; }
+  int64_t num_rows() const { return num_rows_; }
+  std::span<const float> row(int64_t i) const {
+    return {logits_.as<float>() + i * vocab_size_, static_cast<std::size_t>(vocab_size_)};
+  }
+  // The token that row i predicts. Not for the last position.
+  int32_t target(int64_t i) const {
+    return window_[static_cast<std::size_t>(first_position_ + i + 1)];
+  }
+
+ private:
+  // Enough rows to read the weights rarely; 128 rows of 150,000 logits are 77 MB.
+  static constexpr int64_t kChunkRows = 128;
+  Model& model_;
+  Exec& exec_;
+  std::unique_ptr<KvCache> cache_;
+  int64_t vocab_size_;
+  KvSequence sequence_;
+  std::span<const int32_t> window_;
+  int64_t num_wanted_ = 0;  // positions of the window to compute
+  int64_t first_position_ = 0;
+  int64_t num_rows_ = 0;
+  std::vector<int64_t> positions_;
+  std::vector<int32_t> logit_rows_;
+  Buffer logits_;  // [kChunkRows, vocab_size]
+};
+
+// log(sum(exp(logits))): fp32 exponentials of the distance to the maximum, summed in fp64. NaN when
+// a logit is NaN.
+double log_sum_exp_f32(std::span<const float> logits);
+
+}  // namespace lathe
