@@ -15,12 +15,14 @@ namespace {
 
 constexpr Kernel<LinearArgs> kIntegerKernels[] = {
 #if defined(__x86_64__)
+    {"avx512", Device::kCpu, kAvx512 | kAvx512Vnni, linear_integer_avx512},
     {"avx2", Device::kCpu, kAvx2, linear_integer_avx2},
 #endif
     {"ref", Device::kCpu, 0, linear_ref},
 };
 constexpr Kernel<LinearArgs> kFloatKernels[] = {
 #if defined(__x86_64__)
+    {"avx512", Device::kCpu, kAvx512, linear_float_avx512},
     {"avx2", Device::kCpu, kAvx2, linear_float_avx2},
 #endif
     {"ref", Device::kCpu, 0, linear_ref},

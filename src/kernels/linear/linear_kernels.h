@@ -58,6 +58,8 @@ std::unique_ptr<PackedWeight> pack_linear_ref(const LinearParts& parts, Arithmet
                                               int64_t group, Exec& exec);
 void linear_ref(const LinearArgs& args, Exec& exec);
 
+void linear_integer_avx512(const LinearArgs& args, Exec& exec);
+void linear_float_avx512(const LinearArgs& args, Exec& exec);
 void linear_integer_avx2(const LinearArgs& args, Exec& exec);
 void linear_float_avx2(const LinearArgs& args, Exec& exec);
 

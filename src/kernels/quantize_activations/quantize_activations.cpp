@@ -10,6 +10,7 @@ namespace {
 
 constexpr Kernel<QuantizeActivationsArgs> kKernels[] = {
 #if defined(__x86_64__)
+    {"avx512", Device::kCpu, kAvx512 | kAvx512Vnni, quantize_activations_avx512},
     {"avx2", Device::kCpu, kAvx2, quantize_activations_avx2},
 #endif
     {"ref", Device::kCpu, 0, quantize_activations_ref},

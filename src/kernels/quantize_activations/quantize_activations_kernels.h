@@ -5,6 +5,7 @@
 namespace lathe {
 
 void quantize_activations_ref(const QuantizeActivationsArgs& args, Exec& exec);
+void quantize_activations_avx512(const QuantizeActivationsArgs& args, Exec& exec);
 void quantize_activations_avx2(const QuantizeActivationsArgs& args, Exec& exec);
 
 }  // namespace lathe

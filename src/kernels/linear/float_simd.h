@@ -1,4 +1,4 @@
-// The floating-point kernel of linear(), for every vector length (V is Avx2 or Avx512): dense
+// The floating-point kernel of linear(), for every vector length (V is IntAvx2 or IntAvx512): dense
 // weights, and quantized ones under floating-point activations.
 //
 // A weight panel is two vectors of output rows. A slab of its columns is decoded to fp32 into
@@ -34,24 +34,24 @@ inline constexpr int64_t kMaxChunkPanels = 8;
 
 // Columns [begin, end) of one scale group (or of the whole row) of a panel, to fp32.
 template <typename V, PanelElement kElement>
-void decode_columns(const std::byte* codes, int64_t begin, int64_t end, typename V::Float scale0,
-                    typename V::Float scale1, typename V::Table table, float* out) {
-  constexpr int64_t kRows = 2 * V::kLanes;
+void decode_columns(const std::byte* codes, int64_t begin, int64_t end, typename V::F scale0,
+                    typename V::F scale1, typename V::Table table, float* out) {
+  constexpr int64_t kRows = 2 * V::kWidth;
   if constexpr (kElement == PanelElement::kE2M1 || kElement == PanelElement::kInt4) {
     for (int64_t k = begin; k < end; k += 2, out += 2 * kRows) {
-      typename V::Float values[4];  // two of column k, two of column k + 1
+      typename V::F values[4];  // two of column k, two of column k + 1
       V::load_nibbles(codes + k / 2 * kRows, table, values);
       V::store(out, V::mul(values[0], scale0));
-      V::store(out + V::kLanes, V::mul(values[1], scale1));
+      V::store(out + V::kWidth, V::mul(values[1], scale1));
       V::store(out + kRows, V::mul(values[2], scale0));
-      V::store(out + kRows + V::kLanes, V::mul(values[3], scale1));
+      V::store(out + kRows + V::kWidth, V::mul(values[3], scale1));
     }
   } else {
     for (int64_t k = begin; k < end; ++k, out += kRows) {
-      typename V::Float values[2];
+      typename V::F values[2];
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
-        const int64_t index = k * kRows + i * V::kLanes;
+        const int64_t index = k * kRows + i * V::kWidth;
         if constexpr (kElement == PanelElement::kBF16) {
           values[i] = V::as_float(V::template shift_left<16>(V::load_u16(codes + 2 * index)));
         } else if constexpr (kElement == PanelElement::kF16) {
@@ -69,14 +69,14 @@ void decode_columns(const std::byte* codes, int64_t begin, int64_t end, typename
         values[1] = V::mul(values[1], scale1);
       }
       V::store(out, values[0]);
-      V::store(out + V::kLanes, values[1]);
+      V::store(out + V::kWidth, values[1]);
     }
   }
 }
 
 template <typename V, PanelElement kElement>
 void decode_slab_of(const Panels& w, int64_t panel, int64_t begin, int64_t end, float* out) {
-  constexpr int64_t kRows = 2 * V::kLanes;
+  constexpr int64_t kRows = 2 * V::kWidth;
   const std::byte* codes = w.codes + panel * w.code_bytes;
   const std::byte* scales = w.scales + panel * w.scale_bytes;
   const auto table = V::load_table(w.element == PanelElement::kE2M1 ? kE2m1Table : kInt4Table);
@@ -85,10 +85,10 @@ void decode_slab_of(const Panels& w, int64_t panel, int64_t begin, int64_t end, 
     const int64_t group_end = (g + 1) * w.group < end ? (g + 1) * w.group : end;
     const std::byte* at = scales + g * kRows * panel_scale_bytes(w.scale);
     auto scale0 = decode_scales<V>(w.scale, at);
-    auto scale1 = decode_scales<V>(w.scale, at + V::kLanes * panel_scale_bytes(w.scale));
+    auto scale1 = decode_scales<V>(w.scale, at + V::kWidth * panel_scale_bytes(w.scale));
     if (w.element == PanelElement::kE2M1) {  // the table holds values times two
-      scale0 = V::mul(scale0, V::set1(0.5f));
-      scale1 = V::mul(scale1, V::set1(0.5f));
+      scale0 = V::mul(scale0, V::set(0.5f));
+      scale1 = V::mul(scale1, V::set(0.5f));
     }
     decode_columns<V, kElement>(codes, begin, group_end, scale0, scale1, table, out);
     out += (group_end - begin) * kRows;
@@ -96,14 +96,14 @@ void decode_slab_of(const Panels& w, int64_t panel, int64_t begin, int64_t end, 
   }
 }
 
-// Columns [begin, end) of a panel as fp32 [columns][2 * kLanes]: in place when they are fp32
+// Columns [begin, end) of a panel as fp32 [columns][2 * kWidth]: in place when they are fp32
 // already, else decoded into scratch. begin and end are even for 4-bit elements.
 template <typename V>
 const float* decode_slab(const Panels& w, int64_t panel, int64_t begin, int64_t end,
                          float* scratch) {
   switch (w.element) {
     case PanelElement::kF32:
-      return reinterpret_cast<const float*>(w.codes + panel * w.code_bytes) + begin * 2 * V::kLanes;
+      return reinterpret_cast<const float*>(w.codes + panel * w.code_bytes) + begin * 2 * V::kWidth;
     case PanelElement::kBF16:
       decode_slab_of<V, PanelElement::kBF16>(w, panel, begin, end, scratch);
       break;
@@ -128,15 +128,15 @@ const float* decode_slab(const Panels& w, int64_t panel, int64_t begin, int64_t 
 template <typename V, int kRows, int kPanels>
 void multiply_tile(const float* const* slabs, const float* x, int64_t x_stride, int64_t num_columns,
                    float* acc, int64_t acc_panel_stride) {
-  using Float = typename V::Float;
-  Float sums[kPanels][kRows][2];
+  using F = typename V::F;
+  F sums[kPanels][kRows][2];
 #pragma GCC unroll 4
   for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 12
     for (int t = 0; t < kRows; ++t) {
-      const float* from = acc + p * acc_panel_stride + t * 2 * V::kLanes;
+      const float* from = acc + p * acc_panel_stride + t * 2 * V::kWidth;
       sums[p][t][0] = V::load(from);
-      sums[p][t][1] = V::load(from + V::kLanes);
+      sums[p][t][1] = V::load(from + V::kWidth);
     }
   }
   const float* w[kPanels];
@@ -144,11 +144,11 @@ void multiply_tile(const float* const* slabs, const float* x, int64_t x_stride, 
   for (int64_t k = 0; k < num_columns; ++k) {
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
-      const Float w0 = V::load(w[p] + k * 2 * V::kLanes);
-      const Float w1 = V::load(w[p] + k * 2 * V::kLanes + V::kLanes);
+      const F w0 = V::load(w[p] + k * 2 * V::kWidth);
+      const F w1 = V::load(w[p] + k * 2 * V::kWidth + V::kWidth);
 #pragma GCC unroll 12
       for (int t = 0; t < kRows; ++t) {
-        const Float value = V::set1(x[t * x_stride + k]);
+        const F value = V::set(x[t * x_stride + k]);
         sums[p][t][0] = V::fma(value, w0, sums[p][t][0]);
         sums[p][t][1] = V::fma(value, w1, sums[p][t][1]);
       }
@@ -158,9 +158,9 @@ void multiply_tile(const float* const* slabs, const float* x, int64_t x_stride, 
   for (int p = 0; p < kPanels; ++p) {
 #pragma GCC unroll 12
     for (int t = 0; t < kRows; ++t) {
-      float* to = acc + p * acc_panel_stride + t * 2 * V::kLanes;
+      float* to = acc + p * acc_panel_stride + t * 2 * V::kWidth;
       V::store(to, sums[p][t][0]);
-      V::store(to + V::kLanes, sums[p][t][1]);
+      V::store(to + V::kWidth, sums[p][t][1]);
     }
   }
 }
@@ -222,9 +222,9 @@ MultiplyTile choose_panels(int64_t num_rows, int64_t num_panels) {
 template <typename V>
 void multiply_chunk(const Panels& w, int64_t panel_begin, int64_t num_panels, const float* x,
                     int64_t num_rows, float* scratch, float* acc) {
-  constexpr int64_t kPanelRows = 2 * V::kLanes;
+  constexpr int64_t kPanelRows = 2 * V::kWidth;
   const int64_t acc_panel_stride = num_rows * kPanelRows;
-  for (int64_t i = 0; i < num_panels * acc_panel_stride; i += V::kLanes) {
+  for (int64_t i = 0; i < num_panels * acc_panel_stride; i += V::kWidth) {
     V::store(acc + i, V::zero());
   }
   const int64_t slab_columns = num_rows <= 3 ? kShortSlab : kLongSlab;
@@ -262,14 +262,14 @@ void multiply_chunk(const Panels& w, int64_t panel_begin, int64_t num_panels, co
 template <typename V>
 void store_float_panel(const Panels& w, int64_t panel, const float* acc, int64_t num_rows, float* y,
                        int64_t y_stride) {
-  constexpr int64_t kPanelRows = 2 * V::kLanes;
+  constexpr int64_t kPanelRows = 2 * V::kWidth;
   const int64_t first = panel * kPanelRows;
   const int64_t count = w.n - first < kPanelRows ? w.n - first : kPanelRows;
   for (int64_t t = 0; t < num_rows; ++t, acc += kPanelRows) {
     float* to = y + t * y_stride + first;
     alignas(64) float values[kPanelRows];
     float* out = count == kPanelRows ? to : values;
-    for (int64_t i = 0; i < kPanelRows; i += V::kLanes) {
+    for (int64_t i = 0; i < kPanelRows; i += V::kWidth) {
       V::store(out + i, V::fma(V::load(acc + i), V::load(w.row_scales + first + i),
                                V::load(w.bias + first + i)));
     }
@@ -281,7 +281,7 @@ void store_float_panel(const Panels& w, int64_t panel, const float* acc, int64_t
 
 template <typename V>
 void run_float(const LinearArgs& args, Exec& exec) {
-  constexpr int64_t kPanelRows = 2 * V::kLanes;
+  constexpr int64_t kPanelRows = 2 * V::kWidth;
   const Panels& w = static_cast<const PanelWeight&>(*args.weight).panels;
   const int64_t m = args.input->m;
   const int64_t num_threads = exec.threads.num_threads();

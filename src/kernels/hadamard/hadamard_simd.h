@@ -1,4 +1,4 @@
-// One row of the block Hadamard rotation in vectors (V is Avx2 or Avx512): the butterflies of
+// One row of the block Hadamard rotation in vectors (V is IntAvx2 or IntAvx512): the butterflies of
 // quant/hadamard.h in the same order (distance 1, 2, 4, ...), so with the same bits. Distances
 // below the vector length exchange lanes, the others pair registers.
 #pragma once
@@ -9,26 +9,26 @@ namespace {
 
 // a + b in the lower lane of each pair, a - b in the upper one.
 template <typename V, int kDistance>
-typename V::Float butterfly(typename V::Float v) {
+typename V::F butterfly(typename V::F v) {
   return V::add(V::template swap_lanes<kDistance>(v), V::template negate_lanes<kDistance>(v));
 }
 
 template <typename V, int kBlock>
 void rotate_blocks(const float* x, float* out, int64_t k) {
-  constexpr int kVectors = kBlock / V::kLanes;
-  const auto normalisation = V::set1(kBlock == 16   ? 0.25f
-                                     : kBlock == 64 ? 0.125f
-                                     : kBlock == 32 ? 0.17677669529663689f
-                                                    : 0.08838834764831845f);
+  constexpr int kVectors = kBlock / V::kWidth;
+  const auto normalisation = V::set(kBlock == 16   ? 0.25f
+                                    : kBlock == 64 ? 0.125f
+                                    : kBlock == 32 ? 0.17677669529663689f
+                                                   : 0.08838834764831845f);
   for (int64_t begin = 0; begin < k; begin += kBlock) {
-    typename V::Float v[kVectors];
+    typename V::F v[kVectors];
 #pragma GCC unroll 16
     for (int i = 0; i < kVectors; ++i) {
-      v[i] = V::load(x + begin + i * V::kLanes);
+      v[i] = V::load(x + begin + i * V::kWidth);
       v[i] = butterfly<V, 1>(v[i]);
       v[i] = butterfly<V, 2>(v[i]);
       v[i] = butterfly<V, 4>(v[i]);
-      if constexpr (V::kLanes == 16) v[i] = butterfly<V, 8>(v[i]);
+      if constexpr (V::kWidth == 16) v[i] = butterfly<V, 8>(v[i]);
     }
 #pragma GCC unroll 4
     for (int distance = 1; distance < kVectors; distance *= 2) {
@@ -43,7 +43,7 @@ void rotate_blocks(const float* x, float* out, int64_t k) {
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kVectors; ++i) {
-      V::store(out + begin + i * V::kLanes, V::mul(v[i], normalisation));
+      V::store(out + begin + i * V::kWidth, V::mul(v[i], normalisation));
     }
   }
 }

@@ -1,6 +1,6 @@
-// The integer kernel of linear(), for every vector length (V is Avx2 or Avx512).
+// The integer kernel of linear(), for every vector length (V is IntAvx2 or IntAvx512).
 //
-// A weight panel is kLanes output rows. One group of a panel (16 or 32 columns) is decoded into
+// A weight panel is kWidth output rows. One group of a panel (16 or 32 columns) is decoded into
 // registers, four columns of all rows in each; then the rows of x walk past it:
 //
 //   w[i]     lane r: w[row r][4 i .. 4 i + 3] + 12, unsigned bytes   (4 or 8 registers)
@@ -36,20 +36,20 @@ template <typename V, int kNumColumns>
 struct NibbleColumns {
   using Code = int8_t;  // of x
   static constexpr int kColumns = kNumColumns;
-  static constexpr int kCodeBytes = V::kLanes * kColumns / 2;
-  typename V::Int w[kColumns / 4];
+  static constexpr int kCodeBytes = V::kWidth * kColumns / 2;
+  typename V::I w[kColumns / 4];
 
   [[gnu::always_inline]] void decode(const std::byte* codes, typename V::Table table) {
 #pragma GCC unroll 4
     for (int i = 0; i < kColumns / 8; ++i) {
-      const auto packed = V::load_int(codes + i * V::kLanes * 4);
+      const auto packed = V::load_int(codes + i * V::kWidth * 4);
       w[2 * i] = V::lookup_low(table, packed);
       w[2 * i + 1] = V::lookup_high(table, packed);
     }
   }
   template <int kRows>
   [[gnu::always_inline]] void dots(const Code* x, const int32_t* corrections,
-                                   typename V::Int* out) const {
+                                   typename V::I* out) const {
     typename V::Dot sums[kRows];
 #pragma GCC unroll 4
     for (int t = 0; t < kRows; ++t) sums[t] = V::start(corrections + t);
@@ -71,17 +71,17 @@ template <typename V, int kNumColumns>
 struct WideColumns {
   using Code = int16_t;
   static constexpr int kColumns = kNumColumns;
-  static constexpr int kCodeBytes = V::kLanes * kColumns;
-  typename V::Int w[kColumns / 2];
+  static constexpr int kCodeBytes = V::kWidth * kColumns;
+  typename V::I w[kColumns / 2];
 
   [[gnu::always_inline]] void decode(const std::byte* codes, typename V::Table) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kColumns / 2; ++i) w[i] = V::load_s8_as_s16(codes + i * V::kLanes * 2);
+    for (int i = 0; i < kColumns / 2; ++i) w[i] = V::load_s8_as_s16(codes + i * V::kWidth * 2);
   }
   template <int kRows>
-  [[gnu::always_inline]] void dots(const Code* x, const int32_t*, typename V::Int* out) const {
+  [[gnu::always_inline]] void dots(const Code* x, const int32_t*, typename V::I* out) const {
 #pragma GCC unroll 4
-    for (int t = 0; t < kRows; ++t) out[t] = V::set1_int(0);
+    for (int t = 0; t < kRows; ++t) out[t] = V::set_int(0);
 #pragma GCC unroll 16
     for (int i = 0; i < kColumns / 2; ++i) {
 #pragma GCC unroll 4
@@ -105,42 +105,42 @@ struct InputBlock {
 // registers from one call to the next.
 template <typename V, int kRows, typename Columns>
 [[gnu::always_inline]] inline void accumulate(const Columns& columns, const InputBlock<Columns>& x,
-                                              int64_t row, typename V::Float w_scale, float* acc) {
-  typename V::Int dots[kRows];
+                                              int64_t row, typename V::F w_scale, float* acc) {
+  typename V::I dots[kRows];
   columns.template dots<kRows>(x.codes + row * Columns::kColumns, x.corrections + row, dots);
 #pragma GCC unroll 4
   for (int t = 0; t < kRows; ++t) {
-    const auto scale = V::mul(w_scale, V::set1(x.scales[row + t]));
-    float* sum = acc + (row + t) * V::kLanes;
+    const auto scale = V::mul(w_scale, V::set(x.scales[row + t]));
+    float* sum = acc + (row + t) * V::kWidth;
     V::store(sum, V::fma(V::float_from_int(dots[t]), scale, V::load(sum)));
   }
 }
 
 // One panel times one block of input rows. kRows > 0: that many, with the sums in registers; 0: any
-// number up to kMaxBlockRows, with the sums in `acc` [rows, kLanes].
+// number up to kMaxBlockRows, with the sums in `acc` [rows, kWidth].
 template <typename V, typename Columns, PanelScale kScale, int kRows>
 void multiply_panel(const Panels& w, int64_t panel, InputBlock<Columns> x, float* acc) {
-  using Float = typename V::Float;
+  using F = typename V::F;
   const int64_t num_groups = w.k / Columns::kColumns;
   const auto table =
       V::load_table(w.element == PanelElement::kE2M1 ? kOffsetE2m1Table : kOffsetInt4Table);
   const std::byte* codes = w.codes + panel * w.code_bytes;
   const std::byte* scales = w.scales + panel * w.scale_bytes;
-  Float sums[kRows > 0 ? kRows : 1];
-  for (Float& sum : sums) sum = V::zero();
+  F sums[kRows > 0 ? kRows : 1];
+  for (F& sum : sums) sum = V::zero();
   if (kRows == 0) {
-    for (int64_t t = 0; t < x.rows; ++t) V::store(acc + t * V::kLanes, V::zero());
+    for (int64_t t = 0; t < x.rows; ++t) V::store(acc + t * V::kWidth, V::zero());
   }
   for (int64_t g = 0; g < num_groups; ++g) {
-    const Float w_scale = decode_scales<V, kScale>(scales);
+    const F w_scale = decode_scales<V, kScale>(scales);
     Columns columns;
     columns.decode(codes, table);
     if constexpr (kRows > 0) {
-      typename V::Int dots[kRows];
+      typename V::I dots[kRows];
       columns.template dots<kRows>(x.codes, x.corrections, dots);
 #pragma GCC unroll 4
       for (int t = 0; t < kRows; ++t) {
-        const Float scale = V::mul(w_scale, V::set1(x.scales[t]));
+        const F scale = V::mul(w_scale, V::set(x.scales[t]));
         sums[t] = V::fma(V::float_from_int(dots[t]), scale, sums[t]);
       }
     } else {
@@ -153,13 +153,13 @@ void multiply_panel(const Panels& w, int64_t panel, InputBlock<Columns> x, float
       if (t < x.rows) accumulate<V, 1>(columns, x, t, w_scale, acc);
     }
     codes += Columns::kCodeBytes;
-    scales += V::kLanes * panel_scale_bytes(kScale);
+    scales += V::kWidth * panel_scale_bytes(kScale);
     x.codes += x.rows * Columns::kColumns;
     x.scales += x.rows;
     x.corrections += x.rows;
   }
   if constexpr (kRows > 0) {
-    for (int t = 0; t < kRows; ++t) V::store(acc + t * V::kLanes, sums[t]);
+    for (int t = 0; t < kRows; ++t) V::store(acc + t * V::kWidth, sums[t]);
   }
 }
 
@@ -169,12 +169,12 @@ void store_panel(const float* acc, int64_t num_rows, const float* row_scales, co
                  int64_t num_lanes, float* y, int64_t y_stride) {
   const auto scale = V::load(row_scales);
   const auto offset = V::load(bias);
-  for (int64_t t = 0; t < num_rows; ++t, y += y_stride, acc += V::kLanes) {
+  for (int64_t t = 0; t < num_rows; ++t, y += y_stride, acc += V::kWidth) {
     const auto result = V::fma(V::load(acc), scale, offset);
-    if (num_lanes == V::kLanes) {
+    if (num_lanes == V::kWidth) {
       V::store(y, result);
     } else {
-      float lanes[V::kLanes];
+      float lanes[V::kWidth];
       V::store(lanes, result);
       for (int64_t i = 0; i < num_lanes; ++i) y[i] = lanes[i];
     }
@@ -227,7 +227,7 @@ void run_columns(const LinearArgs& args, const typename Columns::Code* codes, Ex
   const int64_t num_chunks = kChunksPerThread * exec.threads.num_threads();
   const int64_t grain = w.num_panels < num_chunks ? 1 : w.num_panels / num_chunks;
   exec.threads.parallel_for(w.num_panels, grain, [&](int64_t begin, int64_t end, int) {
-    alignas(64) float acc[kMaxBlockRows * V::kLanes];
+    alignas(64) float acc[kMaxBlockRows * V::kWidth];
     for (int64_t row = 0; row < m; row += block_rows) {
       const InputBlock<Columns> x{codes + row * w.k, input.scales + row * num_groups,
                                   input.corrections + row * num_groups,
@@ -235,8 +235,8 @@ void run_columns(const LinearArgs& args, const typename Columns::Code* codes, Ex
       const MultiplyPanel<Columns> multiply = choose_multiply<V, Columns>(w.scale, x.rows);
       for (int64_t panel = begin; panel < end; ++panel) {
         multiply(w, panel, x, acc);
-        const int64_t first = panel * V::kLanes;
-        const int64_t lanes = w.n - first < V::kLanes ? w.n - first : V::kLanes;
+        const int64_t first = panel * V::kWidth;
+        const int64_t lanes = w.n - first < V::kWidth ? w.n - first : V::kWidth;
         store_panel<V>(acc, x.rows, w.row_scales + first, w.bias + first, lanes,
                        args.y + row * args.y_stride + first, args.y_stride);
       }

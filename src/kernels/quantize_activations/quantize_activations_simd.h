@@ -1,10 +1,10 @@
-// quantize_activations() in vectors, for every vector length (V is Avx2 or Avx512). The arithmetic
-// is that of the reference, operation by operation; only the rotation may differ from it by its
-// rounding (butterflies in fp32 instead of sums in double).
+// quantize_activations() in vectors, for every vector length (V is IntAvx2 or IntAvx512). The
+// arithmetic is that of the reference, operation by operation; only the rotation may differ from it
+// by its rounding (butterflies in fp32 instead of sums in double).
 #pragma once
 #include <cstdint>
 
-#include "kernels/hadamard/hadamard_kernel.h"
+#include "kernels/hadamard/hadamard_simd.h"
 #include "kernels/quantize_activations/quantize_activations.h"
 
 namespace lathe {
@@ -26,16 +26,16 @@ inline uint32_t bits_of(float value) {
 }
 
 // Bits of the largest magnitude: as integers they order like the numbers, with NaN and infinity on
-// top. count: any; a multiple of kLanes is fast.
+// top. count: any; a multiple of kWidth is fast.
 template <typename V>
 uint32_t max_bits(const float* x, int64_t count) {
-  const auto mask = V::set1_int(0x7fffffff);
-  auto largest = V::set1_int(0);
+  const auto mask = V::set_int(0x7fffffff);
+  auto largest = V::set_int(0);
   int64_t i = 0;
-  for (; i + V::kLanes <= count; i += V::kLanes) {
+  for (; i + V::kWidth <= count; i += V::kWidth) {
     largest = V::max_u32(largest, V::and_int(V::load_int(x + i), mask));
   }
-  uint32_t result = V::reduce_max_u32(largest);
+  uint32_t result = V::largest_u32(largest);
   for (; i < count; ++i) {
     const uint32_t bits = bits_of(x[i]) & 0x7fffffffu;
     result = bits > result ? bits : result;
@@ -53,32 +53,32 @@ inline float mx_scale_from_bits(uint32_t amax_bits, int mantissa_bits, int emax)
 
 // Nearest E4M3 number of a >= 0, ties to even, saturating.
 template <typename V>
-typename V::Float round_e4m3(typename V::Float a) {
-  a = V::min(a, V::set1(448.0f));
+typename V::F round_e4m3(typename V::F a) {
+  a = V::min(a, V::set(448.0f));
   // Normal numbers: three bits of mantissa stay. Below 2^-6: multiples of 2^-9, which is the last
   // place of floats in [2^14, 2^15).
   const auto bits = V::as_int(a);
-  const auto odd = V::and_int(V::template shift_right<20>(bits), V::set1_int(1));
-  const auto rounded = V::add_int(V::add_int(bits, V::set1_int(0x7ffff)), odd);
-  const auto normal = V::as_float(V::and_int(rounded, V::set1_int(~0xfffff)));
-  const auto small = V::sub(V::add(a, V::set1(0x1p14f)), V::set1(0x1p14f));
-  return V::select_less(a, V::set1(0x1p-6f), small, normal);
+  const auto odd = V::and_int(V::template shift_right<20>(bits), V::set_int(1));
+  const auto rounded = V::add_int(V::add_int(bits, V::set_int(0x7ffff)), odd);
+  const auto normal = V::as_float(V::and_int(rounded, V::set_int(~0xfffff)));
+  const auto small = V::sub(V::add(a, V::set(0x1p14f)), V::set(0x1p14f));
+  return V::select_less(a, V::set(0x1p-6f), small, normal);
 }
 
 // Twice the nearest E2M1 number (0, 1, 2, 3, 4, 6, 8, 12 and sign), ties to the even mantissa.
 template <typename V>
-typename V::Int round_e2m1_doubled(typename V::Float r) {
-  const auto sign_mask = V::set1_int(INT32_MIN);
-  const auto a = V::as_float(V::and_int(V::as_int(r), V::set1_int(0x7fffffff)));
-  const auto one = V::set1_int(1);
-  const auto two = V::set1_int(2);
-  auto code = V::where_greater(a, V::set1(0.25f), one);
-  code = V::add_int(code, V::where_greater_equal(a, V::set1(0.75f), one));
-  code = V::add_int(code, V::where_greater(a, V::set1(1.25f), one));
-  code = V::add_int(code, V::where_greater_equal(a, V::set1(1.75f), one));
-  code = V::add_int(code, V::where_greater(a, V::set1(2.5f), two));
-  code = V::add_int(code, V::where_greater_equal(a, V::set1(3.5f), two));
-  code = V::add_int(code, V::where_greater(a, V::set1(5.0f), V::set1_int(4)));
+typename V::I round_e2m1_doubled(typename V::F r) {
+  const auto sign_mask = V::set_int(INT32_MIN);
+  const auto a = V::as_float(V::and_int(V::as_int(r), V::set_int(0x7fffffff)));
+  const auto one = V::set_int(1);
+  const auto two = V::set_int(2);
+  auto code = V::where_greater(a, V::set(0.25f), one);
+  code = V::add_int(code, V::where_greater_equal(a, V::set(0.75f), one));
+  code = V::add_int(code, V::where_greater(a, V::set(1.25f), one));
+  code = V::add_int(code, V::where_greater_equal(a, V::set(1.75f), one));
+  code = V::add_int(code, V::where_greater(a, V::set(2.5f), two));
+  code = V::add_int(code, V::where_greater_equal(a, V::set(3.5f), two));
+  code = V::add_int(code, V::where_greater(a, V::set(5.0f), V::set_int(4)));
   // Negative where the sign bit is set: (code ^ -1) + 1.
   const auto negative = V::template shift_right_signed<31>(V::and_int(V::as_int(r), sign_mask));
   return V::sub_int(V::xor_int(code, negative), negative);
@@ -117,47 +117,45 @@ inline GroupScale choose_group_scale(ActivationFormat format, uint32_t amax_bits
 
 template <typename V>
 float round_e4m3_scalar(float value) {
-  float lanes[V::kLanes];
-  V::store(lanes, round_e4m3<V>(V::set1(value)));
+  float lanes[V::kWidth];
+  V::store(lanes, round_e4m3<V>(V::set(value)));
   return lanes[0];
 }
 
-// kLanes values: integer codes (int8, mxfp4, nvfp4).
+// kWidth values: integer codes (int8, mxfp4, nvfp4).
 template <typename V>
-typename V::Int integer_codes(ActivationFormat format, const GroupScale& group,
-                              typename V::Float x) {
+typename V::I integer_codes(ActivationFormat format, const GroupScale& group, typename V::F x) {
   if (format == ActivationFormat::kInt8) {
-    return V::round_to_int(V::mul(x, V::set1(group.inverse)));
+    return V::round_to_int(V::mul(x, V::set(group.inverse)));
   }
-  return round_e2m1_doubled<V>(V::div(x, V::set1(group.scale)));
+  return round_e2m1_doubled<V>(V::div(x, V::set(group.scale)));
 }
 
-// kLanes values rounded to the format's grid, as floats.
+// kWidth values rounded to the format's grid, as floats.
 template <typename V>
-typename V::Float rounded_values(ActivationFormat format, const GroupScale& group,
-                                 typename V::Float x) {
-  if (!group.finite) return V::set1(group.scale);
+typename V::F rounded_values(ActivationFormat format, const GroupScale& group, typename V::F x) {
+  if (!group.finite) return V::set(group.scale);
   if (!(group.scale > 0)) return V::zero();
   if (format == ActivationFormat::kFp8 || format == ActivationFormat::kMxfp8) {
-    const auto r = V::div(x, V::set1(group.scale));
-    const auto sign = V::and_int(V::as_int(r), V::set1_int(INT32_MIN));
-    const auto a = V::as_float(V::and_int(V::as_int(r), V::set1_int(0x7fffffff)));
+    const auto r = V::div(x, V::set(group.scale));
+    const auto sign = V::and_int(V::as_int(r), V::set_int(INT32_MIN));
+    const auto a = V::as_float(V::and_int(V::as_int(r), V::set_int(0x7fffffff)));
     const auto value = V::as_float(V::or_int(V::as_int(round_e4m3<V>(a)), sign));
-    return V::mul(value, V::set1(group.scale));
+    return V::mul(value, V::set(group.scale));
   }
   const float scale = format == ActivationFormat::kInt8 ? group.scale : group.scale * 0.5f;
-  return V::mul(V::float_from_int(integer_codes<V>(format, group, x)), V::set1(scale));
+  return V::mul(V::float_from_int(integer_codes<V>(format, group, x)), V::set(scale));
 }
 
 template <typename V>
 void quantize_group_to_values(ActivationFormat format, const GroupScale& group, const float* x,
                               int64_t count, float* out) {
   int64_t i = 0;
-  for (; i + V::kLanes <= count; i += V::kLanes) {
+  for (; i + V::kWidth <= count; i += V::kWidth) {
     V::store(out + i, rounded_values<V>(format, group, V::load(x + i)));
   }
   if (i == count) return;
-  float lanes[V::kLanes] = {};
+  float lanes[V::kWidth] = {};
   for (int64_t j = i; j < count; ++j) lanes[j - i] = x[j];
   V::store(lanes, rounded_values<V>(format, group, V::load(lanes)));
   for (int64_t j = i; j < count; ++j) out[j] = lanes[j - i];
@@ -179,9 +177,9 @@ void quantize_row_to_codes(const QuantizeActivationsArgs& a, int64_t row, int64_
       const int64_t index =
           block_begin * (a.k / a.group) + part / a.group * rows + row - block_begin;
       a.scales[index] = scale;
-      for (int64_t i = 0; i < a.group; i += V::kLanes) {
+      for (int64_t i = 0; i < a.group; i += V::kWidth) {
         const auto codes =
-            zero ? V::set1_int(0) : integer_codes<V>(a.format, group, V::load(x + part + i));
+            zero ? V::set_int(0) : integer_codes<V>(a.format, group, V::load(x + part + i));
         if (a.codes != nullptr) {
           V::store_low_bytes(a.codes + index * a.group + i, codes);
         } else {
