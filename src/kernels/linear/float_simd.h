@@ -32,6 +32,19 @@ inline constexpr int64_t kShortSlab = 64;
 inline constexpr int64_t kMinChunkPanels = 4;
 inline constexpr int64_t kMaxChunkPanels = 8;
 
+// Vector `index` of dense weights, to fp32.
+template <typename V, PanelElement kElement>
+typename V::F load_dense(const std::byte* w, int64_t index) {
+  if constexpr (kElement == PanelElement::kBF16) {
+    return V::as_float(V::template shift_left<16>(V::load_u16(w + 2 * index * V::kWidth)));
+  } else if constexpr (kElement == PanelElement::kF16) {
+    return V::load_f16(w + 2 * index * V::kWidth);
+  } else {
+    static_assert(kElement == PanelElement::kF32);
+    return V::load(reinterpret_cast<const float*>(w) + index * V::kWidth);
+  }
+}
+
 // Columns [begin, end) of one scale group (or of the whole row) of a panel, to fp32.
 template <typename V, PanelElement kElement>
 void decode_columns(const std::byte* codes, int64_t begin, int64_t end, typename V::F scale0,
@@ -51,17 +64,13 @@ void decode_columns(const std::byte* codes, int64_t begin, int64_t end, typename
       typename V::F values[2];
 #pragma GCC unroll 2
       for (int i = 0; i < 2; ++i) {
-        const int64_t index = k * kRows + i * V::kWidth;
-        if constexpr (kElement == PanelElement::kBF16) {
-          values[i] = V::as_float(V::template shift_left<16>(V::load_u16(codes + 2 * index)));
-        } else if constexpr (kElement == PanelElement::kF16) {
-          values[i] = V::load_f16(codes + 2 * index);
-        } else if constexpr (kElement == PanelElement::kInt8) {
+        [[maybe_unused]] const int64_t index = k * kRows + i * V::kWidth;
+        if constexpr (kElement == PanelElement::kInt8) {
           values[i] = V::float_from_int(V::load_s8(codes + index));
         } else if constexpr (kElement == PanelElement::kE4M3) {
           values[i] = V::float_from_e4m3(V::load_u8(codes + index));
         } else {
-          values[i] = V::load(reinterpret_cast<const float*>(codes) + index);
+          values[i] = load_dense<V, kElement>(codes, 2 * k + i);
         }
       }
       if constexpr (kElement == PanelElement::kInt8 || kElement == PanelElement::kE4M3) {
@@ -124,14 +133,16 @@ const float* decode_slab(const Panels& w, int64_t panel, int64_t begin, int64_t 
   return scratch;
 }
 
-// acc[p][t] += sum over columns of x[t][k] * slab[p][k], for kPanels panels and kRows rows.
-template <typename V, int kRows, int kPanels>
-void multiply_tile(const float* const* slabs, const float* x, int64_t x_stride, int64_t num_columns,
-                   float* acc, int64_t acc_panel_stride) {
+// acc[p][t] += sum over columns of x[t][k] * w[p][k], for kPanels panels and kRows rows.
+template <typename V, PanelElement kElement, int kRows, int kPanels>
+void multiply_tile(const std::byte* const* panels, const float* x, int64_t x_stride,
+                   int64_t num_columns, float* acc, int64_t acc_panel_stride) {
   using F = typename V::F;
   F sums[kPanels][kRows][2];
+  const std::byte* w[kPanels];
 #pragma GCC unroll 4
   for (int p = 0; p < kPanels; ++p) {
+    w[p] = panels[p];
 #pragma GCC unroll 12
     for (int t = 0; t < kRows; ++t) {
       const float* from = acc + p * acc_panel_stride + t * 2 * V::kWidth;
@@ -139,13 +150,11 @@ void multiply_tile(const float* const* slabs, const float* x, int64_t x_stride, 
       sums[p][t][1] = V::load(from + V::kWidth);
     }
   }
-  const float* w[kPanels];
-  for (int p = 0; p < kPanels; ++p) w[p] = slabs[p];
   for (int64_t k = 0; k < num_columns; ++k) {
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
-      const F w0 = V::load(w[p] + k * 2 * V::kWidth);
-      const F w1 = V::load(w[p] + k * 2 * V::kWidth + V::kWidth);
+      const F w0 = load_dense<V, kElement>(w[p], 2 * k);
+      const F w1 = load_dense<V, kElement>(w[p], 2 * k + 1);
 #pragma GCC unroll 12
       for (int t = 0; t < kRows; ++t) {
         const F value = V::set(x[t * x_stride + k]);
@@ -165,85 +174,105 @@ void multiply_tile(const float* const* slabs, const float* x, int64_t x_stride, 
   }
 }
 
-using MultiplyTile = void (*)(const float* const* slabs, const float* x, int64_t x_stride,
+using MultiplyTile = void (*)(const std::byte* const* panels, const float* x, int64_t x_stride,
                               int64_t num_columns, float* acc, int64_t acc_panel_stride);
 
+// One panel of fp32.
 template <typename V>
 MultiplyTile choose_tile(int64_t num_rows) {
+  constexpr PanelElement kF32 = PanelElement::kF32;
   static_assert(V::kMaxTile == 6 || V::kMaxTile == 12);
   if constexpr (V::kMaxTile == 12) {
     switch (num_rows) {
       case 7:
-        return multiply_tile<V, 7, 1>;
+        return multiply_tile<V, kF32, 7, 1>;
       case 8:
-        return multiply_tile<V, 8, 1>;
+        return multiply_tile<V, kF32, 8, 1>;
       case 9:
-        return multiply_tile<V, 9, 1>;
+        return multiply_tile<V, kF32, 9, 1>;
       case 10:
-        return multiply_tile<V, 10, 1>;
+        return multiply_tile<V, kF32, 10, 1>;
       case 11:
-        return multiply_tile<V, 11, 1>;
+        return multiply_tile<V, kF32, 11, 1>;
       case 12:
-        return multiply_tile<V, 12, 1>;
+        return multiply_tile<V, kF32, 12, 1>;
       default:
         break;
     }
   }
   switch (num_rows) {
     case 1:
-      return multiply_tile<V, 1, 1>;
+      return multiply_tile<V, kF32, 1, 1>;
     case 2:
-      return multiply_tile<V, 2, 1>;
+      return multiply_tile<V, kF32, 2, 1>;
     case 3:
-      return multiply_tile<V, 3, 1>;
+      return multiply_tile<V, kF32, 3, 1>;
     case 4:
-      return multiply_tile<V, 4, 1>;
+      return multiply_tile<V, kF32, 4, 1>;
     case 5:
-      return multiply_tile<V, 5, 1>;
+      return multiply_tile<V, kF32, 5, 1>;
     default:
-      return multiply_tile<V, 6, 1>;
+      return multiply_tile<V, kF32, 6, 1>;
   }
 }
 
-// Panels that a few rows take at once, so that there are at least eight chains of additions.
+// For a few rows: panels taken at once, so that there are at least eight chains of additions.
 inline int64_t panels_at_once(int64_t num_rows) {
   return num_rows == 1 ? 4 : num_rows <= 3 ? 2 : 1;
 }
 
-template <typename V>
-MultiplyTile choose_panels(int64_t num_rows, int64_t num_panels) {
-  if (num_rows == 1 && num_panels == 4) return multiply_tile<V, 1, 4>;
-  if (num_rows == 2 && num_panels == 2) return multiply_tile<V, 2, 2>;
-  if (num_rows == 3 && num_panels == 2) return multiply_tile<V, 3, 2>;
-  return nullptr;
+template <typename V, PanelElement kElement>
+MultiplyTile choose_few_rows(int64_t num_rows, int64_t num_panels) {
+  if (num_rows == 1 && num_panels == 4) return multiply_tile<V, kElement, 1, 4>;
+  if (num_rows == 2 && num_panels == 2) return multiply_tile<V, kElement, 2, 2>;
+  if (num_rows == 3 && num_panels == 2) return multiply_tile<V, kElement, 3, 2>;
+  if (num_rows == 1) return multiply_tile<V, kElement, 1, 1>;
+  if (num_rows == 2) return multiply_tile<V, kElement, 2, 1>;
+  return multiply_tile<V, kElement, 3, 1>;
 }
 
-// One chunk of panels times one block of input rows.
+// Up to three rows are bound by memory: dense weights are converted on their way into the product,
+// panel by panel in one stream each.
+template <typename V, PanelElement kElement>
+void multiply_dense_chunk(const Panels& w, int64_t panel_begin, int64_t num_panels, const float* x,
+                          int64_t num_rows, float* acc) {
+  const int64_t acc_panel_stride = num_rows * 2 * V::kWidth;
+  for (int64_t panel = 0; panel < num_panels;) {
+    int64_t at_once = panels_at_once(num_rows);
+    if (panel + at_once > num_panels) at_once = 1;
+    const std::byte* panels[4];
+    for (int64_t p = 0; p < at_once; ++p) {
+      panels[p] = w.codes + (panel_begin + panel + p) * w.code_bytes;
+    }
+    choose_few_rows<V, kElement>(num_rows, at_once)(
+        panels, x, w.k, w.k, acc + panel * acc_panel_stride, acc_panel_stride);
+    panel += at_once;
+  }
+}
+
+// One chunk of panels times one block of input rows, slab by slab.
 template <typename V>
-void multiply_chunk(const Panels& w, int64_t panel_begin, int64_t num_panels, const float* x,
+void multiply_slabs(const Panels& w, int64_t panel_begin, int64_t num_panels, const float* x,
                     int64_t num_rows, float* scratch, float* acc) {
   constexpr int64_t kPanelRows = 2 * V::kWidth;
   const int64_t acc_panel_stride = num_rows * kPanelRows;
-  for (int64_t i = 0; i < num_panels * acc_panel_stride; i += V::kWidth) {
-    V::store(acc + i, V::zero());
-  }
   const int64_t slab_columns = num_rows <= 3 ? kShortSlab : kLongSlab;
   for (int64_t begin = 0; begin < w.k; begin += slab_columns) {
     const int64_t columns = w.k - begin < slab_columns ? w.k - begin : slab_columns;
     for (int64_t panel = 0; panel < num_panels;) {
       int64_t at_once = panels_at_once(num_rows);
-      MultiplyTile tile = nullptr;
-      if (panel + at_once <= num_panels) tile = choose_panels<V>(num_rows, at_once);
-      if (tile == nullptr) at_once = 1;
-      const float* slabs[4];
+      if (panel + at_once > num_panels) at_once = 1;
+      const std::byte* slabs[4];
       for (int64_t p = 0; p < at_once; ++p) {
-        slabs[p] = decode_slab<V>(w, panel_begin + panel + p, begin, begin + columns,
-                                  scratch + p * kShortSlab * kPanelRows);
+        slabs[p] = reinterpret_cast<const std::byte*>(
+            decode_slab<V>(w, panel_begin + panel + p, begin, begin + columns,
+                           scratch + p * kShortSlab * kPanelRows));
       }
       float* panel_acc = acc + panel * acc_panel_stride;
       panel += at_once;
-      if (tile != nullptr) {
-        tile(slabs, x + begin, w.k, columns, panel_acc, acc_panel_stride);
+      if (num_rows <= 3) {
+        choose_few_rows<V, PanelElement::kF32>(num_rows, at_once)(slabs, x + begin, w.k, columns,
+                                                                  panel_acc, acc_panel_stride);
         continue;
       }
       // Tiles of nearly equal size: 7 rows are 4 + 3, not 6 + 1.
@@ -255,6 +284,22 @@ void multiply_chunk(const Panels& w, int64_t panel_begin, int64_t num_panels, co
         row += rows;
       }
     }
+  }
+}
+
+// acc [panels][rows][2 * kWidth] = one chunk of panels times one block of input rows.
+template <typename V>
+void multiply_chunk(const Panels& w, int64_t panel_begin, int64_t num_panels, const float* x,
+                    int64_t num_rows, float* scratch, float* acc) {
+  for (int64_t i = 0; i < num_panels * num_rows * 2 * V::kWidth; i += V::kWidth) {
+    V::store(acc + i, V::zero());
+  }
+  if (num_rows <= 3 && w.element == PanelElement::kBF16) {
+    multiply_dense_chunk<V, PanelElement::kBF16>(w, panel_begin, num_panels, x, num_rows, acc);
+  } else if (num_rows <= 3 && w.element == PanelElement::kF16) {
+    multiply_dense_chunk<V, PanelElement::kF16>(w, panel_begin, num_panels, x, num_rows, acc);
+  } else {
+    multiply_slabs<V>(w, panel_begin, num_panels, x, num_rows, scratch, acc);
   }
 }
 
