@@ -50,7 +50,9 @@ class Checkpoint {
   // Hint that the pages read so far will not be needed again soon (streaming keeps memory low).
   virtual void release_pages() const = 0;
 
-  // Raw texts for text/: nullopt where there is none (GGUF has none of these files; see gguf()).
+  // A text file beside the weights (tokenizer.json, ...), nullopt where there is none. A GGUF file
+  // gives config.json, generation_config.json, tokenizer_config.json and chat_template.jinja as its
+  // metadata say; its vocabulary is in GgufCheckpoint::file() and text/ makes a tokenizer of it.
   virtual std::optional<std::string> auxiliary_file(const std::string& name) const = 0;
 };
 

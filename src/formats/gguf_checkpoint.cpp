@@ -6,7 +6,9 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "formats/convert_gguf.h"
 #include "formats/gguf_config.h"
+#include "formats/hf_config_writer.h"
 #include "formats/model_tensors.h"
 #include "tensor/float16.h"
 
@@ -270,6 +272,16 @@ Tensor GgufCheckpoint::load(const std::string& hf_name, DType dtype) const {
     }
   }
   return result;
+}
+
+std::optional<std::string> GgufCheckpoint::auxiliary_file(const std::string& name) const {
+  if (name == "config.json") return write_hf_config(config_, DType::kBF16);
+  if (name == "generation_config.json") return write_generation_config(config_);
+  if (name == "tokenizer_config.json") return write_tokenizer_config(file_, config_);
+  if (name == "chat_template.jinja" && file_.has("tokenizer.chat_template")) {
+    return file_.text("tokenizer.chat_template");
+  }
+  return std::nullopt;
 }
 
 LinearWeights GgufCheckpoint::load_linear(const std::string& module, DType dense_dtype) const {

@@ -24,9 +24,9 @@ class GgufCheckpoint final : public Checkpoint {
   Tensor load(const std::string& hf_name, DType dtype) const override;
   LinearWeights load_linear(const std::string& module, DType dense_dtype) const override;
   void release_pages() const override { file_.release_pages(); }
-  std::optional<std::string> auxiliary_file(const std::string&) const override {
-    return std::nullopt;
-  }
+  // What the metadata say, as config.json, generation_config.json, tokenizer_config.json and
+  // chat_template.jinja.
+  std::optional<std::string> auxiliary_file(const std::string& name) const override;
 
  private:
   // Whole rows of a stored tensor and what to undo on the way out.

@@ -108,6 +108,21 @@ std::vector<std::string> module_spellings(const std::string& module) {
   return names;
 }
 
+std::string stored_module_name(const std::string& module, Architecture architecture) {
+  std::string name = module;
+  if (architecture == Architecture::kPhi3) {
+    for (const char* part : {".q_proj", ".k_proj", ".v_proj"})
+      replace_once(name, part, ".qkv_proj");
+    for (const char* part : {".gate_proj", ".up_proj"}) replace_once(name, part, ".gate_up_proj");
+  } else if (architecture == Architecture::kMixtral) {
+    replace_once(name, ".mlp.", ".block_sparse_moe.");
+    replace_once(name, ".gate_proj", ".w1");
+    replace_once(name, ".down_proj", ".w2");
+    replace_once(name, ".up_proj", ".w3");
+  }
+  return name;
+}
+
 TensorView row_range(const TensorView& view, int64_t begin, int64_t count) {
   TensorView part = view;
   const int64_t row_bytes = view.shape[0] == 0 ? 0 : view.num_bytes() / view.shape[0];

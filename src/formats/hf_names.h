@@ -30,6 +30,11 @@ std::map<std::string, TensorView> canonical_tensors(const std::map<std::string, 
 // the stored ones of the table above.
 std::vector<std::string> module_spellings(const std::string& module);
 
+// The name under which published checkpoints of this family store a module: Phi-3's and Mixtral's
+// column of the table above. Modules that share a name are stored as one tensor, their rows in the
+// order of model_tensors().
+std::string stored_module_name(const std::string& module, Architecture architecture);
+
 // Rows [begin, begin + count) of the first dimension. The caller has checked the range.
 TensorView row_range(const TensorView& view, int64_t begin, int64_t count);
 
