@@ -234,8 +234,11 @@ void CompressedTensorsWriter::finish(Manifest manifest) {
   // transformers 5 says "dtype", 4 says "torch_dtype"; both read both.
   config[config.contains("dtype") ? "dtype" : "torch_dtype"] =
       torch_dtype_name(options_.dense_dtype);
-  config["quantization_config"] =
-      parse_json(quantization_config(modules, ignore), "quantization_config");
+  config.erase("quantization_config");
+  if (!modules.empty()) {  // a run may store decoded weights only
+    config["quantization_config"] =
+        parse_json(quantization_config(modules, ignore), "quantization_config");
+  }
 
   const auto write = [&](const std::string& name, const std::string& content) {
     write_file_atomically(directory + "/" + name, content);

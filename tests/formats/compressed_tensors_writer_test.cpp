@@ -127,6 +127,20 @@ TEST(CompressedTensorsWriter, WritesAWholeModel) {
   EXPECT_EQ(read_manifest(out).files.size(), files_of(out).size() - 1);
 }
 
+TEST(CompressedTensorsWriter, DenseWeightsAloneMakeAnOrdinaryModel) {
+  const TemporaryDirectory scratch;
+  CompressedTensorsOptions dense_options = options(scratch / "out");
+  dense_options.num_parts = 1;
+  dense_options.config_json = R"({"dtype": "float32", "quantization_config": {"old": 1}})";
+  CompressedTensorsWriter writer(dense_options);
+  Tensor weight(DType::kBF16, {4, 64});
+  std::memset(weight.data(), 1, static_cast<std::size_t>(weight.num_bytes()));
+  const NamedTensor dense[] = {{"model.layers.0.mlp.up_proj.weight", weight.view()}};
+  writer.write_part(0, {}, dense, "");
+  writer.finish(provenance());
+  EXPECT_EQ(dump_json(read_json_file(scratch / "out/config.json")), R"({"dtype":"bfloat16"})");
+}
+
 TEST(CompressedTensorsWriter, AResumedRunGivesTheSameBytes) {
   const auto expected = whole_directory();
   const TemporaryDirectory scratch;
