@@ -32,7 +32,8 @@ KvFormat kv_format_from_name(std::string_view name);  // "f32", "bf16"; kUnsuppo
 // take references (use KvCache::fork), dropping one does not give them back (KvCache::release).
 struct KvSequence {
   std::vector<BlockId> blocks;
-  int64_t num_tokens = 0;  // committed
+  int64_t num_tokens = 0;   // committed
+  BlockId sink_block = -1;  // coded caches: the live block that keeps the exact sinks; -1: none
 };
 
 // New rows of one sequence in this step. A sequence appears at most once in a step.

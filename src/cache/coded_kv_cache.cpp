@@ -1,0 +1,494 @@
+#include "cache/coded_kv_cache.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+#include "base/error.h"
+#include "kernels/rope/rope.h"
+#include "tensor/float16.h"
+
+namespace lathe {
+namespace {
+
+int64_t blocks_for(int64_t num_tokens) { return (num_tokens + kBlockSize - 1) / kBlockSize; }
+
+bool is_coded(BlockId id) { return id < 0; }
+
+// The shape of live blocks, once everything that the cache is made of has been checked.
+LiveBlockShape checked_shape(const ModelConfig& config, const KvCodecPolicy& policy,
+                             std::size_t num_rope, const CodedKvCacheOptions& options) {
+  if (config.head_dim % 8 != 0) {
+    fail(ErrorCode::kUnsupported, "head_dim ", config.head_dim, " is not a multiple of 8");
+  }
+  if (policy.num_sinks < 0 || policy.window < 0 || policy.chunk_tokens < kBlockSize ||
+      policy.chunk_tokens % kBlockSize != 0) {
+    fail(ErrorCode::kInvalidArgument, "cache codec: ", policy.num_sinks, " sinks, window ",
+         policy.window, ", chunks of ", policy.chunk_tokens, " (a multiple of ", kBlockSize, ")");
+  }
+  constexpr int64_t kMaxTokens = int64_t{1} << 31;  // block ids are 32 bits
+  if (options.live_tokens < 1 || options.live_tokens > kMaxTokens || options.coded_tokens < 1 ||
+      options.coded_tokens > kMaxTokens || options.max_sequence_tokens < 1 ||
+      static_cast<int64_t>(num_rope) != config.num_layers) {
+    fail(ErrorCode::kInvalidArgument, "a cache of ", options.live_tokens, " live and ",
+         options.coded_tokens, " coded tokens, sequences of up to ", options.max_sequence_tokens,
+         ", rope for ", num_rope, " of ", config.num_layers, " layers");
+  }
+  return {.element = options.live_format == KvFormat::kF32 ? KvElement::kF32 : KvElement::kBF16,
+          .num_layers = config.num_layers,
+          .num_kv_heads = config.num_kv_heads,
+          .head_dim = config.head_dim};
+}
+
+void store_raw(KvElement element, const float* from, int64_t count, std::byte* to) {
+  if (element == KvElement::kF32) {
+    std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
+  } else {
+    auto* out = reinterpret_cast<uint16_t*>(to);
+    for (int64_t j = 0; j < count; ++j) out[j] = bf16_from_float(from[j]);
+  }
+}
+
+void load_raw(KvElement element, const std::byte* from, int64_t count, float* to) {
+  if (element == KvElement::kF32) {
+    std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
+  } else {
+    const auto* in = reinterpret_cast<const uint16_t*>(from);
+    for (int64_t j = 0; j < count; ++j) to[j] = float_from_bf16(in[j]);
+  }
+}
+
+}  // namespace
+
+CodedKvCache::CodedKvCache(const ModelConfig& config, const KvCodec& codec,
+                           std::vector<KvRope> rope, const CodedKvCacheOptions& options)
+    : codec_(codec),
+      policy_(codec.policy()),
+      rope_(std::move(rope)),
+      options_(options),
+      chain_(plan_layer_chain(codec, config.num_layers)),
+      live_(checked_shape(config, policy_, rope_.size(), options), blocks_for(options.live_tokens)),
+      raw_(blocks_for(options.live_tokens) * live_.shape().block_bytes() / 2),
+      codes_(blocks_for(options.coded_tokens) * codec.bytes_per_block()),
+      live_pool_(blocks_for(options.live_tokens)),
+      coded_pool_(blocks_for(options.coded_tokens)),
+      coded_twin_(static_cast<std::size_t>(live_pool_.num_blocks()), -1),
+      live_twin_(static_cast<std::size_t>(coded_pool_.num_blocks()), -1),
+      slot_of_coded_(static_cast<std::size_t>(coded_pool_.num_blocks()), -1) {}
+
+int64_t CodedKvCache::bytes_per_block() const { return live_.shape().block_bytes() * 3 / 2; }
+
+int64_t CodedKvCache::end_of_codes(const KvSequence& sequence) const {
+  const auto num_blocks = static_cast<int64_t>(sequence.blocks.size());
+  const auto begin = sequence.blocks.begin() + std::min(first_codable_block(), num_blocks);
+  return std::partition_point(begin, sequence.blocks.end(), is_coded) - sequence.blocks.begin();
+}
+
+int64_t CodedKvCache::num_coded_tokens(const KvSequence& sequence) const {
+  const int64_t end = end_of_codes(sequence);
+  return std::max<int64_t>(0, std::min(end * kBlockSize, sequence.num_tokens) - policy_.num_sinks);
+}
+
+int64_t CodedKvCache::sinks_in_block(int64_t block_idx) const {
+  return std::clamp<int64_t>(policy_.num_sinks - block_idx * kBlockSize, 0, kBlockSize);
+}
+
+// --- references ---------------------------------------------------------------------------------
+
+void CodedKvCache::add_reference(BlockId id) {
+  is_coded(id) ? coded_pool_.add_reference(~id) : live_pool_.add_reference(id);
+}
+
+void CodedKvCache::release_block(BlockId id) {
+  if (is_coded(id)) {
+    if (!coded_pool_.release(~id)) return;
+    const BlockId live = live_twin_[static_cast<std::size_t>(~id)];
+    if (live >= 0) forget_twin(live);
+  } else if (live_pool_.release(id)) {
+    forget_twin(id);
+  }
+}
+
+void CodedKvCache::forget_twin(BlockId live) {
+  BlockId& twin = coded_twin_[static_cast<std::size_t>(live)];
+  if (twin >= 0) live_twin_[static_cast<std::size_t>(twin)] = -1;
+  twin = -1;
+}
+
+bool CodedKvCache::reserve(KvSequence& sequence, int64_t num_rows) {
+  LATHE_CHECK(num_rows >= 0);
+  const int64_t wanted_tokens = sequence.num_tokens + num_rows;
+  if (wanted_tokens > options_.max_sequence_tokens) {
+    fail(ErrorCode::kInvalidArgument, "a sequence of ", wanted_tokens,
+         " tokens; the cache was made for at most ", options_.max_sequence_tokens);
+  }
+  auto& blocks = sequence.blocks;
+  const auto num_old = static_cast<int64_t>(blocks.size());
+  const int64_t num_new = std::max<int64_t>(0, blocks_for(wanted_tokens) - num_old);
+  const int64_t first_block = sequence.num_tokens / kBlockSize;
+  bool wakes = false;
+  bool copies = false;
+  if (num_rows > 0 && first_block < num_old) {  // the first row goes into a block with tokens
+    const BlockId id = blocks[static_cast<std::size_t>(first_block)];
+    wakes = is_coded(id);
+    copies = !wakes && live_pool_.num_references(id) > 1;
+    if (!wakes && !copies) forget_twin(id);  // its content is about to change
+  }
+  if (num_new + (wakes || copies ? 1 : 0) > live_pool_.num_free()) return false;
+  if (wakes) {
+    Exec own{own_thread_, own_workspace_};
+    LATHE_CHECK(wake_blocks(sequence, first_block, first_block + 1, own));
+  }
+  if (copies) {
+    BlockId& shared = blocks[static_cast<std::size_t>(first_block)];
+    const BlockId own = *live_pool_.allocate();
+    live_.copy_block(shared, own);
+    for (int64_t layer = 0; layer < live_.shape().num_layers; ++layer) {
+      std::memcpy(raw_keys(layer, own), raw_keys(layer, shared),
+                  static_cast<std::size_t>(live_.shape().plane_bytes()));
+    }
+    release_block(shared);
+    shared = own;
+  }
+  for (int64_t i = 0; i < num_new; ++i) blocks.push_back(*live_pool_.allocate());
+  return true;
+}
+
+void CodedKvCache::truncate(KvSequence& sequence, int64_t num_tokens) {
+  LATHE_CHECK(num_tokens >= 0 && num_tokens <= sequence.num_tokens);
+  const auto kept = static_cast<std::size_t>(blocks_for(num_tokens));
+  while (sequence.blocks.size() > kept) {
+    release_block(sequence.blocks.back());
+    sequence.blocks.pop_back();
+  }
+  sequence.num_tokens = num_tokens;
+  if (sequence.sink_block >= 0 && end_of_codes(sequence) <= first_codable_block()) {
+    release_block(sequence.sink_block);
+    sequence.sink_block = -1;
+  }
+}
+
+void CodedKvCache::release(KvSequence& sequence) { truncate(sequence, 0); }
+
+void CodedKvCache::fork(const KvSequence& source, int64_t num_tokens, KvSequence& target) {
+  LATHE_CHECK(num_tokens >= 0 && num_tokens <= source.num_tokens);
+  LATHE_CHECK(target.blocks.empty() && target.num_tokens == 0);
+  for (int64_t b = 0; b < blocks_for(num_tokens); ++b) {
+    const BlockId id = source.blocks[static_cast<std::size_t>(b)];
+    add_reference(id);
+    target.blocks.push_back(id);
+  }
+  target.num_tokens = num_tokens;
+  if (source.sink_block >= 0 && end_of_codes(target) > first_codable_block()) {
+    add_reference(source.sink_block);
+    target.sink_block = source.sink_block;
+  }
+}
+
+// --- memory -------------------------------------------------------------------------------------
+
+std::byte* CodedKvCache::raw_keys(int64_t layer, BlockId block) {
+  return raw_.data() + (layer * live_pool_.num_blocks() + block) * live_.shape().plane_bytes();
+}
+
+std::byte* CodedKvCache::view_memory(std::size_t slot) {
+  return view_memory_.data() + static_cast<int64_t>(slot) * 2 * live_.shape().plane_bytes();
+}
+
+KvLayerRows CodedKvCache::buffer_rows(float* buffers, int64_t buffer) const {
+  if (buffer < 0) return {};
+  float* keys = buffers + buffer * buffer_floats();
+  return {keys, keys + buffer_floats() / 2};
+}
+
+int64_t CodedKvCache::scratch_floats() const {
+  const int64_t floats = (chain_.num_buffers + 1) * buffer_floats() + codec_.scratch_floats();
+  return (floats + 15) / 16 * 16;
+}
+
+// --- encoding -----------------------------------------------------------------------------------
+
+// Gives the next num_blocks live blocks coded ids and queues the encoding of those that have none
+// yet. False when the codes have no room for all of them.
+bool CodedKvCache::queue_chunk(KvSequence& sequence, int64_t num_blocks) {
+  const int64_t begin = end_of_codes(sequence);
+  int64_t needed = 0;
+  for (int64_t b = begin; b < begin + num_blocks; ++b) {
+    const BlockId live = sequence.blocks[static_cast<std::size_t>(b)];
+    if (coded_twin_[static_cast<std::size_t>(live)] < 0) ++needed;
+  }
+  if (needed > coded_pool_.num_free()) return false;
+  for (int64_t b = begin; b < begin + num_blocks; ++b) {
+    BlockId& id = sequence.blocks[static_cast<std::size_t>(b)];
+    const BlockId live = id;
+    BlockId& twin = coded_twin_[static_cast<std::size_t>(live)];
+    if (twin >= 0) {
+      coded_pool_.add_reference(twin);
+    } else {
+      twin = *coded_pool_.allocate();
+      live_twin_[static_cast<std::size_t>(twin)] = live;
+      jobs_.push_back({live, twin, sinks_in_block(b)});
+    }
+    id = ~twin;
+    if (sinks_in_block(b) > 0) {
+      sequence.sink_block = live;  // keeps its reference, for the exact rows
+    } else {
+      // The job still reads it: nothing is written into a freed live block before reserve().
+      release_block(live);
+    }
+  }
+  return true;
+}
+
+void CodedKvCache::run_encode_jobs(Exec& exec) {
+  if (jobs_.empty()) return;
+  const Workspace::Scope scope(exec.workspace);
+  float* scratch = exec.workspace.allocate_as<float>(exec.threads.num_threads() * scratch_floats());
+  exec.threads.parallel_for(
+      static_cast<int64_t>(jobs_.size()), 1, [&](int64_t begin, int64_t end, int thread_idx) {
+        for (int64_t i = begin; i < end; ++i) {
+          encode_block(jobs_[static_cast<std::size_t>(i)], scratch + thread_idx * scratch_floats());
+        }
+      });
+  jobs_.clear();
+}
+
+void CodedKvCache::encode_block(const EncodeJob& job, float* scratch) {
+  const LiveBlockShape& shape = live_.shape();
+  float* codec_scratch = scratch + (chain_.num_buffers + 1) * buffer_floats();
+  // One buffer more than the chain has: encoding is not in place, since the exact rows and the
+  // rebuilt rows below are needed at once.
+  for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
+    const int64_t base = chain_.base[static_cast<std::size_t>(layer)];
+    const int64_t target = chain_.buffer[static_cast<std::size_t>(layer)];
+    const KvLayerRows below =
+        buffer_rows(scratch, base < 0 ? -1 : chain_.buffer[static_cast<std::size_t>(base)]);
+    const KvLayerRows rows = buffer_rows(scratch, chain_.num_buffers);
+    load_raw(shape.element, raw_keys(layer, job.live), kBlockSize * shape.kv_size(), rows.keys);
+    for (int64_t t = 0; t < kBlockSize; ++t) {
+      load_value(shape, live_.values(layer, job.live), t, rows.values + t * shape.kv_size());
+    }
+    codec_.encode_layer(layer, below, rows, job.first_row, codes(job.coded), codec_scratch);
+    const KvLayerRows kept = buffer_rows(scratch, target);
+    std::memcpy(kept.keys, rows.keys, static_cast<std::size_t>(buffer_floats()) * sizeof(float));
+  }
+}
+
+bool CodedKvCache::park(KvSequence& sequence, Exec& exec) {
+  LATHE_CHECK(!in_step_);
+  const int64_t num_blocks = sequence.num_tokens / kBlockSize - end_of_codes(sequence);
+  if (num_blocks <= 0) return true;
+  if (!queue_chunk(sequence, num_blocks)) return false;
+  run_encode_jobs(exec);
+  return true;
+}
+
+// --- decoding -----------------------------------------------------------------------------------
+
+void CodedKvCache::decode_one(int64_t layer, const Rebuilt& block, float* buffers, float* scratch) {
+  const int64_t base = chain_.base[static_cast<std::size_t>(layer)];
+  const KvLayerRows below =
+      buffer_rows(buffers, base < 0 ? -1 : chain_.buffer[static_cast<std::size_t>(base)]);
+  codec_.decode_layer(layer, codes(block.coded), below,
+                      buffer_rows(buffers, chain_.buffer[static_cast<std::size_t>(layer)]),
+                      scratch);
+}
+
+// Rebuilt rows, rotated, and the exact sinks over them, in attention's layout.
+void CodedKvCache::store_rows(int64_t layer, const Rebuilt& block, float* buffers, std::byte* keys,
+                              std::byte* values, float* scratch, Exec& exec) {
+  const LiveBlockShape& shape = live_.shape();
+  const KvLayerRows rows = buffer_rows(buffers, chain_.buffer[static_cast<std::size_t>(layer)]);
+  const KvRope& tables = rope_[static_cast<std::size_t>(layer)];
+  int64_t positions[kBlockSize];
+  for (int64_t t = 0; t < kBlockSize; ++t) positions[t] = block.first_position + t;
+  rope({.x = rows.keys,
+        .y = scratch,
+        .positions = positions,
+        .cos = tables.cos,
+        .sin = tables.sin,
+        .num_positions = tables.num_positions,
+        .num_rows = kBlockSize,
+        .num_heads = shape.num_kv_heads,
+        .head_dim = shape.head_dim,
+        .rotary_dim = tables.rotary_dim},
+       exec);
+  const int64_t num_sinks =
+      block.sink_block < 0 ? 0 : sinks_in_block(block.first_position / kBlockSize);
+  for (int64_t t = 0; t < num_sinks; ++t) {
+    float* key = scratch + t * shape.kv_size();
+    load_key(shape, live_.keys(layer, block.sink_block), t, key);
+    store_key(shape, key, t, keys);
+    load_value(shape, live_.values(layer, block.sink_block), t, key);
+    store_value(shape, key, t, values);
+  }
+  for (int64_t t = num_sinks; t < kBlockSize; ++t) {
+    store_key(shape, scratch + t * shape.kv_size(), t, keys);
+    store_value(shape, rows.values + t * shape.kv_size(), t, values);
+  }
+}
+
+void CodedKvCache::rebuild_live(BlockId coded, BlockId sink_block, int64_t first_position,
+                                BlockId live, float* scratch, Exec& exec) {
+  const LiveBlockShape& shape = live_.shape();
+  const Rebuilt block{coded, first_position, sink_block};
+  float* row_scratch = scratch + chain_.num_buffers * buffer_floats();
+  float* codec_scratch = row_scratch + buffer_floats();
+  for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
+    decode_one(layer, block, scratch, codec_scratch);
+    store_rows(layer, block, scratch, live_.keys(layer, live), live_.values(layer, live),
+               row_scratch, exec);
+    const KvLayerRows rows = buffer_rows(scratch, chain_.buffer[static_cast<std::size_t>(layer)]);
+    store_raw(shape.element, rows.keys, kBlockSize * shape.kv_size(), raw_keys(layer, live));
+  }
+}
+
+bool CodedKvCache::wake_blocks(KvSequence& sequence, int64_t begin, int64_t end, Exec& exec) {
+  if (end - begin > live_pool_.num_free()) return false;
+  const Workspace::Scope scope(exec.workspace);
+  float* scratch = exec.workspace.allocate_as<float>(exec.threads.num_threads() * scratch_floats());
+  auto* live = exec.workspace.allocate_as<BlockId>(end - begin);
+  for (int64_t i = 0; i < end - begin; ++i) live[i] = *live_pool_.allocate();
+  exec.threads.parallel_for(end - begin, 1, [&](int64_t from, int64_t to, int thread_idx) {
+    for (int64_t i = from; i < to; ++i) {
+      const int64_t b = begin + i;
+      rebuild_live(~sequence.blocks[static_cast<std::size_t>(b)],
+                   sinks_in_block(b) > 0 ? sequence.sink_block : -1, b * kBlockSize, live[i],
+                   scratch + thread_idx * scratch_floats(), exec);
+    }
+  });
+  for (int64_t i = 0; i < end - begin; ++i) {
+    BlockId& id = sequence.blocks[static_cast<std::size_t>(begin + i)];
+    release_block(id);
+    id = live[i];
+    if (sinks_in_block(begin + i) > 0 && sequence.sink_block >= 0) {
+      release_block(sequence.sink_block);
+      sequence.sink_block = -1;
+    }
+  }
+  return true;
+}
+
+bool CodedKvCache::wake(KvSequence& sequence, Exec& exec) {
+  LATHE_CHECK(!in_step_);
+  const auto num_blocks = static_cast<int64_t>(sequence.blocks.size());
+  return wake_blocks(sequence, std::min(first_codable_block(), num_blocks), end_of_codes(sequence),
+                     exec);
+}
+
+// --- a step -------------------------------------------------------------------------------------
+
+void CodedKvCache::begin_step(std::span<const KvRows> rows, Exec& exec) {
+  LATHE_CHECK(!in_step_);
+  if (options_.encode_while_running) {
+    for (const KvRows& run : rows) {
+      KvSequence& sequence = *run.sequence;
+      for (;;) {
+        const int64_t exact = sequence.num_tokens - end_of_codes(sequence) * kBlockSize;
+        if (exact < std::max<int64_t>(1, policy_.window + policy_.chunk_tokens)) break;
+        if (!queue_chunk(sequence, policy_.chunk_tokens / kBlockSize)) break;  // stays exact
+      }
+    }
+    run_encode_jobs(exec);
+  }
+  in_step_ = true;
+  rows_ = rows;
+  list_coded_blocks();
+}
+
+// Which coded blocks this step reads, each once, and where every run's views begin.
+void CodedKvCache::list_coded_blocks() {
+  for (const Rebuilt& block : rebuilt_) slot_of_coded_[static_cast<std::size_t>(block.coded)] = -1;
+  rebuilt_.clear();
+  view_begin_.clear();
+  std::size_t num_views = 0;
+  for (const KvRows& run : rows_) {
+    const KvSequence& sequence = *run.sequence;
+    const int64_t num_blocks = blocks_for(sequence.num_tokens + run.num_rows);
+    LATHE_CHECK(static_cast<int64_t>(sequence.blocks.size()) >= num_blocks);
+    view_begin_.push_back(num_views);
+    num_views += static_cast<std::size_t>(num_blocks);
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      const BlockId id = sequence.blocks[static_cast<std::size_t>(b)];
+      if (!is_coded(id) || slot_of_coded_[static_cast<std::size_t>(~id)] >= 0) continue;
+      slot_of_coded_[static_cast<std::size_t>(~id)] = static_cast<int32_t>(rebuilt_.size());
+      rebuilt_.push_back(
+          {~id, b * kBlockSize, sinks_in_block(b) > 0 ? sequence.sink_block : BlockId{-1}});
+    }
+  }
+  view_begin_.push_back(num_views);
+  views_.resize(num_views);
+  const auto slots = static_cast<int64_t>(rebuilt_.size());
+  // A quarter more, so that a growing sequence does not ask for memory at every chunk.
+  const int64_t chain_bytes = slots * chain_.num_buffers * buffer_floats() * 4;
+  const int64_t view_bytes = slots * 2 * live_.shape().plane_bytes();
+  if (chain_bytes > chain_memory_.size()) chain_memory_.reserve(chain_bytes + chain_bytes / 4);
+  if (view_bytes > view_memory_.size()) view_memory_.reserve(view_bytes + view_bytes / 4);
+}
+
+void CodedKvCache::append(int64_t layer, const float* k_raw, const float* k, const float* v,
+                          int64_t stride, Exec& exec) {
+  LATHE_CHECK(in_step_);
+  const LiveBlockShape& shape = live_.shape();
+  const int64_t row_bytes = shape.plane_bytes() / kBlockSize;
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    const KvRows& run = rows_[i];
+    const auto& blocks = run.sequence->blocks;
+    exec.threads.parallel_for(run.num_rows, 8, [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; ++row) {
+        const int64_t position = run.sequence->num_tokens + row;
+        const BlockId block = blocks[static_cast<std::size_t>(position / kBlockSize)];
+        const int64_t token = position % kBlockSize;
+        const int64_t from = (run.row_begin + row) * stride;
+        store_key(shape, k + from, token, live_.keys(layer, block));
+        store_value(shape, v + from, token, live_.values(layer, block));
+        store_raw(shape.element, k_raw + from, shape.kv_size(),
+                  raw_keys(layer, block) + token * row_bytes);
+      }
+    });
+  }
+
+  const Workspace::Scope scope(exec.workspace);
+  const int64_t per_thread = (buffer_floats() + codec_.scratch_floats() + 15) / 16 * 16;
+  float* scratch = exec.workspace.allocate_as<float>(exec.threads.num_threads() * per_thread);
+  exec.threads.parallel_for(
+      static_cast<int64_t>(rebuilt_.size()), 1, [&](int64_t begin, int64_t end, int thread_idx) {
+        float* own = scratch + thread_idx * per_thread;
+        for (int64_t i = begin; i < end; ++i) {
+          const Rebuilt& block = rebuilt_[static_cast<std::size_t>(i)];
+          float* buffers = chain_memory_.as<float>() + i * chain_.num_buffers * buffer_floats();
+          std::byte* keys = view_memory(static_cast<std::size_t>(i));
+          decode_one(layer, block, buffers, own + buffer_floats());
+          store_rows(layer, block, buffers, keys, keys + shape.plane_bytes(), own, exec);
+        }
+      });
+
+  for (std::size_t i = 0; i < rows_.size(); ++i) {
+    const auto& blocks = rows_[i].sequence->blocks;
+    for (std::size_t b = 0; view_begin_[i] + b < view_begin_[i + 1]; ++b) {
+      KvBlockView& view = views_[view_begin_[i] + b];
+      if (!is_coded(blocks[b])) {
+        view = live_.view(layer, blocks[b]);
+        continue;
+      }
+      const auto slot =
+          static_cast<std::size_t>(slot_of_coded_[static_cast<std::size_t>(~blocks[b])]);
+      const std::byte* keys = view_memory(slot);
+      view = {keys, keys + shape.plane_bytes()};
+    }
+  }
+}
+
+std::span<const KvBlockView> CodedKvCache::views(int64_t, int64_t rows_idx) {
+  LATHE_CHECK(in_step_);
+  const auto i = static_cast<std::size_t>(rows_idx);
+  return {views_.data() + view_begin_[i], view_begin_[i + 1] - view_begin_[i]};
+}
+
+void CodedKvCache::commit() {
+  LATHE_CHECK(in_step_);
+  for (const KvRows& run : rows_) run.sequence->num_tokens += run.num_rows;
+  in_step_ = false;
+}
+
+}  // namespace lathe

@@ -1,0 +1,408 @@
+#include "cache/coded_kv_cache.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "base/error.h"
+#include "cache/layer_difference_codec.h"
+#include "kernels/rope/rope.h"
+#include "support/all_close.h"
+#include "support/kernel_cases.h"
+
+namespace lathe {
+namespace {
+
+constexpr int64_t kMaxTokens = 1024;
+
+ModelConfig small_config() {
+  ModelConfig config;
+  config.num_layers = 5;
+  config.num_heads = 4;
+  config.num_kv_heads = 2;
+  config.head_dim = 16;
+  return config;
+}
+
+// A made-up model: keys before RoPE and values of every layer and position, each layer near the one
+// `stride` below it; and the rotation.
+class Rows {
+ public:
+  explicit Rows(const ModelConfig& config, uint64_t seed = 1, int64_t stride = 1)
+      : config_(config), half_(config.head_dim / 2) {
+    const int64_t size = kMaxTokens * config.kv_size();
+    for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+      const bool first = layer < stride;
+      k_raw_.push_back(normal_values(size, seed + uint64_t(layer) * 2, first ? 1 : 0.1));
+      v_.push_back(normal_values(size, seed + uint64_t(layer) * 2 + 1, first ? 1 : 0.1));
+      if (first) continue;
+      for (std::size_t i = 0; i < std::size_t(size); ++i) {
+        k_raw_.back()[i] += k_raw_[std::size_t(layer - stride)][i];
+        v_.back()[i] += v_[std::size_t(layer - stride)][i];
+      }
+    }
+    for (int64_t i = 0; i < kMaxTokens * half_; ++i) {
+      const double angle = double(i / half_) * std::pow(100.0, -double(i % half_) / double(half_));
+      cos_.push_back(float(std::cos(angle)));
+      sin_.push_back(float(std::sin(angle)));
+    }
+    for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+      k_.push_back(k_raw_[std::size_t(layer)]);
+      std::vector<int64_t> positions;
+      for (int64_t t = 0; t < kMaxTokens; ++t) positions.push_back(t);
+      rope({.x = k_.back().data(),
+            .y = k_.back().data(),
+            .positions = positions.data(),
+            .cos = cos_.data(),
+            .sin = sin_.data(),
+            .num_positions = kMaxTokens,
+            .num_rows = kMaxTokens,
+            .num_heads = config.num_kv_heads,
+            .head_dim = config.head_dim,
+            .rotary_dim = config.head_dim},
+           owned_.exec);
+    }
+  }
+
+  std::vector<KvRope> ropes() const {
+    const KvRope rope{cos_.data(), sin_.data(), kMaxTokens, config_.head_dim};
+    return std::vector<KvRope>(std::size_t(config_.num_layers), rope);
+  }
+  const float* k_raw(int64_t layer, int64_t t) const { return at(k_raw_, layer, t); }
+  const float* k(int64_t layer, int64_t t) const { return at(k_, layer, t); }
+  const float* v(int64_t layer, int64_t t) const { return at(v_, layer, t); }
+
+ private:
+  const float* at(const std::vector<std::vector<float>>& rows, int64_t layer, int64_t t) const {
+    return rows[std::size_t(layer)].data() + t * config_.kv_size();
+  }
+  ModelConfig config_;
+  int64_t half_;
+  std::vector<std::vector<float>> k_raw_, k_, v_;
+  std::vector<float> cos_, sin_;
+  OwnedExec owned_{1};
+};
+
+// One step of one sequence: appends the next num_rows rows at every layer. Returns what attention
+// with the query `q` ([num_heads, head_dim], for the last row) gives at each layer.
+std::vector<float> step(KvCache& cache, KvSequence& sequence, const Rows& rows,
+                        const ModelConfig& config, int64_t num_rows, const std::vector<float>& q,
+                        Exec& exec) {
+  EXPECT_TRUE(cache.reserve(sequence, num_rows));
+  const KvRows run{&sequence, 0, num_rows};
+  const int64_t begin = sequence.num_tokens;
+  cache.begin_step({&run, 1}, exec);
+  std::vector<float> outputs;
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    cache.append(layer, rows.k_raw(layer, begin), rows.k(layer, begin), rows.v(layer, begin),
+                 config.kv_size(), exec);
+    std::vector<float> out(q.size());
+    const AttentionSegment segment{0, 1, begin + num_rows - 1, cache.views(layer, 0).data()};
+    attention({.q = q.data(),
+               .out = out.data(),
+               .segments = {&segment, 1},
+               .element = cache.element(),
+               .num_heads = config.num_heads,
+               .num_kv_heads = config.num_kv_heads,
+               .head_dim = config.head_dim,
+               .scale = 0.25f},
+              exec);
+    outputs.insert(outputs.end(), out.begin(), out.end());
+  }
+  cache.commit();
+  return outputs;
+}
+
+// Keys and values of all layers as attention sees them: [layer][position][key, value][kv_size].
+std::vector<float> content(KvCache& cache, KvSequence& sequence, const ModelConfig& config,
+                           Exec& exec) {
+  const KvRows run{&sequence, 0, 0};
+  const LiveBlockShape shape{cache.element(), config.num_layers, config.num_kv_heads,
+                             config.head_dim};
+  const auto kv = std::size_t(config.kv_size());
+  const auto num_tokens = std::size_t(sequence.num_tokens);
+  std::vector<float> rows(std::size_t(config.num_layers) * num_tokens * 2 * kv);
+  cache.begin_step({&run, 1}, exec);
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    cache.append(layer, nullptr, nullptr, nullptr, 0, exec);
+    const auto views = cache.views(layer, 0);
+    for (std::size_t t = 0; t < num_tokens; ++t) {
+      const KvBlockView& view = views[t / kBlockSize];
+      float* row = rows.data() + (std::size_t(layer) * num_tokens + t) * 2 * kv;
+      load_key(shape, static_cast<const std::byte*>(view.keys), int64_t(t) % kBlockSize, row);
+      load_value(shape, static_cast<const std::byte*>(view.values), int64_t(t) % kBlockSize,
+                 row + kv);
+    }
+  }
+  cache.commit();
+  return rows;
+}
+
+struct Pair {
+  explicit Pair(KvCodecPolicy codec_policy, KvFormat format = KvFormat::kF32, int64_t stride = 1,
+                bool encode_while_running = true)
+      : rows(config, 1, stride),
+        codec(config.num_layers, config.kv_size(), codec_policy, stride),
+        coded(config, codec, rows.ropes(),
+              {.live_format = format,
+               .live_tokens = 2048,
+               .coded_tokens = 2048,
+               .max_sequence_tokens = kMaxTokens,
+               .encode_while_running = encode_while_running}),
+        plain(make_kv_cache(config, format, 2048, kMaxTokens)),
+        a(coded.new_sequence()),
+        b(plain->new_sequence()),
+        q(normal_values(config.num_heads * config.head_dim, 99)) {}
+
+  // Both caches take the same rows; returns the largest difference of the attention outputs.
+  double advance(int64_t num_rows) {
+    const auto x = step(coded, a, rows, config, num_rows, q, owned.exec);
+    const auto y = step(*plain, b, rows, config, num_rows, q, owned.exec);
+    double worst = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      EXPECT_TRUE(std::isfinite(x[i]));
+      worst = std::max(worst, std::fabs(double{x[i]} - double{y[i]}));
+    }
+    return worst;
+  }
+
+  // Which positions of the coded cache differ from the plain one in some layer, and by how much.
+  std::vector<double> differences() {
+    const auto x = content(coded, a, config, owned.exec);
+    const auto y = content(*plain, b, config, owned.exec);
+    const auto num_tokens = std::size_t(a.num_tokens);
+    const auto row = std::size_t(2 * config.kv_size());
+    std::vector<double> worst(num_tokens);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const std::size_t t = i / row % num_tokens;
+      worst[t] = std::max(worst[t], std::fabs(double{x[i]} - double{y[i]}));
+    }
+    return worst;
+  }
+
+  const ModelConfig config = small_config();
+  const Rows rows;
+  const LayerDifferenceCodec codec;
+  CodedKvCache coded;
+  const std::unique_ptr<KvCache> plain;
+  KvSequence a, b;
+  const std::vector<float> q;
+  OwnedExec owned{2};
+};
+
+// Half an int8 step of the residual: 1/254 of the row's largest value, below 5 standard deviations
+// (normal, 32 values a row). Layers above the first have residuals of a tenth of that plus the
+// error below: errors do not add up over layers. RoPE turns a pair of errors: sqrt(2) at most.
+constexpr double kCodeError = 5.0 / 254 * 1.4143;
+
+TEST(CodedKvCache, SinksAndWindowAreExactAndTheRestIsClose) {
+  for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16}) {
+    for (const int64_t num_sinks : {0, 4, 32, 37}) {
+      Pair pair({.num_sinks = num_sinks, .window = 40, .chunk_tokens = 64}, format);
+      SCOPED_TRACE(testing::Message() << "sinks " << num_sinks << " format " << int(format));
+      double worst = 0;
+      worst = std::max(worst, pair.advance(100));
+      EXPECT_EQ(worst, 0) << "nothing is encoded before the next step";
+      for (int i = 0; i < 90; ++i) worst = std::max(worst, pair.advance(1));
+      for (int i = 0; i < 5; ++i) worst = std::max(worst, pair.advance(33));
+      EXPECT_GT(worst, 0);
+      // Weights that move by the error of a score and values that move by kCodeError; with bf16,
+      // the rebuilt rows are rounded once more.
+      EXPECT_LT(worst, 6 * kCodeError);
+
+      const auto differences = pair.differences();
+      const int64_t num_tokens = pair.a.num_tokens;
+      ASSERT_EQ(num_tokens, 355);
+      const int64_t coded_end = num_sinks + pair.coded.num_coded_tokens(pair.a);
+      EXPECT_GE(num_tokens - coded_end, 40) << "window";
+      EXPECT_LT(num_tokens - coded_end, 40 + 64) << "chunks are encoded as soon as they can be";
+      for (int64_t t = 0; t < num_tokens; ++t) {
+        const double difference = differences[std::size_t(t)];
+        if (t < num_sinks || t >= coded_end) {
+          EXPECT_EQ(difference, 0) << "position " << t;
+        } else {
+          EXPECT_GT(difference, 0) << "position " << t;
+          EXPECT_LT(difference, kCodeError + (format == KvFormat::kF32 ? 0 : 0.04))
+              << "position " << t;
+        }
+      }
+    }
+  }
+}
+
+TEST(CodedKvCache, ChunkingOfThePromptDoesNotMatter) {
+  // Encoding is per token here, so the same tokens are coded to the same values however they came.
+  const KvCodecPolicy policy{.num_sinks = 4, .window = 32, .chunk_tokens = 32};
+  Pair at_once(policy);
+  Pair in_pieces(policy);
+  at_once.advance(320);
+  at_once.advance(1);
+  for (const int64_t num_rows : {1, 31, 64, 100, 60, 64, 1}) in_pieces.advance(num_rows);
+  const auto x = content(at_once.coded, at_once.a, at_once.config, at_once.owned.exec);
+  const auto y = content(in_pieces.coded, in_pieces.a, in_pieces.config, in_pieces.owned.exec);
+  EXPECT_GT(at_once.coded.num_coded_tokens(at_once.a), 200);
+  EXPECT_TRUE(same_bits(x, y));
+}
+
+TEST(CodedKvCache, TwoInterleavedChainsOfLayers) {
+  Pair pair({.num_sinks = 4, .window = 0, .chunk_tokens = 32}, KvFormat::kF32, /*stride=*/2);
+  pair.advance(200);
+  EXPECT_GT(pair.advance(1), 0);
+  for (const double difference : pair.differences()) EXPECT_LT(difference, kCodeError);
+}
+
+TEST(CodedKvCache, TruncateIntoTheCodesAndGoOn) {
+  for (const int64_t num_sinks : {4, 0}) {
+    Pair pair({.num_sinks = num_sinks, .window = 32, .chunk_tokens = 32});
+    pair.advance(300);
+    pair.advance(1);
+    for (const int64_t num_tokens : {150, 128, 17, 3}) {
+      pair.coded.truncate(pair.a, num_tokens);
+      pair.plain->truncate(pair.b, num_tokens);
+      pair.advance(1);
+      const auto differences = pair.differences();
+      EXPECT_EQ(differences.back(), 0);
+      for (std::size_t t = 0; t < differences.size(); ++t) {
+        EXPECT_LT(differences[t], kCodeError) << t;
+        if (int64_t(t) < num_sinks) {
+          EXPECT_EQ(differences[t], 0) << t;
+        }
+      }
+      pair.advance(40);
+      for (const double difference : pair.differences()) EXPECT_LT(difference, kCodeError);
+    }
+    const int64_t num_blocks = pair.coded.num_blocks();
+    pair.coded.release(pair.a);
+    EXPECT_EQ(pair.coded.num_free_blocks(), num_blocks);
+    EXPECT_EQ(pair.coded.num_free_coded_blocks(), 2048 / kBlockSize);
+  }
+}
+
+TEST(CodedKvCache, AForkSharesCodes) {
+  Pair pair({.num_sinks = 4, .window = 32, .chunk_tokens = 32});
+  pair.advance(200);
+  KvSequence fork = pair.coded.new_sequence();
+  pair.coded.fork(pair.a, 180, fork);  // while everything is live
+  pair.advance(1);                     // a's blocks 0..4 are encoded
+  const int64_t free_coded = pair.coded.num_free_coded_blocks();
+  EXPECT_LT(free_coded, 2048 / kBlockSize);
+  // The fork, which still has the live blocks, takes the same codes instead of making its own.
+  step(pair.coded, fork, pair.rows, pair.config, 1, pair.q, pair.owned.exec);
+  EXPECT_EQ(pair.coded.num_free_coded_blocks(), free_coded);
+  EXPECT_EQ(fork.blocks[0], pair.a.blocks[0]);
+  EXPECT_EQ(fork.blocks[2], pair.a.blocks[2]);
+
+  // A second one shares codes from the start, and both are right in one step.
+  KvSequence second = pair.coded.new_sequence();
+  pair.coded.fork(pair.a, 100, second);
+  const auto of_a = content(pair.coded, pair.a, pair.config, pair.owned.exec);
+  const auto of_second = content(pair.coded, second, pair.config, pair.owned.exec);
+  const auto row = std::size_t(2 * pair.config.kv_size());
+  EXPECT_TRUE(same_bits({of_a.data(), 100 * row}, {of_second.data(), 100 * row}));
+
+  // Writing into a shared coded block makes it the writer's own.
+  step(pair.coded, second, pair.rows, pair.config, 1, pair.q, pair.owned.exec);
+  EXPECT_TRUE(same_bits(content(pair.coded, pair.a, pair.config, pair.owned.exec), of_a));
+
+  pair.coded.release(pair.a);
+  for (const double x : content(pair.coded, fork, pair.config, pair.owned.exec)) {
+    ASSERT_TRUE(std::isfinite(x));
+  }
+  pair.coded.release(fork);
+  pair.coded.release(second);
+  EXPECT_EQ(pair.coded.num_free_blocks(), pair.coded.num_blocks());
+  EXPECT_EQ(pair.coded.num_free_coded_blocks(), 2048 / kBlockSize);
+}
+
+TEST(CodedKvCache, ABlockThatWasRewrittenIsEncodedAnew) {
+  // a and fork share live blocks; a encodes them; fork goes back, writes other tokens into one of
+  // them, and encodes: it must not find a's codes.
+  Pair pair({.num_sinks = 0, .window = 32, .chunk_tokens = 32});
+  const Rows other(pair.config, 500);
+  pair.advance(128);
+  KvSequence fork = pair.coded.new_sequence();
+  pair.coded.fork(pair.a, 128, fork);
+  pair.advance(1);
+  pair.coded.truncate(fork, 40);
+  step(pair.coded, fork, other, pair.config, 88, pair.q, pair.owned.exec);
+  step(pair.coded, fork, other, pair.config, 1, pair.q, pair.owned.exec);
+  ASSERT_GT(pair.coded.num_coded_tokens(fork), 60);
+  const auto actual = content(pair.coded, fork, pair.config, pair.owned.exec);
+  pair.plain->truncate(pair.b, 40);
+  step(*pair.plain, pair.b, other, pair.config, 89, pair.q, pair.owned.exec);
+  const auto expected = content(*pair.plain, pair.b, pair.config, pair.owned.exec);
+  EXPECT_TRUE(all_close(actual, expected, 0, kCodeError));
+}
+
+TEST(CodedKvCache, ParkedSequencesWakeAsAWhole) {
+  for (const int64_t num_sinks : {4, 0}) {
+    Pair pair({.num_sinks = num_sinks, .window = 32, .chunk_tokens = 32}, KvFormat::kF32, 1,
+              /*encode_while_running=*/false);
+    pair.advance(200);
+    EXPECT_EQ(pair.advance(100), 0);
+    const int64_t free_live = pair.coded.num_free_blocks();
+    ASSERT_TRUE(pair.coded.park(pair.a, pair.owned.exec));
+    EXPECT_EQ(pair.coded.num_coded_tokens(pair.a), 288 - num_sinks);
+    EXPECT_EQ(pair.coded.num_free_blocks(), free_live + (num_sinks > 0 ? 8 : 9));
+    const auto parked = content(pair.coded, pair.a, pair.config, pair.owned.exec);
+    ASSERT_TRUE(pair.coded.wake(pair.a, pair.owned.exec));
+    EXPECT_EQ(pair.coded.num_coded_tokens(pair.a), 0);
+    EXPECT_EQ(pair.coded.num_free_blocks(), free_live);
+    EXPECT_EQ(pair.coded.num_free_coded_blocks(), 2048 / kBlockSize);
+    const auto woken = content(pair.coded, pair.a, pair.config, pair.owned.exec);
+    EXPECT_TRUE(same_bits(parked, woken));
+    const double difference = pair.advance(1);
+    EXPECT_GT(difference, 0);
+    EXPECT_LT(difference, 6 * kCodeError);
+    // Parking again: the exact sinks survived, and the rest moves by no more than one more step.
+    ASSERT_TRUE(pair.coded.park(pair.a, pair.owned.exec));
+    const auto differences = pair.differences();
+    for (std::size_t t = 0; t < differences.size(); ++t) {
+      EXPECT_LT(differences[t], 2 * kCodeError);
+      if (int64_t(t) < num_sinks) {
+        EXPECT_EQ(differences[t], 0) << t;
+      }
+    }
+  }
+}
+
+TEST(CodedKvCache, WithoutRoomForCodesTokensStayExact) {
+  Pair pair({.num_sinks = 4, .window = 0, .chunk_tokens = 32});
+  CodedKvCache small(pair.config, pair.codec, pair.rows.ropes(),
+                     {.live_format = KvFormat::kF32,
+                      .live_tokens = 256,
+                      .coded_tokens = 64,
+                      .max_sequence_tokens = kMaxTokens});
+  KvSequence sequence = small.new_sequence();
+  step(small, sequence, pair.rows, pair.config, 150, pair.q, pair.owned.exec);
+  step(small, sequence, pair.rows, pair.config, 1, pair.q, pair.owned.exec);
+  EXPECT_EQ(small.num_coded_tokens(sequence), 60);
+  EXPECT_FALSE(small.park(sequence, pair.owned.exec));
+  EXPECT_EQ(small.num_coded_tokens(sequence), 60);
+  EXPECT_FALSE(small.reserve(sequence, 300)) << "live blocks run out";
+  EXPECT_EQ(sequence.num_tokens, 151);
+}
+
+TEST(CodedKvCache, RefusesWhatCannotBe) {
+  const ModelConfig config = small_config();
+  const Rows rows(config);
+  const auto code = [&](KvCodecPolicy policy, CodedKvCacheOptions options, int64_t stride = 1) {
+    const LayerDifferenceCodec codec(config.num_layers, config.kv_size(), policy, stride);
+    try {
+      CodedKvCache(config, codec, rows.ropes(), options);
+    } catch (const Error& error) {
+      return error.code();
+    }
+    return ErrorCode::kInternal;
+  };
+  const CodedKvCacheOptions good{
+      .live_tokens = 64, .coded_tokens = 64, .max_sequence_tokens = kMaxTokens};
+  EXPECT_EQ(code({}, good), ErrorCode::kInternal) << "nothing was thrown";
+  EXPECT_EQ(code({.chunk_tokens = 48}, good), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code({.window = -1}, good), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code({}, {}), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code({}, good, /*stride=*/-1), ErrorCode::kInvalidArgument) << "based on a later layer";
+}
+
+}  // namespace
+}  // namespace lathe
