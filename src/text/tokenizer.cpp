@@ -31,6 +31,12 @@ void replace_in(std::string& text, std::string_view from, std::string_view to) {
   }
 }
 
+// Control tokens that end a turn, whatever the configuration says: many files name only the one
+// that ends a document, and a chat would run on into the next turn.
+constexpr std::string_view kEndTexts[] = {
+    "<|im_end|>",      "<|eot_id|>",    "<|eom_id|>", "<|end|>",    "<|endoftext|>",
+    "<|end_of_text|>", "<end_of_turn>", "</s>",       "<|return|>", "<|call|>"};
+
 void check_spec(const TokenizerSpec& spec) {
   const auto num_tokens = static_cast<int64_t>(spec.tokens.size());
   const auto check_id = [&](int64_t id, std::string_view what) {
@@ -104,6 +110,13 @@ struct Tokenizer::Impl {
       }
     }
     for (const AddedToken& token : spec.added_tokens) added_ids[token.content] = token.id;
+    for (const AddedToken& token : spec.added_tokens) {
+      const bool ends = token.special && std::find(std::begin(kEndTexts), std::end(kEndTexts),
+                                                   token.content) != std::end(kEndTexts);
+      const bool known =
+          std::find(spec.end_ids.begin(), spec.end_ids.end(), token.id) != spec.end_ids.end();
+      if (ends && !known) spec.end_ids.push_back(token.id);
+    }
     raw_matcher = AddedTokenMatcher(std::move(raw), raw_texts);
     normalized_matcher = AddedTokenMatcher(std::move(normalized), normalized_texts);
   }
