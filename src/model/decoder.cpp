@@ -123,14 +123,28 @@ void Decoder::forward(const ForwardBatch& batch, KvCache& cache, float* logits, 
 
 void Decoder::check(const ForwardBatch& batch) const {
   const auto num_rows = static_cast<int64_t>(batch.token_ids.size());
+  if (static_cast<int64_t>(batch.positions.size()) != num_rows) {
+    fail(ErrorCode::kInvalidArgument, "a batch of ", num_rows, " tokens has ",
+         batch.positions.size(), " positions");
+  }
   int64_t covered = 0;
   for (const KvRows& rows : batch.sequences) {
-    if (rows.row_begin != covered) break;
+    if (rows.row_begin != covered || rows.num_rows < 0 || rows.num_rows > num_rows - covered) break;
+    for (int64_t i = 0; i < rows.num_rows; ++i) {
+      const int64_t position = batch.positions[static_cast<std::size_t>(covered + i)];
+      if (position == rows.sequence->num_tokens + i) continue;
+      fail(ErrorCode::kInvalidArgument, "row ", covered + i, " has position ", position,
+           "; its sequence goes on at ", rows.sequence->num_tokens + i);
+    }
     covered += rows.num_rows;
   }
-  if (covered != num_rows || batch.positions.size() != batch.token_ids.size()) {
-    fail(ErrorCode::kInvalidArgument, "a batch of ", num_rows, " tokens has ",
-         batch.positions.size(), " positions and sequences that cover ", covered, " rows");
+  if (covered != num_rows) {
+    fail(ErrorCode::kInvalidArgument, "sequences cover ", covered, " of a batch's ", num_rows,
+         " rows");
+  }
+  for (const int32_t row : batch.logit_rows) {
+    if (row >= 0 && row < num_rows) continue;
+    fail(ErrorCode::kInvalidArgument, "logits wanted of row ", row, " of ", num_rows);
   }
 }
 
