@@ -220,8 +220,10 @@ std::unique_ptr<PackedWeight> pack_panels(const LinearParts& parts, Arithmetic a
       if ((panel + 1) * panel_rows > panels.n) {
         std::memset(weight->codes.data() + panel * panels.code_bytes, 0,
                     static_cast<std::size_t>(panels.code_bytes));
-        std::memset(weight->scales.data() + panel * panels.scale_bytes, 0,
-                    static_cast<std::size_t>(panels.scale_bytes));
+        if (panels.scale_bytes > 0) {
+          std::memset(weight->scales.data() + panel * panels.scale_bytes, 0,
+                      static_cast<std::size_t>(panels.scale_bytes));
+        }
       }
       for (int64_t lane = 0; lane < panel_rows; ++lane) packer.pack_row(panel * panel_rows + lane);
     }
