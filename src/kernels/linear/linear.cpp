@@ -32,8 +32,8 @@ constexpr Kernel<LinearArgs> kFloatKernels[] = {
 // newer cores) beside the weight panel while a kernel walks over the panels.
 constexpr int64_t kInputBlockBytes = int64_t{256} << 10;
 
-int64_t choose_block_rows(int64_t k) {
-  return std::clamp<int64_t>(kInputBlockBytes / k, 16, kMaxBlockRows);
+int64_t choose_block_rows(int64_t row_bytes) {
+  return std::clamp<int64_t>(kInputBlockBytes / row_bytes, 16, kMaxBlockRows);
 }
 
 LinearParts check_parts(std::span<const LinearPart> parts) {
@@ -235,7 +235,7 @@ LinearInput prepare_input(const float* x, int64_t m, const PackedLinear& weight,
       args.codes = exec.workspace.allocate_as<int8_t>(m * packed.k);
       args.corrections = exec.workspace.allocate_as<int32_t>(num_groups);
     }
-    args.block_rows = choose_block_rows(packed.k);
+    args.block_rows = choose_block_rows(packed.k * (packed.wide_input ? 2 : 1));
     input.codes = args.codes;
     input.wide_codes = args.wide_codes;
     input.scales = args.scales;
