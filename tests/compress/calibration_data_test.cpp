@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "compress/default_calibration.h"
 #include "compress/hidden_store.h"
 #include "formats/temporary_directory.h"
 
@@ -63,6 +64,16 @@ TEST(CalibrationData, ReadsTextAndJsonLines) {
     }
   }
   EXPECT_THROW(read_calibration_text(directory / "missing.txt"), Error);
+}
+
+TEST(CalibrationData, DefaultTextIsWholeAndText) {
+  const std::string_view text = default_calibration_text();
+  EXPECT_GT(text.size(), 300'000u);
+  EXPECT_LT(text.size(), 500'000u);
+  EXPECT_EQ(text.find('\0'), std::string_view::npos);
+  EXPECT_EQ(text.back(), '\n');
+  EXPECT_NE(text.find("```rust"), std::string_view::npos);
+  EXPECT_NE(text.find("####"), std::string_view::npos);
 }
 
 TEST(HiddenStore, KeepsTwoGenerationsApart) {
