@@ -70,11 +70,14 @@ void HfCheckpoint::check_against_config() {
     }
   };
   if (quantization_) {
-    for (const auto& [suffix, block] : quantization_->stored_transforms()) {
-      for (const auto& [name, stored] : tensors_) {
+    for (const auto& transform : quantization_->stored_transforms()) {
+      const std::string& suffix = transform.suffix;
+      for (const auto& entry : tensors_) {  // no bindings: clang 14 cannot capture them
+        const std::string& name = entry.first;
         if (name.size() > suffix.size() &&
             name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0) {
-          with_context(directory_, [&] { check_stored_hadamard(stored, block, name); });
+          with_context(directory_,
+                       [&] { check_stored_hadamard(entry.second, transform.block, name); });
         }
       }
     }

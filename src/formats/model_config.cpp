@@ -16,6 +16,7 @@ constexpr int64_t kMaxWidth = int64_t{1} << 20;  // hidden and intermediate size
 constexpr int64_t kMaxVocab = int64_t{1} << 24;
 constexpr int64_t kMaxPositions = int64_t{1} << 40;
 constexpr int64_t kMaxExperts = 4096;
+constexpr int64_t kMaxExpertsOfAllLayers = 1 << 17;
 
 void check_range(const std::string& what, const char* name, int64_t value, int64_t min,
                  int64_t max) {
@@ -119,6 +120,10 @@ void validate(ModelConfig& config, const std::string& what) {
   if (config.num_experts > 0) {
     range("num_experts_per_tok", config.num_experts_per_token, config.num_experts);
     range("moe_intermediate_size", config.moe_intermediate_size, kMaxWidth);
+    if (config.num_experts * config.num_layers > kMaxExpertsOfAllLayers) {
+      fail(ErrorCode::kCorruptData, what, ": num_experts = ", config.num_experts, " in ",
+           config.num_layers, " layers are more than ", kMaxExpertsOfAllLayers, " experts");
+    }
   }
   for (const int64_t id : config.eos_token_ids) {
     check_range(what, "eos_token_id", id, 0, config.vocab_size - 1);

@@ -269,6 +269,11 @@ TEST(HfConfig, RefusesImpossibleValues) {
     expect_error(ErrorCode::kCorruptData, "config.json",
                  [&] { parse_hf_config(text, "config.json"); });
   }
+  Json experts = golden_json("mixtral", 5);
+  experts["num_hidden_layers"] = 4000;
+  experts["num_local_experts"] = 4000;
+  expect_error(ErrorCode::kCorruptData, "num_experts = 4000 in 4000 layers",
+               [&] { parse(experts); });
   Json gemma = golden_json("gemma3-sliding-global", 5);
   gemma["layer_types"].erase(0);
   expect_error(ErrorCode::kCorruptData, "has 3 entries for 4 layers", [&] { parse(gemma); });
