@@ -12,7 +12,7 @@ namespace {
 // The rows that share one pass over keys and values, a compromise: every row more saves reading and
 // unpacking them, but the scratch of a tile (48 rows: 48 KiB of scores, 48 * head_dim * 12 bytes)
 // should stay in L2, and there should be enough tiles for the threads.
-constexpr int64_t kTileRows[] = {48, 24, 12, 1};
+constexpr int64_t kTileRows[] = {48, 24, 12};  // no lower: a verify window shares a pass anyway
 constexpr int64_t kTilesPerThread = 3;
 
 // Memory for the partials of spread tiles.
@@ -53,13 +53,12 @@ int64_t count_tiles(const AttentionArgs& a, int64_t tile_tokens) {
 
 int64_t choose_tile_tokens(const AttentionArgs& a, int num_threads) {
   const int64_t group = a.num_heads / a.num_kv_heads;
+  int64_t tokens = 1;
   for (const int64_t rows : kTileRows) {
-    const int64_t tokens = tokens_per_tile(rows, group);
-    if (count_tiles(a, tokens) >= kTilesPerThread * num_threads) return tokens;
-    // No smaller than a verify window: that many rows share a pass whatever happens.
-    if (rows == 12) return tokens;
+    tokens = tokens_per_tile(rows, group);
+    if (count_tiles(a, tokens) >= kTilesPerThread * num_threads) break;
   }
-  return 1;
+  return tokens;
 }
 
 class Plan {

@@ -152,6 +152,11 @@ void product(const Product& p) {
   for (; column + Traits::kVectors * kW <= p.num_columns; column += Traits::kVectors * kW) {
     product_strip<S, kElement, Traits::kVectors, 6>(p, column);
   }
+  if constexpr (Traits::kVectors > 2) {  // a block's 32 keys are two vectors of AVX-512
+    for (; column + 2 * kW <= p.num_columns; column += 2 * kW) {
+      product_strip<S, kElement, 2, 6>(p, column);
+    }
+  }
   for (; column + kW <= p.num_columns; column += kW) {
     product_strip<S, kElement, 1, 6>(p, column);
   }
