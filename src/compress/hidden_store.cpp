@@ -34,7 +34,7 @@ std::string HiddenStore::path(int64_t layer) const {
   return str(directory_, "/calibration.", layer % 2);
 }
 
-int64_t HiddenStore::file_bytes() const {
+int64_t HiddenStore::data_bytes() const {
   return offsets_.back() * hidden_size_ * static_cast<int64_t>(sizeof(float));
 }
 
@@ -57,19 +57,23 @@ void HiddenStore::read(int64_t layer, int64_t first, int64_t count, float* out) 
   }
 }
 
-void HiddenStore::write(int64_t layer, int64_t first, int64_t count, const float* values) {
-  const int64_t row_bytes = hidden_size_ * static_cast<int64_t>(sizeof(float));
-  int64_t offset = offsets_[static_cast<std::size_t>(first)] * row_bytes;
-  int64_t left = offsets_[static_cast<std::size_t>(first + count)] * row_bytes - offset;
-  const char* from = reinterpret_cast<const char*>(values);
-  while (left > 0) {
-    const ssize_t n = ::pwrite(fds_[layer % 2], from, static_cast<std::size_t>(left), offset);
+void HiddenStore::write_bytes(int64_t layer, int64_t offset, const void* data, int64_t size) {
+  const char* from = static_cast<const char*>(data);
+  while (size > 0) {
+    const ssize_t n = ::pwrite(fds_[layer % 2], from, static_cast<std::size_t>(size), offset);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) fail(ErrorCode::kIo, "writing ", path(layer), ": ", std::strerror(errno));
     from += n;
     offset += n;
-    left -= n;
+    size -= n;
   }
+}
+
+void HiddenStore::write(int64_t layer, int64_t first, int64_t count, const float* values) {
+  const int64_t row_bytes = hidden_size_ * static_cast<int64_t>(sizeof(float));
+  const int64_t begin = offsets_[static_cast<std::size_t>(first)] * row_bytes;
+  const int64_t end = offsets_[static_cast<std::size_t>(first + count)] * row_bytes;
+  write_bytes(layer, begin, values, end - begin);
 }
 
 void HiddenStore::sync(int64_t layer) {
@@ -78,9 +82,22 @@ void HiddenStore::sync(int64_t layer) {
   }
 }
 
+void HiddenStore::mark(int64_t layer, int64_t value) {
+  write_bytes(layer, data_bytes(), &value, sizeof value);
+  sync(layer);
+}
+
+void HiddenStore::begin(int64_t layer) { mark(layer, -1); }
+
+void HiddenStore::finish(int64_t layer) {
+  sync(layer);  // the mark must not reach the disk before the data
+  mark(layer, layer);
+}
+
 bool HiddenStore::complete(int64_t layer) const {
-  struct stat status = {};
-  return ::fstat(fds_[layer % 2], &status) == 0 && status.st_size == file_bytes();
+  int64_t value = -1;
+  const ssize_t n = ::pread(fds_[layer % 2], &value, sizeof value, data_bytes());
+  return n == static_cast<ssize_t>(sizeof value) && value == layer;
 }
 
 void HiddenStore::remove() {

@@ -5,7 +5,8 @@
 // l + 1, is written to the other and synced before layer l counts as finished. So whenever a run
 // dies, the input of its first unfinished layer is whole.
 //
-//   calibration.0, calibration.1: fp32 [total tokens, hidden_size], sequence after sequence
+//   calibration.0, calibration.1: fp32 [total tokens, hidden_size], sequence after sequence, then
+//                                 int64: the layer whose inputs these are, or -1 while written
 #pragma once
 #include <cstdint>
 #include <string>
@@ -24,21 +25,26 @@ class HiddenStore {
   int64_t num_sequences() const { return static_cast<int64_t>(lengths_.size()); }
   int64_t length(int64_t sequence) const { return lengths_[static_cast<std::size_t>(sequence)]; }
   int64_t num_tokens() const { return offsets_.back(); }
-  int64_t file_bytes() const;  // of one of the two
+  int64_t data_bytes() const;  // of the hidden states in one of the two files
 
+  // Marks the file of `layer` as unfinished, durably; write() may follow.
+  void begin(int64_t layer);
   // `count` sequences starting at `first`, [their tokens, hidden_size], from or to the file that
   // holds the inputs of `layer`. Throws kIo (disk full), kCorruptData when the file is too short.
   void read(int64_t layer, int64_t first, int64_t count, float* out) const;
   void write(int64_t layer, int64_t first, int64_t count, const float* values);
-  // The inputs of `layer` are on the disk when this returns.
-  void sync(int64_t layer);
-  // Whether the inputs of `layer` have been written completely, as far as their size tells.
+  // The inputs of `layer` are whole on the disk, and marked so, when this returns.
+  void finish(int64_t layer);
+  // Whether finish(layer) was the last thing that happened to its file.
   bool complete(int64_t layer) const;
   // Deletes the files.
   void remove();
 
  private:
   std::string path(int64_t layer) const;
+  void sync(int64_t layer);
+  void mark(int64_t layer, int64_t value);
+  void write_bytes(int64_t layer, int64_t offset, const void* data, int64_t size);
   std::string directory_;
   std::vector<int64_t> lengths_;
   std::vector<int64_t> offsets_;  // in tokens, one more than sequences

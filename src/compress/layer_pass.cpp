@@ -87,6 +87,7 @@ void LayerPass::run(const DecoderLayer& layer, bool write_outputs,
   std::vector<int64_t> positions;
   std::vector<KvRows> rows;
   int64_t done = 0;
+  if (write_outputs) store_.begin(layer.index + 1);
   for (int64_t first = 0; first < store_.num_sequences();) {
     // As many sequences as fit, at least one; a held-out sequence never shares a step with others.
     LayerTap* first_tap = tap(first);
@@ -143,7 +144,7 @@ void LayerPass::run(const DecoderLayer& layer, bool write_outputs,
     done += num_rows;
     if (on_tokens) on_tokens(done);
   }
-  if (write_outputs) store_.sync(layer.index + 1);
+  if (write_outputs) store_.finish(layer.index + 1);
 }
 
 LayerStatistics LayerPass::collect(const DecoderLayer& layer, const CollectOptions& options,

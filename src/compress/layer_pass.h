@@ -51,7 +51,7 @@ class LayerPass {
   // Reads the inputs of `layer`, which is unchanged; returns what its linear layers saw.
   LayerStatistics collect(const DecoderLayer& layer, const CollectOptions& options,
                           const OnTokens& on_tokens, Exec& exec);
-  // Reads the inputs of the layer and writes its outputs, synced.
+  // Reads the inputs of the layer and writes its outputs, whole on disk at return.
   void propagate(const DecoderLayer& layer, const OnTokens& on_tokens, Exec& exec);
 
  private:

@@ -153,16 +153,15 @@ class LayerQuantizer {
       }
       if (linears[begin].slot.kind == kind) {
         const std::span<LayerLinear> group(linears.data() + begin, end - begin);
-        with_context(group[0].slot.module, [&] {
-          quantize_shared_input(group, statistics.find(kind, group[0].slot.expert));
-        });
+        with_context(group[0].slot.module, [&] { quantize_shared_input(group, statistics); });
       }
       begin = end;
     }
   }
 
-  void quantize_shared_input(std::span<LayerLinear> group, LayerStatistics::Input* input) {
+  void quantize_shared_input(std::span<LayerLinear> group, LayerStatistics& statistics) {
     const LinearSlot& slot = group[0].slot;
+    LayerStatistics::Input* input = statistics.find(slot.kind, slot.expert);
     stage(slot.module, 0);
     std::vector<LinearTask> tasks;
     for (LayerLinear& linear : group) {
@@ -189,17 +188,25 @@ class LayerQuantizer {
       weights.scheme.hadamard = reports[i].hadamard;
       if (options_.activations == ActivationFormat::kNvfp4) {
         weights.scheme.input_global_scale =
-            nvfp4_global_scale(input_amax(input, reports[i].hadamard));
+            nvfp4_global_scale(input_amax(statistics, slot.kind, input, reports[i].hadamard));
       }
       layer_.reports.push_back(std::move(reports[i]));
     }
   }
 
-  float input_amax(const LayerStatistics::Input* input, int64_t block) const {
-    if (input == nullptr) return 0;
+  // Of the rotated input. An expert that no calibration token reached takes the largest of its
+  // fellows.
+  float input_amax(const LayerStatistics& statistics, LinearKind kind,
+                   const LayerStatistics::Input* input, int64_t block) const {
     const auto place = std::find(amax_blocks_.begin(), amax_blocks_.end(), block);
     LATHE_CHECK(place != amax_blocks_.end());
-    return input->rotated_amax[static_cast<std::size_t>(place - amax_blocks_.begin())];
+    const auto idx = static_cast<std::size_t>(place - amax_blocks_.begin());
+    if (input != nullptr) return input->rotated_amax[idx];
+    float largest = 0;
+    for (const auto& [key, other] : statistics.inputs) {
+      if (key.first == kind) largest = std::max(largest, other.rotated_amax[idx]);
+    }
+    return largest;
   }
 
   const ModelConfig& config_;

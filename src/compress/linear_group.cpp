@@ -74,8 +74,8 @@ class GroupQuantizer {
       const double rtn_error = error(matrix, w, judge);
       if (use_gptq_) {
         trial.rtn_errors.push_back(rtn_error);
-        gptq(matrix, w, *factor, exec_);
-        trial.errors.push_back(error(matrix, w, judge));
+        const double known = gptq(matrix, w, *factor, exec_).output_error;
+        trial.errors.push_back(judge == h ? known : error(matrix, w, judge));
       } else {
         trial.errors.push_back(rtn_error);
       }

@@ -82,6 +82,7 @@ class ModelQuantizer {
     if (!writer.is_done(config_.num_layers)) write_last_part(writer);
     Manifest manifest = job_.manifest;
     manifest.settings.emplace_back("quantize", settings_text(options_));
+    manifest.quality.push_back(mean_error());
     writer.finish(std::move(manifest));
     result_.seconds = seconds_since(start_);
     return std::move(result_);
@@ -143,7 +144,8 @@ class ModelQuantizer {
       embed_all();
     } else if (first_layer_ < config_.num_layers && !store_->complete(first_layer_)) {
       fail(ErrorCode::kNotFound, job_.out, ": the working files of the interrupted run ",
-           "(calibration.0, calibration.1) are gone; delete the directory and start again");
+           "(calibration.0, calibration.1) do not hold the inputs of layer ", first_layer_,
+           "; delete the directory and start again");
     }
     pass_ = std::make_unique<LayerPass>(config_, *store_, kRowsPerStep);
   }
@@ -152,6 +154,7 @@ class ModelQuantizer {
     progress("embedding", 0, 0);
     const Tensor table = source_.load("model.embed_tokens.weight", store_dtype_);
     std::vector<float> hidden;
+    store_->begin(0);
     for (int64_t i = 0; i < store_->num_sequences(); ++i) {
       const std::vector<int32_t>& ids = job_.sequences[static_cast<std::size_t>(i)];
       hidden.resize(ids.size() * static_cast<std::size_t>(config_.hidden_size));
@@ -160,7 +163,7 @@ class ModelQuantizer {
       if (rotation_) rotation_->rotate_rows(hidden.data(), store_->length(i), exec_);
       store_->write(0, i, 1, hidden.data());
     }
-    store_->sync(0);
+    store_->finish(0);
     source_.release_pages();
   }
 
@@ -202,7 +205,9 @@ class ModelQuantizer {
           },
           exec_);
     }
-    write_layer(layer, quantized, writer);
+    // Done already: an earlier layer was damaged on disk, and this one only had to pass its outputs
+    // on.
+    if (!writer.is_done(layer)) write_layer(layer, quantized, writer);
     for (LinearReport& report : quantized.reports) {
       if (callbacks_.on_linear) callbacks_.on_linear(report);
       result_.reports.push_back(std::move(report));
@@ -304,6 +309,16 @@ class ModelQuantizer {
       }
     }
     writer.write_part(config_.num_layers, {}, dense, reports_to_json({}));
+  }
+
+  QualityNumber mean_error() const {
+    double sum = 0;
+    for (const LinearReport& report : result_.reports) sum += report.error;
+    return {.metric = "mean relative squared error of a linear layer",
+            .data = calibrates_ ? "outputs on the calibration text" : "weights",
+            .value = sum / static_cast<double>(std::max<std::size_t>(result_.reports.size(), 1)),
+            .baseline = std::nullopt,
+            .settings = ""};
   }
 
   void progress(const std::string& stage, int64_t layer, double of_layer) {

@@ -82,21 +82,32 @@ TEST(HiddenStore, KeepsTwoGenerationsApart) {
   {
     HiddenStore store(directory.path(), {2, 3}, 4);
     EXPECT_FALSE(store.complete(0));
+    store.begin(0);
     store.write(0, 0, 2, first.data());
+    EXPECT_FALSE(store.complete(0));
+    store.finish(0);
+    store.begin(1);
     store.write(1, 0, 1, second.data());
+    store.write(1, 1, 1, second.data());
     EXPECT_TRUE(store.complete(0));
     EXPECT_FALSE(store.complete(1));
-    store.write(1, 1, 1, second.data());
-    store.sync(1);
+    store.finish(1);
   }
   HiddenStore store(directory.path(), {2, 3}, 4);
+  EXPECT_TRUE(store.complete(0));
+  EXPECT_TRUE(store.complete(1));
   store.read(0, 0, 2, out.data());
   EXPECT_EQ(out, first);
-  store.read(3, 0, 2, out.data());
+  store.read(1, 0, 2, out.data());
   EXPECT_EQ(out, second);
+  // The file of layer 1 is also that of layer 3, but these are not its inputs.
+  EXPECT_FALSE(store.complete(3));
+  store.begin(2);
+  EXPECT_FALSE(store.complete(0));
   HiddenStore longer(directory.path(), {2, 4}, 4);
+  EXPECT_FALSE(longer.complete(1));
   std::vector<float> more(6 * 4);
-  EXPECT_THROW(longer.read(0, 0, 2, more.data()), Error);
+  EXPECT_THROW(longer.read(1, 0, 2, more.data()), Error);
   store.remove();
   EXPECT_FALSE(std::filesystem::exists(directory / "calibration.0"));
 }

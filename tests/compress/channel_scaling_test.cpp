@@ -23,7 +23,9 @@ struct Layer {
   std::vector<float> run(LayerStatistics* statistics) {
     TemporaryDirectory scratch;
     HiddenStore store(scratch.path(), std::vector<int64_t>(6, 40), config().hidden_size);
+    store.begin(0);
     store.write(0, 0, 6, x.data());
+    store.finish(0);
     LayerPass pass(config(), store, 100);
     const DecoderLayer packed = pack_layer(config(), weights, ComputeType::kF32, owned.exec);
     if (statistics != nullptr) {

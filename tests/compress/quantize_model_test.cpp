@@ -1,7 +1,10 @@
 #include "compress/quantize_model.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <csignal>
 #include <filesystem>
 #include <map>
 #include <optional>
@@ -172,6 +175,72 @@ TEST_F(QuantizeModel, ResumesToTheSameBytes) {
   EXPECT_GT(starts, 4);
   EXPECT_EQ(result->reports.size(), 21u);
   EXPECT_EQ(digests(directory_ / "resumed"), digests(directory_ / "whole"));
+}
+
+// The same with SIGKILL, which runs no destructor and flushes nothing.
+TEST_F(QuantizeModel, SurvivesKills) {
+  const std::string from = source();
+  const auto checkpoint = Checkpoint::open(from);
+  const QuantizeOptions options = options_for("nvfp4", QuantizeMethod::kMrGptq);
+  quantize_model(job_for(*checkpoint, options, directory_ / "whole"), {}, exec_);
+  QuantizeJob job = job_for(*checkpoint, options, directory_ / "resumed");
+  job.resume = true;
+  int kills = 0;
+  for (int patience = 4;; patience += 3) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      int calls = 0;
+      QuantizeCallbacks callbacks;
+      callbacks.canceled = [&] {
+        if (++calls > patience) ::raise(SIGKILL);
+        return false;
+      };
+      try {
+        OwnedExec own(2);  // threads do not survive a fork
+        quantize_model(job, callbacks, own.exec);
+      } catch (const std::exception&) {
+        ::_exit(1);
+      }
+      ::_exit(0);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    if (WIFEXITED(status)) {
+      ASSERT_EQ(WEXITSTATUS(status), 0);
+      break;
+    }
+    ASSERT_EQ(WTERMSIG(status), SIGKILL);
+    ++kills;
+  }
+  EXPECT_GT(kills, 3);
+  EXPECT_EQ(digests(directory_ / "resumed"), digests(directory_ / "whole"));
+}
+
+// A part that was damaged on disk is made again only when the inputs of its layer are still there;
+// those of a later layer are never taken for them.
+TEST_F(QuantizeModel, NeverContinuesFromTheInputsOfAnotherLayer) {
+  const std::string from = source();
+  const auto checkpoint = Checkpoint::open(from);
+  QuantizeJob job =
+      job_for(*checkpoint, options_for("mxfp4", QuantizeMethod::kMrGptq), directory_ / "out");
+  QuantizeCallbacks stop;
+  stop.on_progress = [&](const QuantizeProgress& now) {
+    if (now.stage == "layer 2: loading") fail(ErrorCode::kCanceled, "stop");
+  };
+  EXPECT_THROW(quantize_model(job, stop, exec_), Error);
+  // Layers 0 and 1 are done; the files hold the inputs of 1 and 2. Layer 0 is damaged.
+  for (const auto& entry : std::filesystem::directory_iterator(directory_ / "out")) {
+    if (entry.path().filename().string().find("model-00001") != std::string::npos) {
+      std::filesystem::resize_file(entry.path(), entry.file_size() - 1);
+    }
+  }
+  job.resume = true;
+  quantize_model(job, {}, exec_);  // from the embeddings
+  const std::vector<int32_t> prompt = random_sequences(1, 40, 101, 95)[0];
+  EXPECT_LT(relative_distance(logits_of(directory_ / "out", prompt, exec_),
+                              logits_of(from, prompt, exec_)),
+            0.3);
 }
 
 TEST_F(QuantizeModel, ResumeRefusesOtherSettings) {

@@ -18,7 +18,9 @@ std::vector<float> layer_outputs(const LayerWeights& weights, const ModelConfig&
   TemporaryDirectory scratch;
   const auto tokens = static_cast<int64_t>(inputs.size()) / config.hidden_size;
   HiddenStore store(scratch.path(), {tokens}, config.hidden_size);
+  store.begin(0);
   store.write(0, 0, 1, inputs.data());
+  store.finish(0);
   LayerPass pass(config, store, 64);
   pass.propagate(pack_layer(config, weights, ComputeType::kF32, exec), {}, exec);
   std::vector<float> outputs(inputs.size());
