@@ -267,7 +267,7 @@ void Engine::deliver_token(Sequence& sequence, const SampledToken& sampled) {
     if (sequence.text.found_stop()) output.finish_reason = FinishReason::kStop;
   }
   const bool goes_on = emit(sequence, output) && !output.finish_reason;
-  if (!goes_on) retire(sequence);
+  if (!goes_on) retire(sequence, true);
 }
 
 bool Engine::is_end_token(const Sequence& sequence, int32_t token) const {
@@ -296,12 +296,13 @@ void Engine::finish(Sequence& sequence, FinishReason reason, const Error* error)
   output.finish_reason = reason;
   output.error = error;
   emit(sequence, output);
-  retire(sequence);
+  retire(sequence, error == nullptr);
 }
 
-void Engine::retire(Sequence& sequence) {
-  scheduler_.remove(&sequence);
-  sequences_.erase(sequence.id);
+void Engine::retire(Sequence& sequence, bool keep_prefix) {
+  const RequestId id = sequence.id;
+  scheduler_.remove(&sequence, keep_prefix);
+  sequences_.erase(id);
 }
 
 // Nothing can run. When sequences wait all the same, the oldest one does not fit into an empty
@@ -330,6 +331,8 @@ void Engine::publish_stats() {
   stats_.steps = num_steps_;
   stats_.cache_blocks = cache_->num_blocks();
   stats_.free_cache_blocks = cache_->num_free_blocks();
+  stats_.running_cache_blocks = scheduler_.num_running_blocks();
+  stats_.shared_prompt_tokens = scheduler_.num_shared_tokens();
 }
 
 }  // namespace lathe

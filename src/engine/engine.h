@@ -34,7 +34,9 @@ struct EngineStats {
   int64_t generated_tokens = 0;
   int64_t steps = 0;
   int64_t cache_blocks = 0;
-  int64_t free_cache_blocks = 0;
+  int64_t free_cache_blocks = 0;     // the rest: running, or kept for later prompts
+  int64_t running_cache_blocks = 0;  // blocks shared by several sequences count for each
+  int64_t shared_prompt_tokens = 0;  // taken from earlier sequences instead of computed
 };
 
 class Engine {
@@ -77,7 +79,7 @@ class Engine {
   bool is_end_token(const Sequence& sequence, int32_t token) const;
   void finish(Sequence& sequence, FinishReason reason, const Error* error);
   bool emit(Sequence& sequence, RequestOutput output);
-  void retire(Sequence& sequence);
+  void retire(Sequence& sequence, bool keep_prefix);
   bool fail_stuck();
   void publish_stats();
 

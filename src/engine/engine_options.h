@@ -15,6 +15,7 @@ struct EngineOptions {
   int64_t max_sequence_tokens = 0;  // prompt and output; 0: what the model and the cache allow
   int64_t cache_tokens = 0;         // 0: as many as kDefaultCacheBytes hold
   KvFormat kv_format = KvFormat::kBF16;
+  bool prefix_cache = true;  // share what a prompt has in common with earlier sequences
 };
 
 inline constexpr int64_t kDefaultCacheBytes = int64_t{1} << 30;

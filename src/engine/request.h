@@ -28,6 +28,7 @@ std::string_view to_string(FinishReason reason);  // "stop", "length", "abort", 
 struct Usage {
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;  // end tokens count
+  int64_t cached_tokens = 0;      // of the prompt: shared with an earlier sequence
 };
 
 // News of one request. Every span and view is valid during the callback only.

@@ -1,6 +1,7 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace lathe {
 namespace {
@@ -16,7 +17,7 @@ void insert_by_arrival(std::vector<Sequence*>& list, Sequence* sequence) {
 }  // namespace
 
 Scheduler::Scheduler(const EngineOptions& options, KvCache& cache)
-    : options_(options), cache_(cache) {
+    : options_(options), cache_(cache), prefixes_(cache) {
   running_.reserve(static_cast<std::size_t>(options.max_num_seqs));
   rows_.reserve(static_cast<std::size_t>(options.max_num_seqs));
 }
@@ -28,10 +29,20 @@ void Scheduler::add(Sequence* sequence) {
   insert_by_arrival(waiting_, sequence);
 }
 
-void Scheduler::remove(Sequence* sequence) {
-  cache_.release(sequence->kv);
+void Scheduler::remove(Sequence* sequence, bool keep_prefix) {
+  if (keep_prefix && options_.prefix_cache && sequence->kv.num_tokens > 0) {
+    prefixes_.add(std::move(sequence->tokens), std::move(sequence->kv));
+  } else {
+    cache_.release(sequence->kv);
+  }
   std::erase(waiting_, sequence);
   std::erase(running_, sequence);
+}
+
+int64_t Scheduler::num_running_blocks() const {
+  std::size_t blocks = 0;
+  for (const Sequence* sequence : running_) blocks += sequence->kv.blocks.size();
+  return static_cast<int64_t>(blocks);
 }
 
 std::span<const ScheduledRows> Scheduler::schedule() {
@@ -60,9 +71,11 @@ int64_t Scheduler::prefill_budget() const {
       1, std::min(options_.max_mixed_prefill_tokens, options_.max_batch_tokens - num_decoding));
 }
 
-// Preempts younger sequences until the rows fit; false when the sequence itself had to go.
+// Forgets finished sequences, then preempts younger ones, until the rows fit; false when the
+// sequence itself had to go.
 bool Scheduler::make_room(Sequence* sequence, int64_t num_rows) {
   while (!cache_.reserve(sequence->kv, num_rows)) {
+    if (prefixes_.evict_oldest()) continue;
     const bool is_youngest = running_.back() == sequence;
     preempt_youngest();
     if (is_youngest) return false;
@@ -81,9 +94,16 @@ void Scheduler::preempt_youngest() {
 void Scheduler::admit(int64_t budget) {
   while (budget > 0 && !waiting_.empty() && num_running() < options_.max_num_seqs) {
     Sequence* sequence = waiting_.front();
-    if (!fits(*sequence)) break;
+    if (options_.prefix_cache) share_prefix(sequence);
+    while (!fits(*sequence) && prefixes_.evict_oldest()) {
+    }
     const int64_t num_rows = std::min(sequence->num_pending(), budget);
-    if (!cache_.reserve(sequence->kv, num_rows)) break;
+    if (!fits(*sequence) || !cache_.reserve(sequence->kv, num_rows)) {
+      cache_.release(sequence->kv);  // shared blocks would not be free for those that run
+      break;
+    }
+    num_shared_tokens_ += sequence->kv.num_tokens;
+    if (sequence->num_output() == 0) sequence->num_shared = sequence->kv.num_tokens;
     waiting_.erase(waiting_.begin());
     insert_by_arrival(running_, sequence);
     rows_.push_back({sequence, num_rows});
@@ -91,15 +111,34 @@ void Scheduler::admit(int64_t budget) {
   }
 }
 
+// At least one token is left to compute: its logits are wanted.
+void Scheduler::share_prefix(Sequence* sequence) {
+  const auto tokens = std::span<const int32_t>(sequence->tokens)
+                          .first(static_cast<std::size_t>(sequence->size() - 1));
+  PrefixCache::Match best = prefixes_.find(tokens);
+  for (const Sequence* other : running_) {
+    const auto computed = std::span<const int32_t>(other->tokens)
+                              .first(static_cast<std::size_t>(other->kv.num_tokens));
+    const int64_t size = common_prefix(tokens, computed);
+    if (size > best.num_tokens && size >= PrefixCache::kMinTokens) best = {&other->kv, size};
+  }
+  if (best.kv != nullptr) cache_.fork(*best.kv, best.num_tokens, sequence->kv);
+}
+
 // Room for all its tokens and the next one, beside what running prompts still need, and, so that it
 // is not preempted at once, one more block for each running sequence.
 bool Scheduler::fits(const Sequence& sequence) const {
+  const auto needs = [](const Sequence& s, int64_t num_tokens) {
+    // A shared block that is not full is copied before it is written to.
+    const int64_t copies = s.kv.num_tokens % kBlockSize != 0 ? 1 : 0;
+    const auto held = static_cast<int64_t>(s.kv.blocks.size());
+    return std::max<int64_t>(0, blocks_for(num_tokens) - held + copies);
+  };
   int64_t free_blocks = cache_.num_free_blocks() - num_running();
   for (const Sequence* other : running_) {
-    free_blocks -= std::max<int64_t>(
-        0, blocks_for(other->size()) - static_cast<int64_t>(other->kv.blocks.size()));
+    if (!other->is_decoding()) free_blocks -= needs(*other, other->size());
   }
-  return blocks_for(sequence.size() + 1) <= free_blocks;
+  return needs(sequence, sequence.size() + 1) <= free_blocks;
 }
 
 }  // namespace lathe

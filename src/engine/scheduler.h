@@ -6,8 +6,12 @@
 //   - what is left of the token budget goes to prompts, the oldest first, in chunks;
 //   - a waiting sequence starts when its whole prompt fits into the cache beside what the running
 //     ones still need for theirs; none overtakes;
-//   - when the cache is full, the youngest running sequence gives its blocks back and waits; it is
-//     computed again later, from its prompt and what it had generated.
+//   - what a waiting sequence has in common with a finished or a running one is shared, not
+//   computed
+//     again (prefix_cache.h);
+//   - when the cache is full, finished sequences are forgotten first; then the youngest running
+//     sequence gives its blocks back and waits; it is computed again later, from its prompt and
+//     what it had generated.
 //
 // Non-goal: priorities, swapping to disk (a codec that parks blocks may make preemption cheaper).
 #pragma once
@@ -17,6 +21,7 @@
 
 #include "cache/kv_cache.h"
 #include "engine/engine_options.h"
+#include "engine/prefix_cache.h"
 #include "engine/sequence.h"
 
 namespace lathe {
@@ -35,8 +40,9 @@ class Scheduler {
 
   // A new sequence, behind all others. Its id is larger than theirs.
   void add(Sequence* sequence);
-  // Forgets a sequence (finished, aborted, failed) and frees its blocks.
-  void remove(Sequence* sequence);
+  // Forgets a sequence (finished, aborted, failed). keep_prefix: its keys and values may serve
+  // later sequences; otherwise its blocks are freed.
+  void remove(Sequence* sequence, bool keep_prefix);
 
   // The rows of the next step, with room reserved in the cache, the oldest sequence first; valid
   // until the next call. Empty when nothing can run. Does not allocate.
@@ -45,6 +51,8 @@ class Scheduler {
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_preemptions() const { return num_preemptions_; }
+  int64_t num_shared_tokens() const { return num_shared_tokens_; }  // that were not computed again
+  int64_t num_running_blocks() const;  // shared ones count for each sequence
   Sequence* oldest_waiting() const { return waiting_.empty() ? nullptr : waiting_.front(); }
 
  private:
@@ -52,14 +60,17 @@ class Scheduler {
   bool make_room(Sequence* sequence, int64_t num_rows);
   void preempt_youngest();
   void admit(int64_t budget);
+  void share_prefix(Sequence* sequence);
   bool fits(const Sequence& sequence) const;
 
   const EngineOptions options_;
   KvCache& cache_;
+  PrefixCache prefixes_;
   std::vector<Sequence*> waiting_;  // both in order of arrival
   std::vector<Sequence*> running_;
   std::vector<ScheduledRows> rows_;
   int64_t num_preemptions_ = 0;
+  int64_t num_shared_tokens_ = 0;
 };
 
 }  // namespace lathe

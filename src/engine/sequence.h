@@ -15,7 +15,8 @@ struct Sequence {
   std::vector<int32_t> tokens;  // prompt, then output; reserved to its largest size
   int64_t prompt_size = 0;
   int64_t max_new_tokens = 0;
-  KvSequence kv;  // kv.num_tokens of `tokens` are in the cache
+  int64_t num_shared = 0;  // tokens of the prompt that were not computed
+  KvSequence kv;           // kv.num_tokens of `tokens` are in the cache
   TokenCounts counts;
   OutputText text;
   std::vector<TokenLogprob> top;  // [logprobs]: of the newest token
@@ -26,7 +27,7 @@ struct Sequence {
   // that there is, while prefilling.
   int64_t num_pending() const { return size() - kv.num_tokens; }
   bool is_decoding() const { return num_pending() == 1 && num_output() > 0; }
-  Usage usage() const { return {prompt_size, num_output()}; }
+  Usage usage() const { return {prompt_size, num_output(), num_shared}; }
 };
 
 }  // namespace lathe

@@ -21,10 +21,17 @@ size_t held_back(std::string_view text, std::string_view stop) {
 
 Utf8Stream::Utf8Stream(std::vector<std::string> stops) : stops_(std::move(stops)) {
   std::erase(stops_, "");
+  constexpr size_t kUsualTokenBytes = 256;
+  size_t longest_stop = 0;
+  for (const std::string& stop : stops_) longest_stop = std::max(longest_stop, stop.size());
+  bytes_.reserve(kUsualTokenBytes);
+  text_.reserve(kUsualTokenBytes + longest_stop);
+  shown_.reserve(kUsualTokenBytes + longest_stop);
 }
 
-std::string Utf8Stream::push(std::string_view bytes) {
-  if (stopped_) return "";
+const std::string& Utf8Stream::push(std::string_view bytes) {
+  shown_.clear();
+  if (stopped_) return shown_;
   bytes_ += bytes;
   // Move everything but a cut-off character at the very end.
   size_t pos = 0;
@@ -43,14 +50,15 @@ std::string Utf8Stream::push(std::string_view bytes) {
   return take(/*at_end=*/false);
 }
 
-std::string Utf8Stream::finish() {
-  if (stopped_) return "";
+const std::string& Utf8Stream::finish() {
+  shown_.clear();
+  if (stopped_) return shown_;
   text_ += to_valid_utf8(bytes_);
   bytes_.clear();
   return take(/*at_end=*/true);
 }
 
-std::string Utf8Stream::take(bool at_end) {
+const std::string& Utf8Stream::take(bool at_end) {
   size_t first_end = std::string::npos;
   size_t begin = std::string::npos;
   size_t held = 0;
@@ -67,9 +75,9 @@ std::string Utf8Stream::take(bool at_end) {
     }
   }
   stopped_ = begin != std::string::npos;
-  std::string shown = text_.substr(0, stopped_ ? begin : text_.size() - held);
-  text_.erase(0, stopped_ ? text_.size() : shown.size());
-  return shown;
+  shown_.assign(text_, 0, stopped_ ? begin : text_.size() - held);
+  text_.erase(0, stopped_ ? text_.size() : shown_.size());
+  return shown_;
 }
 
 }  // namespace lathe

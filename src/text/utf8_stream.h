@@ -18,22 +18,23 @@ class Utf8Stream {
   explicit Utf8Stream(std::vector<std::string> stops = {});
 
   // Text that these bytes make safe to show: valid UTF-8, ill-formed bytes replaced by U+FFFD.
-  // Empty once stopped().
-  std::string push(std::string_view bytes);
+  // Empty once stopped(). Valid until the next call. Does not allocate for tokens of usual length.
+  const std::string& push(std::string_view bytes);
 
   // The end of the generation: what was held back. Half a character becomes U+FFFD.
-  std::string finish();
+  const std::string& finish();
 
   bool stopped() const { return stopped_; }
   // The stop string that was found; empty when none was.
   const std::string& stop() const { return stop_; }
 
  private:
-  std::string take(bool at_end);
+  const std::string& take(bool at_end);
 
   std::vector<std::string> stops_;
   std::string bytes_;  // not yet a whole character
   std::string text_;   // whole characters that are not shown yet
+  std::string shown_;  // what the latest call returned
   std::string stop_;
   bool stopped_ = false;
 };

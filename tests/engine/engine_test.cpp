@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <limits>
+#include <thread>
 
 #include "engine/tiny_engine.h"
 #include "formats/expect_error.h"
@@ -115,6 +117,115 @@ TEST(Engine, PreemptionChangesNothing) {
   TinyEngine tiny(options);
   expect_same(run_together(tiny, cases), expected);
   EXPECT_GT(tiny.engine.stats().num_preemptions, 0);
+}
+
+// A conversation: every prompt goes on where the last answer ended.
+TEST(Engine, SharedPrefixesChangeNothing) {
+  for (const int64_t cache_tokens : {16 * 128, 160}) {  // and where entries must go at once
+    EngineOptions options = small_options();
+    options.prefix_cache = true;
+    options.cache_tokens = cache_tokens;
+    TinyEngine tiny(options);
+    std::vector<int32_t> prompt = random_prompt(20, 1);
+    for (int turn = 0; turn < 4; ++turn) {
+      SCOPED_TRACE(turn);
+      const auto record = submit(tiny.engine, prompt, greedy(10));
+      const auto other = submit(tiny.engine, random_prompt(15 + 7 * turn, 9), greedy(5));
+      tiny.run();
+      EXPECT_TRUE(record->same_as(alone(prompt, greedy(10))));
+      EXPECT_TRUE(other->same_as(alone(random_prompt(15 + 7 * turn, 9), greedy(5))));
+      if (turn > 0 && cache_tokens > 1000) {
+        // All but what the last answer's last token and the new words add.
+        EXPECT_EQ(record->usage.cached_tokens, static_cast<int64_t>(prompt.size()) - 6);
+      }
+      prompt.insert(prompt.end(), record->tokens.begin(), record->tokens.end());
+      const std::vector<int32_t> words = random_prompt(5, static_cast<uint64_t>(turn));
+      prompt.insert(prompt.end(), words.begin(), words.end());
+    }
+    EXPECT_GT(tiny.engine.stats().shared_prompt_tokens, 0);
+    EXPECT_EQ(tiny.engine.stats().running_cache_blocks, 0);
+  }
+}
+
+TEST(Engine, ARunningSequenceSharesItsPrompt) {
+  EngineOptions options = small_options();
+  options.prefix_cache = true;
+  TinyEngine tiny(options);
+  const std::vector<int32_t> prompt = random_prompt(70, 1);
+  const auto first = submit(tiny.engine, prompt, greedy(30));
+  for (int i = 0; i < 5; ++i) tiny.engine.step();
+  SamplingParams params = greedy(20);
+  params.temperature = 1;
+  const auto second = submit(tiny.engine, prompt, params);
+  std::vector<int32_t> part(prompt.begin(), prompt.begin() + 45);
+  const auto third = submit(tiny.engine, part, params);
+  tiny.run();
+  EXPECT_EQ(second->usage.cached_tokens, 69);
+  EXPECT_EQ(third->usage.cached_tokens, 44);
+  EXPECT_TRUE(first->same_as(alone(prompt, greedy(30))));
+  EXPECT_TRUE(second->same_as(alone(prompt, params)));
+  EXPECT_TRUE(third->same_as(alone(part, params)));
+}
+
+TEST(Engine, PreemptionWithSharedPrefixesChangesNothing) {
+  const std::vector<Case> cases = mixed_cases();
+  const std::vector<Record> expected = run_alone(cases);
+  EngineOptions options = small_options();
+  options.prefix_cache = true;
+  options.cache_tokens = 128;
+  TinyEngine tiny(options);
+  for (int round = 0; round < 2; ++round) {
+    std::vector<std::shared_ptr<Record>> records;
+    for (const Case& c : cases) records.push_back(submit(tiny.engine, c.prompt, c.params));
+    tiny.run();
+    std::vector<Record> results;
+    for (const auto& record : records) results.push_back(*record);
+    expect_same(results, expected);
+  }
+  EXPECT_GT(tiny.engine.stats().num_preemptions, 0);
+}
+
+// Callers on other threads, while one runs the steps.
+TEST(Engine, RequestsMayComeFromAnyThread) {
+  TinyEngine tiny;
+  std::atomic<int> open{0};
+  std::atomic<bool> all_sent{false};
+  std::vector<Record> records(24);
+  std::thread loop([&] {
+    while (!all_sent || tiny.engine.has_work()) {
+      if (!tiny.engine.step()) tiny.engine.wait_for_work(std::chrono::milliseconds(20));
+      EXPECT_LE(tiny.engine.stats().num_running, 16);
+    }
+  });
+  std::vector<std::thread> callers;
+  for (std::size_t c = 0; c < 3; ++c) {
+    callers.emplace_back([&, c] {
+      for (std::size_t i = c * 8; i < c * 8 + 8; ++i) {
+        Request request;
+        request.prompt = random_prompt(5 + static_cast<int64_t>(i), i);
+        request.params = greedy(10);
+        ++open;
+        request.on_output = [&records, &open, i](const RequestOutput& output) {
+          Record& record = records[i];
+          record.tokens.insert(record.tokens.end(), output.token_ids.begin(),
+                               output.token_ids.end());
+          record.reason = output.finish_reason;
+          if (output.finish_reason) --open;
+        };
+        const RequestId id = tiny.engine.add_request(std::move(request));
+        if (i % 8 == 7) tiny.engine.abort(id);
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  all_sent = true;
+  loop.join();
+  EXPECT_EQ(open, 0);
+  for (std::size_t i = 0; i < records.size(); ++i) {
+    const Record expected = alone(random_prompt(5 + static_cast<int64_t>(i), i), greedy(10));
+    if (i % 8 == 7 && records[i].reason == FinishReason::kAbort) continue;
+    EXPECT_EQ(records[i].tokens, expected.tokens) << i;
+  }
 }
 
 TEST(Engine, TheSeedDecides) {

@@ -25,6 +25,7 @@ ModelConfig small_config() {
 class SchedulerTest : public testing::Test {
  protected:
   void start(const EngineOptions& options) {
+    scheduler_.reset();
     options_ = options;
     cache_ = make_kv_cache(small_config(), KvFormat::kF32, options.cache_tokens,
                            options.max_sequence_tokens);
@@ -85,7 +86,7 @@ class SchedulerTest : public testing::Test {
       r.sequence->tokens.push_back(1);
       if (r.sequence->num_output() == r.sequence->max_new_tokens) {
         finished_.push_back(r.sequence->id);
-        scheduler_->remove(r.sequence);
+        scheduler_->remove(r.sequence, true);
         sequences_.erase(r.sequence->id);
       }
     }
@@ -106,7 +107,8 @@ TEST_F(SchedulerTest, PromptsAreCutByTheBudget) {
          .max_batch_tokens = 50,
          .max_mixed_prefill_tokens = 10,
          .max_sequence_tokens = 512,
-         .cache_tokens = 2048});
+         .cache_tokens = 2048,
+         .prefix_cache = false});
   Sequence* a = add(120, 5);
   Sequence* b = add(30, 5);
   auto rows = step();
@@ -132,7 +134,8 @@ TEST_F(SchedulerTest, NobodyOvertakes) {
          .max_batch_tokens = 512,
          .max_mixed_prefill_tokens = 512,
          .max_sequence_tokens = 320,
-         .cache_tokens = 320});
+         .cache_tokens = 320,
+         .prefix_cache = false});
   add(200, 5);
   add(250, 5);  // does not fit beside the first
   add(10, 5);   // would
@@ -147,7 +150,8 @@ TEST_F(SchedulerTest, TheYoungestIsPreempted) {
          .max_batch_tokens = 512,
          .max_mixed_prefill_tokens = 512,
          .max_sequence_tokens = 256,
-         .cache_tokens = 256});
+         .cache_tokens = 256,
+         .prefix_cache = false});
   Sequence* a = add(60, 150);
   Sequence* b = add(60, 120);
   while (scheduler_->num_preemptions() == 0) step();
@@ -169,6 +173,7 @@ TEST_F(SchedulerTest, RandomLoadsFinish) {
     options.max_mixed_prefill_tokens = 1 + static_cast<int64_t>(rng.below(64));
     options.max_sequence_tokens = 192;
     options.cache_tokens = 192 + static_cast<int64_t>(rng.below(512));
+    options.prefix_cache = seed % 2 == 1;
     start(options);
     finished_.clear();
     const int num_requests = 30;
@@ -183,7 +188,7 @@ TEST_F(SchedulerTest, RandomLoadsFinish) {
       }
       if (!sequences_.empty() && rng.below(20) == 0) {  // an abort
         Sequence* victim = sequences_.begin()->second.get();
-        scheduler_->remove(victim);
+        scheduler_->remove(victim, rng.below(2) == 0);
         finished_.push_back(victim->id);
         sequences_.erase(victim->id);
       }
@@ -193,6 +198,8 @@ TEST_F(SchedulerTest, RandomLoadsFinish) {
       if (testing::Test::HasFailure()) return;
     }
     EXPECT_EQ(finished_.size(), static_cast<std::size_t>(num_requests));
+    EXPECT_EQ(scheduler_->num_shared_tokens() > 0, options.prefix_cache);
+    scheduler_.reset();  // forgets the finished ones
     EXPECT_EQ(cache_->num_free_blocks(), cache_->num_blocks());
   }
 }

@@ -39,6 +39,7 @@ inline EngineOptions small_options() {
   options.max_mixed_prefill_tokens = 32;
   options.cache_tokens = 16 * 128;
   options.kv_format = KvFormat::kF32;
+  options.prefix_cache = false;
   return options;
 }
 
