@@ -4,14 +4,19 @@
 #pragma once
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <string>
 
 namespace lathe {
 
 struct Invocation {
+  std::string command_line;   // as typed, for manifests
   std::function<void()> run;  // throws Error; UsageError means a wrong command line
 };
 
 void add_inspect_command(CLI::App& app, Invocation& invocation);
+void add_convert_command(CLI::App& app, Invocation& invocation);
+void add_quantize_command(CLI::App& app, Invocation& invocation);
+void add_compress_command(CLI::App& app, Invocation& invocation);
 void add_generate_command(CLI::App& app, Invocation& invocation);
 void add_chat_command(CLI::App& app, Invocation& invocation);
 void add_eval_command(CLI::App& app, Invocation& invocation);

@@ -5,30 +5,26 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/progress.h"
-#include "text/tokenizer_json.h"
+#include "text/model_text.h"
 
 namespace lathe {
 namespace {
 
-std::optional<Tokenizer> load_tokenizer(const Checkpoint& checkpoint) {
-  const std::optional<std::string> json = checkpoint.auxiliary_file("tokenizer.json");
-  if (!json) return std::nullopt;
-  return with_context(checkpoint.path() + "/tokenizer.json", [&] {
-    TokenizerSpec spec = parse_tokenizer_json(*json);
-    if (const auto config = checkpoint.auxiliary_file("tokenizer_config.json")) {
-      apply_tokenizer_config(*config, spec);
-    }
-    if (const auto config = checkpoint.auxiliary_file("generation_config.json")) {
-      apply_generation_config(*config, spec);
-    }
-    return std::optional<Tokenizer>(std::in_place, std::move(spec));
-  });
+std::optional<Tokenizer> tokenizer_if_any(const Checkpoint& checkpoint) {
+  try {
+    return load_tokenizer(checkpoint);
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::kNotFound) return std::nullopt;
+    throw;
+  }
 }
 
 }  // namespace
 
 TextModel::TextModel(const std::string& path)
-    : checkpoint_(Checkpoint::open(path)), tokenizer_(load_tokenizer(*checkpoint_)) {}
+    : checkpoint_(Checkpoint::open(path)), tokenizer_(tokenizer_if_any(*checkpoint_)) {
+  if (tokenizer_) chat_template_ = load_chat_template(*checkpoint_, *tokenizer_);
+}
 
 const Tokenizer& TextModel::tokenizer() const {
   if (!tokenizer_) {
@@ -38,10 +34,10 @@ const Tokenizer& TextModel::tokenizer() const {
   return *tokenizer_;
 }
 
-bool TextModel::has_chat_template() const { return false; }
-
-std::string TextModel::render(const Json&, const Json&, bool) const {
-  fail(ErrorCode::kUnsupported, checkpoint_->path(), " has no chat template");
+std::string TextModel::render(const Json& messages, const Json& tools,
+                              bool add_generation_prompt) const {
+  if (!chat_template_) fail(ErrorCode::kUnsupported, checkpoint_->path(), " has no chat template");
+  return chat_template_->render(messages, tools, add_generation_prompt, Json(nullptr));
 }
 
 std::vector<int32_t> TextModel::encode_text(std::string_view text) const {

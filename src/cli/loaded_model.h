@@ -13,6 +13,7 @@
 #include "eval/prompt_maker.h"
 #include "formats/checkpoint.h"
 #include "model/model.h"
+#include "text/chat_template.h"
 #include "text/tokenizer.h"
 
 namespace lathe {
@@ -26,7 +27,7 @@ class TextModel {
   // Throws kNotFound when the checkpoint has none.
   const Tokenizer& tokenizer() const;
   bool has_tokenizer() const { return tokenizer_.has_value(); }
-  bool has_chat_template() const;
+  bool has_chat_template() const { return chat_template_.has_value(); }
 
   // The conversation as the model expects it. Throws kUnsupported without a template,
   // kInvalidArgument when the template refuses the conversation.
@@ -44,6 +45,7 @@ class TextModel {
  private:
   std::unique_ptr<Checkpoint> checkpoint_;
   std::optional<Tokenizer> tokenizer_;
+  std::optional<ChatTemplate> chat_template_;
 };
 
 struct LoadOptions {

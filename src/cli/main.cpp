@@ -38,13 +38,18 @@ int run(int argc, char** argv) {
       "  lathe generate smollm2.gguf \"Why is the sky blue?\"");
   app.get_formatter()->column_width(28);
   lathe::Invocation invocation;
+  invocation.command_line = "lathe";
+  for (int i = 1; i < argc; ++i) invocation.command_line += std::string(" ") + argv[i];
   lathe::add_inspect_command(app, invocation);
-  // lathe::add_generate_command(app, invocation);
-  // lathe::add_chat_command(app, invocation);
-  // lathe::add_eval_command(app, invocation);
+  lathe::add_convert_command(app, invocation);
+  lathe::add_quantize_command(app, invocation);
+  lathe::add_compress_command(app, invocation);
+  lathe::add_generate_command(app, invocation);
+  lathe::add_chat_command(app, invocation);
+  lathe::add_eval_command(app, invocation);
   lathe::add_bench_command(app, invocation);
   lathe::add_tokenize_command(app, invocation);
-  // lathe::add_render_command(app, invocation);
+  lathe::add_render_command(app, invocation);
   lathe::add_score_command(app, invocation);
   if (argc > 1 && argv[1][0] != '-' && !knows(app, argv[1])) {
     return report(kUsage,

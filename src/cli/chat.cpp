@@ -1,0 +1,193 @@
+// lathe chat: a conversation in the terminal, or over pipes a line a turn.
+#include <cstdio>
+#include <iostream>
+#include <memory>
+#include <random>
+
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/json.h"
+#include "cli/chat_session.h"
+#include "cli/command.h"
+#include "cli/flags.h"
+#include "cli/interrupt.h"
+#include "cli/line_reader.h"
+#include "cli/output.h"
+#include "cli/sampling_flags.h"
+
+namespace lathe {
+namespace {
+
+constexpr const char* kHelp =
+    "/help           this list\n"
+    "/clear          begin a new conversation\n"
+    "/system TEXT    set the system message (nothing: remove it) and begin anew\n"
+    "/regen          another answer to the last question\n"
+    "/stats          times of the last answer, size of the conversation\n"
+    "/save FILE      write the conversation as JSON\n"
+    "/exit           leave (also Ctrl-D)\n"
+    "A line that ends with \\ goes on in the next one. Ctrl-C stops an answer.\n";
+
+struct ChatFlags {
+  CommonFlags common;
+  ModelFlags model;
+  SamplingParams params;
+  std::string path;
+  std::string system;
+  int64_t context = 0;
+};
+
+class Chat {
+ public:
+  Chat(const ChatFlags& flags, ChatSession& session, int64_t context)
+      : json_(flags.common.json), session_(session), context_(context) {}
+
+  // False: the user wants to leave.
+  bool handle(const std::string& line) {
+    if (line.empty() || line[0] != '/') {
+      if (line.find_first_not_of(" \t") != std::string::npos) answer(&line);
+      return true;
+    }
+    const std::size_t space = line.find(' ');
+    const std::string command = line.substr(0, space);
+    const std::string argument = space == std::string::npos ? "" : line.substr(space + 1);
+    if (command == "/exit" || command == "/quit") return false;
+    if (command == "/help") {
+      say(kHelp);
+    } else if (command == "/clear") {
+      session_.clear();
+      say("A new conversation.\n");
+    } else if (command == "/system") {
+      session_.set_system(argument);
+      say(argument.empty() ? "No system message.\n" : "System message set.\n");
+    } else if (command == "/regen") {
+      answer(nullptr);
+    } else if (command == "/stats") {
+      say(stats());
+    } else if (command == "/save") {
+      save(argument);
+    } else {
+      say("There is no " + command + "; /help lists the commands.\n");
+    }
+    return true;
+  }
+
+ private:
+  void say(const std::string& text) const {
+    if (json_) {
+      print_line(dump_json({{"note", text}}));
+    } else {
+      print(text);
+    }
+  }
+
+  // A question, or (null) the last one again. A failure ends the turn, not the program.
+  void answer(const std::string* question) {
+    const InterruptScope interrupt;
+    const auto on_text = [&](std::string_view text) {
+      if (!json_) print(text);
+      return !interrupt.requested();
+    };
+    try {
+      last_ = question != nullptr ? session_.ask(*question, on_text) : session_.ask_again(on_text);
+    } catch (const Error& error) {
+      if (error.code() == ErrorCode::kIo) throw;  // nobody reads the answers
+      say(std::string("lathe: ") + error.what() + "\n");
+      return;
+    }
+    if (json_) {
+      print_line(dump_json({{"role", "assistant"},
+                            {"content", last_.text},
+                            {"finish_reason", to_string(last_.reason)},
+                            {"prompt_tokens", last_.usage.prompt_tokens},
+                            {"completion_tokens", last_.usage.completion_tokens}}));
+      return;
+    }
+    if (last_.text.empty() || last_.text.back() != '\n') print("\n");
+    if (last_.reason == FinishReason::kAbort) say("[stopped]\n");
+    if (last_.reason == FinishReason::kLength) {
+      say("[cut off: --max-tokens or the context is reached; /clear begins anew]\n");
+    }
+  }
+
+  std::string stats() const {
+    char text[300];
+    std::snprintf(
+        text, sizeof text,
+        "prompt %lld tokens, first token after %.2f s; answer %lld tokens, %.1f tokens/s\n"
+        "%lld messages, %lld of %lld tokens of context used\n",
+        static_cast<long long>(last_.usage.prompt_tokens), last_.seconds_to_first_token,
+        static_cast<long long>(last_.usage.completion_tokens), last_.decode_tokens_per_second,
+        static_cast<long long>(session_.num_messages()),
+        static_cast<long long>(last_.usage.prompt_tokens + last_.usage.completion_tokens),
+        static_cast<long long>(context_));
+    return text;
+  }
+
+  void save(const std::string& file) const {
+    if (file.empty()) {
+      say("/save needs a file name.\n");
+      return;
+    }
+    try {
+      write_file_atomically(file, dump_json({{"messages", session_.messages()}}, 1) + "\n");
+      say("Saved to " + file + ".\n");
+    } catch (const Error& error) {
+      say(std::string("lathe: ") + error.what() + "\n");
+    }
+  }
+
+  bool json_;
+  ChatSession& session_;
+  int64_t context_;
+  ChatSession::Answer last_;
+};
+
+void run_chat(const ChatFlags& flags, bool seed_given) {
+  Runtime runtime(flags.common);
+  LineReader reader;
+  const LoadedModel loaded(flags.path, flags.model, runtime.exec(),
+                           {.quiet = !reader.interactive(), .max_sequence_tokens = flags.context});
+  const EngineOptions options = resolve(
+      {.max_num_seqs = 1, .max_sequence_tokens = flags.context, .kv_format = loaded.kv_format()},
+      loaded.model().config());
+  Engine engine(loaded.model(), make_engine_cache(loaded.model().config(), options),
+                &loaded.tokenizer(), options, runtime.exec());
+  SamplingParams params = flags.params;
+  if (!seed_given) params.seed = std::random_device()();
+  validate(params, loaded.model().config().vocab_size);
+  ChatSession session(loaded, engine, params);
+  if (!flags.system.empty()) session.set_system(flags.system);
+  Chat chat(flags, session, options.max_sequence_tokens);
+  if (reader.interactive()) {
+    print(str(flags.path, ", ", options.max_sequence_tokens,
+              " tokens of context. /help lists the commands.\n"));
+  }
+  while (const std::optional<std::string> line = reader.read("> ")) {
+    if (!chat.handle(*line)) break;
+  }
+}
+
+}  // namespace
+
+void add_chat_command(CLI::App& app, Invocation& invocation) {
+  auto flags = std::make_shared<ChatFlags>();  // shared: the callback outlives this function
+  flags->params.temperature = 0.7;
+  flags->params.top_p = 0.95;
+  CLI::App* command = app.add_subcommand("chat", "Talk with a model");
+  add_model_argument(*command, flags->path);
+  command->add_option("--system", flags->system, "System message")->type_name("TEXT");
+  command->add_option("--context", flags->context, "Tokens of the conversation; 0: the model's")
+      ->type_name("TOKENS");
+  add_sampling_flags(*command, flags->params);
+  add_model_flags(*command, flags->model);
+  add_common_flags(*command, flags->common);
+  command->footer(std::string(kHelp) +
+                  "\nExample:\n  lathe chat smollm2.gguf --system \"Be brief.\"");
+  command->callback([flags, command, &invocation] {
+    const bool seed_given = command->count("--seed") > 0;
+    invocation.run = [flags, seed_given] { run_chat(*flags, seed_given); };
+  });
+}
+
+}  // namespace lathe

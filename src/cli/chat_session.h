@@ -1,0 +1,52 @@
+// A conversation with a model: what was said, and the next answer.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cli/loaded_model.h"
+#include "engine/generate.h"
+
+namespace lathe {
+
+class ChatSession {
+ public:
+  // Borrows all. Throws kUnsupported when the model has no chat template.
+  ChatSession(const LoadedModel& loaded, Engine& engine, SamplingParams params);
+
+  void set_system(const std::string& text);  // empty: none; begins a new conversation
+  void clear();                              // keeps the system message
+
+  struct Answer {
+    std::string text;
+    FinishReason reason = FinishReason::kStop;
+    Usage usage;
+    double seconds_to_first_token = 0;
+    double decode_tokens_per_second = 0;
+  };
+  // Asks, and adds question and answer to the conversation (what there is of it, when on_text says
+  // false). When it throws, the conversation is as before.
+  Answer ask(const std::string& question, const std::function<bool(std::string_view)>& on_text);
+  // Another answer to the last question, from another seed. Throws kInvalidArgument without one.
+  Answer ask_again(const std::function<bool(std::string_view)>& on_text);
+
+  int64_t num_messages() const { return static_cast<int64_t>(messages_.size()); }
+  nlohmann::ordered_json messages() const;  // [{"role", "content"}, ...]
+
+ private:
+  Answer answer(const std::function<bool(std::string_view)>& on_text);
+
+  const LoadedModel& loaded_;
+  Engine& engine_;
+  SamplingParams params_;
+  std::string system_;
+  struct Message {
+    std::string role, content;
+  };
+  std::vector<Message> messages_;
+};
+
+}  // namespace lathe

@@ -1,0 +1,223 @@
+// lathe compress: quantize with the recommended settings, measure before and after, report.
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/json.h"
+#include "base/progress.h"
+#include "cli/command.h"
+#include "cli/flags.h"
+#include "cli/output.h"
+#include "cli/quantize_job.h"
+#include "cli/report.h"
+#include "cli/speed.h"
+#include "cli/text_windows.h"
+#include "cli/version.h"
+#include "compress/default_calibration.h"
+#include "eval/json_lines.h"
+#include "formats/manifest.h"
+
+namespace lathe {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct CompressFlags {
+  CommonFlags common;
+  QuantizeFlags quantize;
+  std::string in, out, data;
+  std::string command_line;
+  std::vector<std::string> compare;
+  WindowOptions windows = {.seq_len = 2048, .max_windows = 16};
+};
+
+double decode_rate(Model& model, KvFormat format, Exec& exec) {
+  const int64_t steps = std::min<int64_t>(32, model.config().max_position_embeddings / 2);
+  const SpeedOptions options = {.prompt_tokens = 0, .decode_tokens = steps, .repetitions = 1};
+  return median(measure_speed(model, format, options, exec).decode);
+}
+
+DivergenceResult measure(const LoadedModel& reference, const LoadedModel& loaded,
+                         const std::vector<std::vector<int32_t>>& windows, bool quiet,
+                         const std::string& label, Exec& exec) {
+  Progress progress(label, count_tokens(windows), "tokens", quiet);
+  return measure_divergence(reference.model(), reference.kv_format(), loaded.model(),
+                            loaded.kv_format(), windows, exec,
+                            [&](int64_t tokens) { progress.advance(tokens); });
+}
+
+// Another method on the same model: quantized into a folder of its own, measured, removed.
+MeasuredMethod measure_other(const CompressFlags& flags, const std::string& method,
+                             const TextModel& source, const LoadedModel& reference,
+                             const std::vector<std::vector<int32_t>>& windows, Exec& exec) {
+  const std::string folder = flags.out + ".compare-" + method;
+  struct Removed {
+    std::string path;
+    ~Removed() {
+      std::error_code ignored;
+      fs::remove_all(path, ignored);
+    }
+  } removed{folder};
+  fs::remove_all(folder);
+  QuantizeFlags quantize = flags.quantize;
+  quantize.method = method;
+  quantize.hadamard = -1;
+  quantize.resume = false;
+  run_quantize_job(source, folder, quantize, flags.command_line, flags.common.json, exec);
+  const LoadedModel loaded(folder, ModelFlags{}, exec, {.quiet = true});
+  return {method,
+          measure(reference, loaded, windows, flags.common.json, "measuring " + method, exec)};
+}
+
+void add_quality(const CompressFlags& flags, const CompressionReport& report) {
+  const DivergenceResult& quality = report.methods.front().quality;
+  const std::string settings =
+      str("windows ", quality.model.windows, ", length ", quality.model.seq_len);
+  Manifest manifest = read_manifest(flags.out);
+  manifest.quality = {
+      {"perplexity", flags.data, quality.model.perplexity, quality.reference.perplexity, settings},
+      {"kld", flags.data, quality.mean_kl, std::nullopt, settings},
+      {"top1_agreement", flags.data, quality.top1_agreement, std::nullopt, settings},
+  };
+  update_file(manifest, flags.out, "report.json");
+  update_file(manifest, flags.out, "report.html");
+  write_manifest(flags.out, manifest);
+}
+
+std::string summary(const CompressFlags& flags, const CompressionReport& report) {
+  const DivergenceResult& quality = report.methods.front().quality;
+  char text[400];
+  std::snprintf(
+      text, sizeof text,
+      "weights     %s a token -> %s (%.2f times fewer)\n"
+      "decoding    %.1f -> %.1f tokens/s\n"
+      "perplexity  %.4f -> %.4f (%+.2f %%)\n"
+      "divergence  %.5f nats a token, same top token %.1f %%\n",
+      format_bytes(static_cast<double>(report.source_weight_bytes)).c_str(),
+      format_bytes(static_cast<double>(report.weight_bytes)).c_str(),
+      static_cast<double>(report.source_weight_bytes) / static_cast<double>(report.weight_bytes),
+      report.source_decode_rate, report.decode_rate, quality.reference.perplexity,
+      quality.model.perplexity, 100 * (quality.model.perplexity / quality.reference.perplexity - 1),
+      quality.mean_kl, 100 * quality.top1_agreement);
+  return text + str("report      ", flags.out, "/report.html\n");
+}
+
+int64_t directory_bytes(const std::string& path) {
+  if (!fs::is_directory(path)) return static_cast<int64_t>(fs::file_size(path));
+  int64_t bytes = 0;
+  for (const auto& entry : fs::directory_iterator(path)) {
+    if (entry.is_regular_file()) bytes += static_cast<int64_t>(entry.file_size());
+  }
+  return bytes;
+}
+
+void run_compress(CompressFlags flags) {
+  Runtime runtime(flags.common);
+  Exec& exec = runtime.exec();
+  quantize_options(flags.quantize);  // wrong flags before anything is read
+  for (const std::string& method : flags.compare) quantize_method_from_name(method);
+  const TextModel source(flags.in);
+  // Nothing is measured on what it was calibrated on: with neither text named, the built-in one is
+  // split.
+  flags.quantize.hold_out = flags.data.empty() && flags.quantize.calibration.empty();
+  std::string text;
+  if (flags.data.empty()) {
+    text = flags.quantize.hold_out ? default_text_parts().held_out : default_calibration_text();
+    flags.data =
+        flags.quantize.hold_out ? "the held-out quarter of the built-in text" : "the built-in text";
+  } else {
+    text = read_text_file(flags.data);
+  }
+  const auto windows = text_windows(source, text, flags.data, flags.windows);
+
+  CompressionReport report;
+  report.source = flags.in;
+  report.out = flags.out;
+  report.command = flags.command_line;
+  report.version = kLatheVersion;
+  report.format = flags.quantize.format;
+  report.method = flags.quantize.method;
+  report.activations = flags.quantize.activations;
+  report.data = flags.data;
+  // A run that was interrupted while measuring has nothing left to quantize.
+  const bool done = flags.quantize.resume && fs::exists(flags.out) &&
+                    verify_directory(flags.out, false).state == DirectoryState::kWhole;
+  if (!done) {
+    QuantizeResult result = run_quantize_job(source, flags.out, flags.quantize, flags.command_line,
+                                             flags.common.json, exec);
+    report.quantize_seconds = result.seconds;
+    report.linears = std::move(result.reports);
+  }
+  report.created = read_manifest(flags.out).created;
+  report.source_disk_bytes = directory_bytes(flags.in);
+  report.disk_bytes = directory_bytes(flags.out);
+
+  const LoadOptions options = {.quiet = flags.common.json};
+  const LoadedModel reference(flags.in, ModelFlags{}, exec, options);
+  report.source_weight_bytes = reference.model().weight_bytes();
+  report.source_decode_rate = decode_rate(reference.model(), reference.kv_format(), exec);
+  {
+    const LoadedModel loaded(flags.out, ModelFlags{}, exec, options);
+    check_forward(loaded.model(), loaded.kv_format(), exec);
+    report.weight_bytes = loaded.model().weight_bytes();
+    report.decode_rate = decode_rate(loaded.model(), loaded.kv_format(), exec);
+    report.methods.push_back(
+        {flags.quantize.method, measure(reference, loaded, windows, flags.common.json,
+                                        "measuring before and after", exec)});
+  }
+  for (const std::string& method : flags.compare) {
+    report.methods.push_back(measure_other(flags, method, source, reference, windows, exec));
+  }
+  const Json json = report_json(report);
+  write_file_atomically(flags.out + "/report.json", dump_json(json, 1) + "\n");
+  write_file_atomically(flags.out + "/report.html", report_html(report));
+  add_quality(flags, report);
+  if (flags.common.json) {
+    print_json(json);
+  } else {
+    print(summary(flags, report));
+  }
+}
+
+}  // namespace
+
+void add_compress_command(CLI::App& app, Invocation& invocation) {
+  auto flags = std::make_shared<CompressFlags>();  // shared: the callback outlives this function
+  CLI::App* command = app.add_subcommand("compress", "Quantize, measure before and after, report");
+  command->add_option("IN", flags->in, "The model: a directory or a GGUF file")
+      ->required()
+      ->type_name("");
+  command->add_option("OUT", flags->out, "The directory to write")->required()->type_name("");
+  add_quantize_flags(*command, flags->quantize);
+  command
+      ->add_option(
+          "--data", flags->data,
+          "Text to measure quality on (default: a part of the built-in text that is not used to "
+          "calibrate)")
+      ->type_name("FILE");
+  command->add_option("--windows", flags->windows.max_windows, "Windows of that text; 0: all of it")
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_option("--eval-seq-len", flags->windows.seq_len, "Tokens of such a window")
+      ->capture_default_str()
+      ->type_name("N");
+  command
+      ->add_option("--compare", flags->compare,
+                   "Measure these methods too (each quantizes the model once more): rtn, gptq, ...")
+      ->type_name("METHOD...");
+  add_common_flags(*command, flags->common);
+  command->footer(
+      "Writes the model, report.html and report.json to OUT. Calibrate on one text, measure on "
+      "another.\n\n"
+      "Examples:\n"
+      "  lathe compress smollm2.gguf OUT\n"
+      "  lathe compress smollm2.gguf OUT --calibration book.txt --data wiki.test.raw");
+  command->callback([flags, &invocation] {
+    flags->command_line = invocation.command_line;
+    invocation.run = [flags] { run_compress(*flags); };
+  });
+}
+
+}  // namespace lathe

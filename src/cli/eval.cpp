@@ -1,0 +1,165 @@
+// lathe eval: what a model is worth, and what compressing it cost.
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "base/progress.h"
+#include "cli/command.h"
+#include "cli/eval_flags.h"
+#include "cli/eval_report.h"
+#include "cli/loaded_model.h"
+#include "cli/output.h"
+#include "cli/text_windows.h"
+#include "eval/json_lines.h"
+#include "eval/perplexity.h"
+
+namespace lathe {
+namespace {
+
+Json eval_perplexity(const EvalFlags& flags, Exec& exec) {
+  const std::string text = read_text_file(flags.data);
+  std::vector<PerplexityResult> results;
+  for (const std::string& path : flags.paths) {
+    const LoadedModel loaded(
+        path, flags.model, exec,
+        {.quiet = flags.common.json, .max_sequence_tokens = flags.windows.seq_len});
+    const auto windows = text_windows(loaded, text, flags.data, flags.windows);
+    Progress progress("perplexity of " + path, count_tokens(windows), "tokens", flags.common.json);
+    results.push_back(measure_perplexity(loaded.model(), loaded.kv_format(), windows, exec,
+                                         [&](int64_t tokens) { progress.advance(tokens); }));
+  }
+  Json json = perplexity_json(results.front());
+  json["model"] = flags.paths.front();
+  if (results.size() == 2) json["compared"] = compared_perplexity_json(flags.paths[1], results);
+  return json;
+}
+
+Json eval_divergence(const EvalFlags& flags, Exec& exec) {
+  const std::string text = read_text_file(flags.data);
+  std::string reference_path = flags.reference;
+  std::string path = flags.paths.back();
+  if (reference_path.empty()) {
+    if (flags.paths.size() != 2) {
+      fail(ErrorCode::kInvalidArgument,
+           "kld compares with a reference: give --reference MODEL, or the reference first and then "
+           "the model");
+    }
+    reference_path = flags.paths.front();
+  } else if (flags.paths.size() != 1) {
+    fail(ErrorCode::kInvalidArgument, "kld with --reference takes one model, not ",
+         flags.paths.size());
+  }
+  const LoadOptions options = {.quiet = flags.common.json,
+                               .max_sequence_tokens = flags.windows.seq_len};
+  const LoadedModel reference(reference_path, flags.model, exec, options);
+  const LoadedModel loaded(path, flags.model, exec, options);
+  const auto windows = text_windows(loaded, text, flags.data, flags.windows);
+  if (windows != text_windows(reference, text, flags.data, flags.windows)) {
+    fail(ErrorCode::kInvalidArgument, reference_path, " and ", path,
+         " make different tokens of the text; their predictions cannot be compared");
+  }
+  Progress progress("divergence from " + reference_path, count_tokens(windows), "tokens",
+                    flags.common.json);
+  const KvFormat format = loaded.kv_format();
+  const DivergenceResult result =
+      measure_divergence(reference.model(), format, loaded.model(), format, windows, exec,
+                         [&](int64_t tokens) { progress.advance(tokens); });
+  Json json = divergence_json(result);
+  json["model"] = path;
+  json["reference"] = reference_path;
+  return json;
+}
+
+void run_eval(const EvalFlags& flags) {
+  if (flags.paths.size() > 2) {
+    fail(ErrorCode::kInvalidArgument, "eval takes one model, or two to compare, not ",
+         flags.paths.size());
+  }
+  if (flags.limit < 0 || flags.max_tokens < 0 || flags.batch < 1 || flags.batch > 1024) {
+    fail(ErrorCode::kInvalidArgument,
+         "--limit and --max-tokens must be 0 or more, --batch 1 to 1024");
+  }
+  Runtime runtime(flags.common);
+  Exec& exec = runtime.exec();
+  Json json;
+  if (flags.task == "perplexity") {
+    json = eval_perplexity(flags, exec);
+  } else if (flags.task == "kld") {
+    json = eval_divergence(flags, exec);
+  } else if (flags.task == "gsm8k") {
+    json = eval_gsm8k(flags, exec);
+  } else if (flags.task == "humaneval") {
+    json = eval_humaneval(flags, exec);
+  } else {
+    fail(ErrorCode::kInvalidArgument, "eval ", flags.task,
+         ": unknown task; choose perplexity, kld, gsm8k or humaneval");
+  }
+  json["task"] = flags.task;
+  json["data"] = flags.data;
+  if (flags.common.json) {
+    print_json(json);
+  } else {
+    print(eval_text(json));
+  }
+}
+
+}  // namespace
+
+void add_eval_command(CLI::App& app, Invocation& invocation) {
+  auto flags = std::make_shared<EvalFlags>();  // shared: the callback outlives this function
+  CLI::App* command =
+      app.add_subcommand("eval", "Measure quality: perplexity, kld, gsm8k, humaneval");
+  command->add_option("TASK", flags->task, "perplexity, kld, gsm8k or humaneval")
+      ->required()
+      ->type_name("");
+  command
+      ->add_option("MODEL", flags->paths,
+                   "One model, or two to compare (the first is the reference)")
+      ->required()
+      ->type_name("");
+  command->add_option("--data", flags->data, "The text, or the items as JSON lines (gzip is fine)")
+      ->required()
+      ->type_name("FILE");
+  command->add_option("--reference", flags->reference, "kld: the model to compare with")
+      ->type_name("MODEL");
+  command
+      ->add_option("--windows", flags->windows.max_windows,
+                   "perplexity, kld: so many windows from the beginning; 0: the whole text")
+      ->type_name("N");
+  command->add_option("--seq-len", flags->windows.seq_len, "perplexity, kld: tokens of a window")
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_option("--limit", flags->limit, "gsm8k, humaneval: only the first items")
+      ->type_name("N");
+  command->add_option("--max-tokens", flags->max_tokens, "gsm8k, humaneval: length of an answer")
+      ->type_name("N");
+  command->add_option("--shots", flags->shots, "gsm8k: worked examples in the prompt, 0 to 8")
+      ->capture_default_str()
+      ->type_name("N");
+  command
+      ->add_option("--checker", flags->checker,
+                   "gsm8k: gsm8k-strict-then-flexible, gsm8k-strict or numeric")
+      ->capture_default_str()
+      ->type_name("NAME");
+  command->add_option("--batch", flags->batch, "gsm8k, humaneval: answers at the same time")
+      ->capture_default_str()
+      ->type_name("N");
+  command
+      ->add_option("--items", flags->items_file,
+                   "gsm8k, humaneval: write every answer and verdict to this file, as JSON lines")
+      ->type_name("FILE");
+  add_model_flags(*command, flags->model);
+  add_common_flags(*command, flags->common);
+  command->footer(
+      "perplexity: non-overlapping windows, every token but a window's first is scored.\n"
+      "humaneval runs model-written code in a sandbox, or not at all.\n\n"
+      "Examples:\n"
+      "  lathe eval perplexity smollm2.gguf --data wiki.test.raw --windows 32 --seq-len 512\n"
+      "  lathe eval kld smollm2.gguf OUT --data wiki.test.raw --windows 8\n"
+      "  lathe eval gsm8k MODEL OUT --data gsm8k/test.jsonl --limit 200");
+  command->callback([flags, &invocation] { invocation.run = [flags] { run_eval(*flags); }; });
+}
+
+}  // namespace lathe

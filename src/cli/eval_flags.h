@@ -1,0 +1,33 @@
+// What `lathe eval` was asked to do, and its tasks that generate answers.
+#pragma once
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "cli/flags.h"
+#include "eval/windows.h"
+
+namespace lathe {
+
+struct EvalFlags {
+  CommonFlags common;
+  ModelFlags model;
+  std::string task;
+  std::vector<std::string> paths;
+  std::string reference;
+  std::string data;
+  WindowOptions windows = {.seq_len = 2048, .max_windows = 0};
+  int64_t limit = 0;
+  int64_t max_tokens = 0;  // 0: the task's
+  int64_t shots = 0;
+  int64_t batch = 16;
+  std::string checker = "gsm8k-strict-then-flexible";
+  std::string items_file;
+};
+
+// The result as eval prints it. Throws kInvalidArgument for a file without items.
+nlohmann::ordered_json eval_gsm8k(const EvalFlags& flags, Exec& exec);
+nlohmann::ordered_json eval_humaneval(const EvalFlags& flags, Exec& exec);
+
+}  // namespace lathe

@@ -1,0 +1,194 @@
+#include "cli/eval_report.h"
+
+#include <cmath>
+#include <cstdio>
+
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/json.h"
+#include "eval/statistics.h"
+
+namespace lathe {
+namespace {
+
+// JSON has no NaN: null where a number cannot be known.
+Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
+
+template <typename... Args>
+std::string format(const char* pattern, Args... args) {
+  char text[256];
+  std::snprintf(text, sizeof text, pattern, args...);
+  return text;
+}
+
+std::string plus_minus(const Json& error, const char* pattern = " ± %.3f") {
+  return error.is_null() ? "" : format(pattern, error.get<double>());
+}
+
+}  // namespace
+
+Json perplexity_json(const PerplexityResult& result) {
+  Json json;
+  json["perplexity"] = number(result.perplexity);
+  json["standard_error"] = number(result.standard_error);
+  json["windows"] = result.windows;
+  json["seq_len"] = result.seq_len;
+  json["scored_tokens"] = result.scored_tokens;
+  json["window_nll"] = result.window_nll;
+  return json;
+}
+
+Json compared_perplexity_json(const std::string& second_path,
+                              const std::vector<PerplexityResult>& results) {
+  const PerplexityResult& first = results[0];
+  const PerplexityResult& second = results[1];
+  Json json = perplexity_json(second);
+  json["model"] = second_path;
+  if (first.windows != second.windows || first.seq_len != second.seq_len) {
+    json["paired"] = nullptr;
+    return json;
+  }
+  std::vector<double> differences;
+  for (std::size_t i = 0; i < first.window_nll.size(); ++i) {
+    differences.push_back((second.window_nll[i] - first.window_nll[i]) /
+                          static_cast<double>(first.seq_len - 1));
+  }
+  const MeanInterval interval = mean_interval(differences);
+  json["paired"] = {
+      {"nll_difference", interval.mean},
+      {"standard_error", number(interval.standard_error)},
+      {"t_interval_95", {number(interval.low), number(interval.high)}},
+      {"bootstrap_interval_95", {number(interval.bootstrap_low), number(interval.bootstrap_high)}},
+      {"perplexity_ratio", std::exp(interval.mean)},
+      {"perplexity_ratio_95", {number(std::exp(interval.low)), number(std::exp(interval.high))}},
+  };
+  return json;
+}
+
+Json divergence_json(const DivergenceResult& result) {
+  Json json;
+  json["mean_kl"] = number(result.mean_kl);
+  json["mean_kl_standard_error"] = number(result.mean_kl_error);
+  json["median_kl"] = number(result.median_kl);
+  json["p99_kl"] = number(result.p99_kl);
+  json["max_kl"] = number(result.max_kl);
+  json["top1_agreement"] = result.top1_agreement;
+  json["perplexity"] = number(result.model.perplexity);
+  json["reference_perplexity"] = number(result.reference.perplexity);
+  json["compared"] = compared_perplexity_json("", {result.reference, result.model})["paired"];
+  json["windows"] = result.model.windows;
+  json["seq_len"] = result.model.seq_len;
+  json["scored_tokens"] = result.model.scored_tokens;
+  return json;
+}
+
+Json task_json(const std::string& task, const TaskResult& result) {
+  Json json;
+  json[task == "humaneval" ? "pass_at_1" : "accuracy"] = result.accuracy;
+  json["standard_error"] = result.standard_error;
+  json["items"] = result.items.size();
+  json["right"] = result.num_right;
+  if (task == "gsm8k") json["invalid"] = result.invalid;
+  int64_t cut_off = 0;
+  for (const TaskItem& item : result.items) cut_off += item.cut_off;
+  json["cut_off"] = cut_off;
+  json["completion_tokens"] = result.completion_tokens;
+  json["generation_seconds"] = result.seconds;
+  return json;
+}
+
+Json compared_task_json(const std::string& task, const std::string& second_path,
+                        const std::vector<TaskResult>& results) {
+  Json json = task_json(task, results[1]);
+  json["model"] = second_path;
+  const PairedAccuracy paired = compare_accuracy(right_items(results[0]), right_items(results[1]));
+  json["paired"] = {{"difference", paired.difference},
+                    {"interval_95", {paired.low, paired.high}},
+                    {"only_first_right", paired.only_first},
+                    {"only_second_right", paired.only_second},
+                    {"mcnemar_p", paired.p_value}};
+  return json;
+}
+
+void write_task_items(const std::string& file, const std::vector<std::string>& paths,
+                      const std::vector<TaskResult>& results) {
+  std::string text;
+  for (std::size_t m = 0; m < results.size(); ++m) {
+    for (const TaskItem& item : results[m].items) {
+      text += dump_json({{"id", item.id},
+                         {"model", paths[m]},
+                         {"right", item.right},
+                         {"outcome", item.outcome},
+                         {"expected", item.expected},
+                         {"cut_off", item.cut_off},
+                         {"response", item.response}}) +
+              "\n";
+    }
+  }
+  write_file_atomically(file, text);
+}
+
+namespace {
+
+std::string perplexity_text(const Json& json) {
+  return format("perplexity %.4f", json["perplexity"].get<double>()) +
+         plus_minus(json["standard_error"]) + "   " + json["model"].get<std::string>();
+}
+
+std::string accuracy_text(const Json& json) {
+  const char* key = json.contains("accuracy") ? "accuracy" : "pass_at_1";
+  const std::string name = key == std::string("accuracy") ? "accuracy" : "pass@1";
+  return name + format(" %.2f %%", 100 * json[key].get<double>()) +
+         format(" ± %.2f", 100 * json["standard_error"].get<double>()) +
+         str("   ", json["right"], " of ", json["items"], "   ") + json["model"].get<std::string>();
+}
+
+std::string paired_text(const Json& paired) {
+  if (paired.is_null()) {
+    return "not compared: the models make different tokens of the text";
+  }
+  if (paired.contains("mcnemar_p")) {
+    return format("difference %+.2f points, 95 %% [%+.2f, %+.2f], exact McNemar p = %.3g",
+                  100 * paired["difference"].get<double>(),
+                  100 * paired["interval_95"][0].get<double>(),
+                  100 * paired["interval_95"][1].get<double>(), paired["mcnemar_p"].get<double>());
+  }
+  const double ratio = paired["perplexity_ratio"].get<double>();
+  std::string text = format("perplexity ratio %.4f", ratio);
+  if (!paired["perplexity_ratio_95"][0].is_null()) {
+    text += format(", 95 %% [%.4f, %.4f], paired over windows",
+                   paired["perplexity_ratio_95"][0].get<double>(),
+                   paired["perplexity_ratio_95"][1].get<double>());
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string eval_text(const Json& json) {
+  const std::string task = json["task"].get<std::string>();
+  std::string text;
+  if (task == "kld") {
+    text = format("KL divergence  mean %.5f", json["mean_kl"].get<double>()) +
+           plus_minus(json["mean_kl_standard_error"], " ± %.5f") +
+           format(", median %.5f, 99 %% %.4f nats a token\n", json["median_kl"].get<double>(),
+                  json["p99_kl"].get<double>()) +
+           format("same top token %.2f %%\n", 100 * json["top1_agreement"].get<double>()) +
+           format("perplexity     %.4f, reference %.4f\n", json["perplexity"].get<double>(),
+                  json["reference_perplexity"].get<double>()) +
+           paired_text(json["compared"]) + "\n";
+  } else {
+    const auto line = task == "perplexity" ? perplexity_text : accuracy_text;
+    text = line(json) + "\n";
+    if (json.contains("compared")) {
+      text += line(json["compared"]) + "\n" + paired_text(json["compared"]["paired"]) + "\n";
+    }
+  }
+  if (json.contains("windows")) {
+    text += str(json["windows"], " windows of ", json["seq_len"], " tokens of ",
+                json["data"].get<std::string>(), "\n");
+  }
+  return text;
+}
+
+}  // namespace lathe

@@ -1,0 +1,72 @@
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "base/progress.h"
+#include "cli/eval_flags.h"
+#include "cli/eval_report.h"
+#include "cli/loaded_model.h"
+#include "eval/tasks.h"
+
+namespace lathe {
+namespace {
+
+// Loads the items of a task once, runs it on each model.
+template <typename Item, typename Run>
+Json eval_items(const EvalFlags& flags, std::vector<Item> items, Exec& exec, const Run& run) {
+  if (flags.limit > 0 && flags.limit < static_cast<int64_t>(items.size())) {
+    items.resize(static_cast<std::size_t>(flags.limit));
+  }
+  if (items.empty()) fail(ErrorCode::kInvalidArgument, flags.data, ": holds no items");
+  std::vector<TaskResult> results;
+  for (const std::string& path : flags.paths) {
+    const LoadedModel loaded(path, flags.model, exec, {.quiet = flags.common.json});
+    const EngineOptions options = resolve({.max_num_seqs = flags.batch,
+                                           .max_batch_tokens = std::max<int64_t>(512, flags.batch),
+                                           .kv_format = loaded.kv_format()},
+                                          loaded.model().config());
+    Engine engine(loaded.model(), make_engine_cache(loaded.model().config(), options),
+                  &loaded.tokenizer(), options, exec);
+    Progress progress(flags.task + " on " + path, static_cast<int64_t>(items.size()), "items",
+                      flags.common.json);
+    results.push_back(run(loaded, engine, items, [&] { progress.advance(); }));
+  }
+  Json json = task_json(flags.task, results.front());
+  json["model"] = flags.paths.front();
+  if (results.size() == 2)
+    json["compared"] = compared_task_json(flags.task, flags.paths[1], results);
+  if (!flags.items_file.empty()) write_task_items(flags.items_file, flags.paths, results);
+  return json;
+}
+
+}  // namespace
+
+Json eval_gsm8k(const EvalFlags& flags, Exec& exec) {
+  Gsm8kOptions options;
+  options.shots = flags.shots;
+  options.checker = gsm8k_checker_from_name(flags.checker);
+  if (flags.max_tokens > 0) options.max_tokens = flags.max_tokens;
+  Json json = eval_items(flags, load_gsm8k(flags.data), exec,
+                         [&](const LoadedModel& loaded, Engine& engine,
+                             const std::vector<Gsm8kItem>& items, const ItemDone& done) {
+                           return run_gsm8k(engine, loaded.prompt_maker(), items, options, done);
+                         });
+  json["checker"] = flags.checker;
+  json["shots"] = flags.shots;
+  return json;
+}
+
+Json eval_humaneval(const EvalFlags& flags, Exec& exec) {
+  const Sandbox sandbox;  // first: without it there is no point in generating
+  return eval_items(flags, load_humaneval(flags.data), exec,
+                    [&](const LoadedModel& loaded, Engine& engine,
+                        const std::vector<HumanEvalTask>& tasks, const ItemDone& done) {
+                      HumanEvalOptions options;
+                      options.chat = loaded.has_chat_template();
+                      if (flags.max_tokens > 0) options.max_tokens = flags.max_tokens;
+                      return run_humaneval(engine, loaded.prompt_maker(), tasks, sandbox, options,
+                                           exec, done);
+                    });
+}
+
+}  // namespace lathe

@@ -1,0 +1,61 @@
+// Tasks with checkable answers, generated in one batch by the engine: GSM8K and HumanEval.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "eval/gsm8k.h"
+#include "eval/humaneval.h"
+#include "eval/prompt_maker.h"
+
+namespace lathe {
+
+struct TaskItem {
+  std::string id;
+  std::string response;  // as generated
+  std::string outcome;   // the extracted answer, or why the code failed
+  std::string expected;  // gsm8k: the answer
+  int64_t completion_tokens = 0;
+  bool cut_off = false;  // ran into max_tokens
+  bool right = false;
+};
+
+struct TaskResult {
+  std::vector<TaskItem> items;
+  int64_t num_right = 0;
+  double accuracy = 0;
+  double standard_error = 0;  // binomial
+  int64_t invalid = 0;        // items without an extractable answer
+  int64_t completion_tokens = 0;
+  double seconds = 0;  // of generation
+};
+
+using ItemDone = std::function<void()>;  // after each item has been generated
+
+struct Gsm8kOptions {
+  int64_t shots = 0;  // 0 to 8 worked examples
+  Gsm8kChecker checker = Gsm8kChecker::kStrictThenFlexible;
+  int64_t max_tokens = 1024;
+};
+// Greedy. Throws kInvalidArgument for a number of shots that cannot be.
+TaskResult run_gsm8k(Engine& engine, const PromptMaker& make_prompt,
+                     std::span<const Gsm8kItem> items, const Gsm8kOptions& options,
+                     const ItemDone& done = nullptr);
+
+struct HumanEvalOptions {
+  bool chat = true;  // false: a base model completes the bare prompt
+  int64_t max_tokens = 512;
+};
+// Greedy, pass@1. The code runs in the sandbox, one run a thread of the engine's pool.
+TaskResult run_humaneval(Engine& engine, const PromptMaker& make_prompt,
+                         std::span<const HumanEvalTask> tasks, const Sandbox& sandbox,
+                         const HumanEvalOptions& options, Exec& exec,
+                         const ItemDone& done = nullptr);
+
+// right[i] of every item, for compare_accuracy().
+std::vector<char> right_items(const TaskResult& result);
+
+}  // namespace lathe
