@@ -108,10 +108,9 @@ JournalPart parse_part(const JsonFields& fields) {
 
 }  // namespace
 
-CompressionJournal read_journal(const std::string& directory) {
-  const std::string path = directory + "/" + kJournalFileName;
-  const Json json = read_json_file(path, kMaxJournalBytes);
-  const JsonFields fields(json, path);
+CompressionJournal parse_journal(std::string_view text, const std::string& what) {
+  const Json json = parse_json(text, what);
+  const JsonFields fields(json, what);
   if (fields.integer("lathe_journal", 1, kMaxCount) != kJournalVersion) {
     fields.unsupported("lathe_journal", str("this lathe continues version ", kJournalVersion));
   }
@@ -125,6 +124,11 @@ CompressionJournal read_journal(const std::string& directory) {
     }
   }
   return journal;
+}
+
+CompressionJournal read_journal(const std::string& directory) {
+  const std::string path = directory + "/" + kJournalFileName;
+  return parse_journal(read_file(path, kMaxJournalBytes), path);
 }
 
 void write_journal(const std::string& directory, const CompressionJournal& journal) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -27,7 +28,10 @@ struct CompressionJournal {
   std::map<int64_t, JournalPart> parts;  // finished, by number
 };
 
-// Throws kNotFound without a journal, kCorruptData for a malformed one.
+// From the text of the file; `what` names it in messages. Throws kCorruptData for a malformed one,
+// kUnsupported for a later version.
+CompressionJournal parse_journal(std::string_view text, const std::string& what);
+// Throws kNotFound without a journal, and as parse_journal.
 CompressionJournal read_journal(const std::string& directory);
 // Atomic and synced.
 void write_journal(const std::string& directory, const CompressionJournal& journal);

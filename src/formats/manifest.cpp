@@ -74,8 +74,7 @@ LogitsFingerprint parse_fingerprint(const JsonFields& fields) {
   return fingerprint;
 }
 
-Manifest parse_manifest(const Json& json, const std::string& path) {
-  const JsonFields fields(json, path);
+Manifest manifest_from_json(const JsonFields& fields) {
   const int64_t version = fields.integer("lathe_manifest", 1, kMaxCount);
   if (version != kManifestVersion) {
     fields.unsupported("lathe_manifest",
@@ -179,17 +178,26 @@ void update_file(Manifest& manifest, const std::string& directory, const std::st
   }
 }
 
+Manifest parse_manifest(std::string_view text, const std::string& what) {
+  const Json json = parse_json(text, what);
+  return manifest_from_json(JsonFields(json, what));
+}
+
 Manifest read_manifest(const std::string& directory) {
   const std::string path = directory + "/" + kManifestFileName;
-  return parse_manifest(read_json_file(path, kMaxManifestBytes), path);
+  return parse_manifest(read_file(path, kMaxManifestBytes), path);
+}
+
+std::string manifest_text(Manifest manifest) {
+  std::sort(manifest.files.begin(), manifest.files.end(),
+            [](const ManifestFile& a, const ManifestFile& b) { return a.name < b.name; });
+  return dump_json(manifest_json(manifest), 2) + "\n";
 }
 
 void write_manifest(const std::string& directory, Manifest manifest) {
-  std::sort(manifest.files.begin(), manifest.files.end(),
-            [](const ManifestFile& a, const ManifestFile& b) { return a.name < b.name; });
-  const std::string text = dump_json(manifest_json(manifest), 2) + "\n";
   const std::string path = directory + "/" + kManifestFileName;
-  parse_manifest(parse_json(text, path), path);  // never writes what read_manifest() would refuse
+  const std::string text = manifest_text(std::move(manifest));
+  parse_manifest(text, path);  // never writes what read_manifest() would refuse
   write_file_atomically(path, text);
 }
 

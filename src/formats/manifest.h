@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -60,11 +61,16 @@ ManifestFile describe_file(const std::string& directory, const std::string& name
 // Adds the file, or brings its entry up to date. For files added later (kv_codec.safetensors).
 void update_file(Manifest& manifest, const std::string& directory, const std::string& name);
 
-// Reads directory/lathe.json. Throws kNotFound without one, kCorruptData for anything malformed (a
-// file name with a path in it, sizes and digests that cannot be), kUnsupported for a later version.
+// From the text of lathe.json; `what` names it in messages. Throws kCorruptData for anything
+// malformed (a file name with a path in it, sizes and digests that cannot be), kUnsupported for a
+// later version.
+Manifest parse_manifest(std::string_view text, const std::string& what);
+// Reads directory/lathe.json. Throws kNotFound without one, and as parse_manifest.
 Manifest read_manifest(const std::string& directory);
 
-// Writes directory/lathe.json, files sorted by name. Atomic.
+// The text for it, files sorted by name.
+std::string manifest_text(Manifest manifest);
+// Writes directory/lathe.json. Atomic.
 void write_manifest(const std::string& directory, Manifest manifest);
 
 enum class DirectoryState {
