@@ -33,15 +33,15 @@ std::string byte_token_text(int byte) {
 }  // namespace
 
 Bpe::Bpe(const TokenizerSpec& spec, const std::vector<std::string_view>& token_texts)
-    : byte_level_(spec.byte_level),
+    : ids_(token_texts.size()),
+      byte_level_(spec.byte_level),
       byte_fallback_(spec.byte_fallback),
       ignore_merges_(spec.ignore_merges),
       fuse_unknown_(spec.fuse_unknown),
       unknown_id_(spec.unknown_id.value_or(-1)) {
   LATHE_CHECK(token_texts.size() == spec.tokens.size());
-  ids_.reserve(token_texts.size());
   for (size_t id = 0; id < token_texts.size(); ++id) {
-    if (spec.in_model[id]) ids_[token_texts[id]] = static_cast<int32_t>(id);
+    if (spec.in_model[id]) ids_.insert(token_texts[id], static_cast<int32_t>(id));
   }
 
   has_all_bytes_ = true;
@@ -67,11 +67,6 @@ Bpe::Bpe(const TokenizerSpec& spec, const std::vector<std::string_view>& token_t
     pairs_.slots[slot] = {key, static_cast<uint32_t>(results_.size())};
     results_.push_back(merge.result);
   }
-}
-
-int32_t Bpe::find(std::string_view text) const {
-  const auto found = ids_.find(text);
-  return found == ids_.end() ? -1 : found->second;
 }
 
 uint32_t Bpe::rank(int32_t left, int32_t right) const {
@@ -201,12 +196,11 @@ void Bpe::encode(std::string_view piece, Workspace& work, std::vector<int32_t>& 
 std::vector<BpeMerge> merges_from_vocabulary(const std::vector<std::string>& tokens,
                                              const std::vector<bool>& usable,
                                              const std::vector<int32_t>& order) {
-  std::unordered_map<std::string_view, int32_t> ids;
-  ids.reserve(tokens.size());
+  TokenTable ids(tokens.size());
   std::vector<int32_t> by_order;
   for (size_t id = 0; id < tokens.size(); ++id) {
     if (!usable[id] || tokens[id].empty()) continue;
-    ids[tokens[id]] = static_cast<int32_t>(id);
+    ids.insert(tokens[id], static_cast<int32_t>(id));
     by_order.push_back(static_cast<int32_t>(id));
   }
   std::stable_sort(by_order.begin(), by_order.end(),
@@ -218,12 +212,14 @@ std::vector<BpeMerge> merges_from_vocabulary(const std::vector<std::string>& tok
   for (const int32_t id : by_order) {
     const std::string_view text = tokens[id];
     if (text.size() > kMaxTokenBytes) continue;
+    TokenTable::Hash prefix;
     for (size_t cut = 1; cut < text.size(); ++cut) {
+      prefix.add(text[cut - 1]);
       if ((static_cast<uint8_t>(text[cut]) & 0xC0) == 0x80) continue;  // inside a character
-      const auto left = ids.find(text.substr(0, cut));
-      if (left == ids.end()) continue;
-      const auto right = ids.find(text.substr(cut));
-      if (right != ids.end()) merges.push_back({left->second, right->second, id});
+      const int32_t left = ids.find(text.substr(0, cut), prefix);
+      if (left < 0) continue;
+      const int32_t right = ids.find(text.substr(cut));
+      if (right >= 0) merges.push_back({left, right, id});
     }
   }
   return merges;

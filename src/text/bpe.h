@@ -9,9 +9,9 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
+#include "text/token_table.h"
 #include "text/tokenizer_spec.h"
 
 namespace lathe {
@@ -38,7 +38,7 @@ class Bpe {
   void encode(std::string_view piece, Workspace& work, std::vector<int32_t>& ids) const;
 
   // The token whose vocabulary text (or bytes) is exactly this, or -1.
-  int32_t find(std::string_view text) const;
+  int32_t find(std::string_view text) const { return ids_.find(text); }
 
  private:
   static constexpr uint32_t kNoRank = 0xFFFFFFFF;
@@ -59,7 +59,7 @@ class Bpe {
   void merge_by_scan(Workspace& work) const;
   void merge_by_heap(Workspace& work) const;
 
-  std::unordered_map<std::string_view, int32_t> ids_;
+  TokenTable ids_;
   PairTable pairs_;
   std::vector<int32_t> results_;          // by rank
   std::array<int32_t, 256> byte_ids_{};   // byte level: of the byte; else of its <0xXX> token

@@ -5,10 +5,10 @@
 #include <limits>
 #include <numeric>
 #include <string_view>
-#include <unordered_map>
 
 #include "base/error.h"
 #include "text/split_patterns.h"
+#include "text/token_table.h"
 
 namespace lathe {
 namespace {
@@ -85,10 +85,9 @@ void set_byte_level(const GgufVocabulary& v, TokenizerSpec& spec) {
   spec.ignore_merges = kind.ignore_merges;
   spec.add_bos = v.add_bos.value_or(kind.adds_bos);
 
-  std::unordered_map<std::string_view, int32_t> ids;
-  ids.reserve(spec.tokens.size());
+  TokenTable ids(spec.tokens.size());
   for (size_t id = 0; id < spec.tokens.size(); ++id) {
-    if (spec.in_model[id]) ids[spec.tokens[id]] = static_cast<int32_t>(id);
+    if (spec.in_model[id]) ids.insert(spec.tokens[id], static_cast<int32_t>(id));
   }
   spec.merges.reserve(v.merges.size());
   std::string joined;
@@ -99,12 +98,11 @@ void set_byte_level(const GgufVocabulary& v, TokenizerSpec& spec) {
       fail(ErrorCode::kCorruptData, "tokenizer.ggml.merges[", i, "] is not two tokens");
     }
     joined.assign(merge, 0, space).append(merge, space + 1);
-    const auto left = ids.find(merge.substr(0, space));
-    const auto right = ids.find(merge.substr(space + 1));
-    const auto result = ids.find(joined);
+    const BpeMerge ids_of{ids.find(merge.substr(0, space)), ids.find(merge.substr(space + 1)),
+                          ids.find(joined)};
     // Converters drop unused tokens and leave their merges: such a merge cannot happen.
-    if (left == ids.end() || right == ids.end() || result == ids.end()) continue;
-    spec.merges.push_back({left->second, right->second, result->second});
+    if (ids_of.left < 0 || ids_of.right < 0 || ids_of.result < 0) continue;
+    spec.merges.push_back(ids_of);
   }
 }
 

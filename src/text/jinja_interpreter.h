@@ -78,6 +78,7 @@ class Interpreter {
   };
   // Opens a scope under `parent` and makes it the current one.
   class ScopeGuard;
+  // Pays for one step and counts one level; throws kUnsupported when there are too many.
   class DepthGuard;
 
   Flow execute(const Body& body);
@@ -112,6 +113,27 @@ class Interpreter {
   int depth_ = 0;
   std::string* out_ = nullptr;
   std::vector<std::unique_ptr<Object>> objects_;
+};
+
+class Interpreter::DepthGuard {
+ public:
+  explicit DepthGuard(Interpreter& interpreter);
+  ~DepthGuard() { --interpreter_.depth_; }
+  DepthGuard(const DepthGuard&) = delete;
+  DepthGuard& operator=(const DepthGuard&) = delete;
+
+ private:
+  Interpreter& interpreter_;
+};
+
+// The variable `loop`.
+struct Loop : Object {
+  std::vector<Value> items;
+  size_t index = 0;
+  mutable Value last_changed;
+
+  const char* type_name() const override { return "LoopContext"; }
+  bool get(std::string_view name, Value& value) const override;
 };
 
 // namespace(): attributes that templates set.

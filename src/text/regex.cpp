@@ -75,7 +75,9 @@ Regex::Regex(const std::string& pattern, bool literal) : code_(std::make_unique<
   const std::string translated = literal ? pattern : translate(pattern);
   int error = 0;
   PCRE2_SIZE offset = 0;
-  const uint32_t options = PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP);
+  // \C would match half a character.
+  const uint32_t options =
+      PCRE2_UTF | (literal ? PCRE2_LITERAL : PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C);
   code_->code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
                               options, &error, &offset, nullptr);
   if (code_->code == nullptr) {

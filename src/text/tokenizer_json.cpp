@@ -1,19 +1,18 @@
 #include "text/tokenizer_json.h"
 
 #include <algorithm>
-#include <unordered_map>
 #include <utility>
 
 #include "base/error.h"
 #include "base/json.h"
 #include "text/split_patterns.h"
+#include "text/token_table.h"
+#include "text/tokenizer_document.h"
 
 namespace lathe {
 namespace {
 
-// Not base/json.h's ordered Json: that finds a key by walking the object, which takes minutes for a
-// vocabulary of 150,000 keys. The order of keys means nothing here.
-using Node = nlohmann::json;
+using Node = TokenizerDocument::Node;
 
 constexpr int kMaxDepth = 32;
 
@@ -71,22 +70,19 @@ bool bool_or(const Node& object, const char* key, const std::string& where, bool
 
 // An id that has a place in a vocabulary of about `num_entries`: a hole or two is fine, a table of
 // four billion entries because one token says so is not.
-int32_t checked_id(const Node& value, const std::string& where, size_t num_entries) {
-  if (!value.is_number_integer()) corrupt(where, "a token id is missing");
-  const int64_t limit = static_cast<int64_t>(2 * num_entries) + 65536;
-  const bool too_large = value.is_number_unsigned() && value.get<uint64_t>() > uint64_t(limit);
-  if (too_large || value.get<int64_t>() < 0 || value.get<int64_t>() >= limit) {
-    corrupt(where, "token id " + value.dump() + " is out of range");
+int32_t checked_id(int64_t id, const std::string& where, size_t num_entries) {
+  if (id < 0 || id >= static_cast<int64_t>(2 * num_entries) + 65536) {
+    corrupt(where, "token id " + std::to_string(id) + " is out of range");
   }
-  return static_cast<int32_t>(value.get<int64_t>());
+  return static_cast<int32_t>(id);
 }
 
-void set_token(TokenizerSpec& spec, int32_t id, const std::string& text) {
+void set_token(TokenizerSpec& spec, int32_t id, std::string text) {
   if (id >= std::ssize(spec.tokens)) {
     spec.tokens.resize(id + 1);
     spec.in_model.resize(id + 1);
   }
-  spec.tokens[id] = text;
+  spec.tokens[id] = std::move(text);
 }
 
 struct Pattern {
@@ -252,67 +248,48 @@ void parse_decoder(const Node& root, TokenizerSpec& spec) {
   });
 }
 
-void parse_merges(const Node& model, const std::unordered_map<std::string_view, int32_t>& ids,
-                  TokenizerSpec& spec) {
-  const Node& merges = member(model, "merges");
-  if (!merges.is_array()) corrupt("model.merges", "not a list");
-  spec.merges.reserve(merges.size());
-  std::string joined;
-  for (size_t i = 0; i < merges.size(); ++i) {
-    const auto where = [&] { return "model.merges[" + std::to_string(i) + "]"; };
-    const Node& merge = merges[i];
-    std::string_view left, right;
-    if (merge.is_string()) {
-      const std::string_view text = merge.get_ref<const std::string&>();
-      const size_t space = text.find(' ');
-      if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos) {
-        corrupt(where(), "not two tokens with a space between");
-      }
-      left = text.substr(0, space);
-      right = text.substr(space + 1);
-    } else if (merge.is_array() && merge.size() == 2 && merge[0].is_string() &&
-               merge[1].is_string()) {
-      left = merge[0].get_ref<const std::string&>();
-      right = merge[1].get_ref<const std::string&>();
-    } else {
-      corrupt(where(), "not a pair of tokens");
+// A pair of a merge is found again by its texts.
+void set_merges(const TokenizerDocument& document, const TokenTable& ids, TokenizerSpec& spec) {
+  if (!document.merges) corrupt("model.merges", "not a list");
+  spec.merges.reserve(document.merges->size());
+  const auto find = [&](std::string_view text) {
+    const int32_t id = ids.find(text);
+    if (id < 0) {
+      corrupt("model.merges[" + std::to_string(spec.merges.size()) + "]",
+              "'" + std::string(text.substr(0, 100)) + "' is not in the vocabulary");
     }
+    return id;
+  };
+  std::string joined;
+  for (const auto& [left, right] : *document.merges) {
     joined.assign(left).append(right);
-    const auto find = [&](std::string_view text) {
-      const auto found = ids.find(text);
-      if (found == ids.end())
-        corrupt(where(), "'" + std::string(text.substr(0, 100)) + "' is not in the vocabulary");
-      return found->second;
-    };
     spec.merges.push_back({find(left), find(right), find(joined)});
   }
 }
 
-void parse_model(const Node& model, TokenizerSpec& spec) {
+void set_model(TokenizerDocument& document, TokenizerSpec& spec) {
+  const Node& model = member(*document.root, "model");
   if (!model.is_object()) corrupt("model", "missing");
   const std::string type = string_or(model, "type", "model", "BPE");  // old files do not say
   if (type != "BPE") unsupported("model.type", type);
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (!string_or(model, affix, "model", "").empty()) unsupported("model", affix);
   }
-  const Node& vocab = member(model, "vocab");
-  if (!vocab.is_object()) corrupt("model.vocab", "not an object");
-  std::unordered_map<std::string_view, int32_t> ids;
-  ids.reserve(vocab.size());
-  for (const auto& [text, value] : vocab.items()) {
-    const int32_t id = checked_id(value, "model.vocab", vocab.size());
-    set_token(spec, id, text);
+  if (!document.vocab) corrupt("model.vocab", "not an object");
+  for (auto& [text, value] : *document.vocab) {
+    const int32_t id = checked_id(value, "model.vocab", document.vocab->size());
+    set_token(spec, id, std::move(text));
     spec.in_model[id] = true;
   }
+  TokenTable ids(spec.tokens.size());
   for (size_t id = 0; id < spec.tokens.size(); ++id) {
-    if (spec.in_model[id]) ids[spec.tokens[id]] = static_cast<int32_t>(id);
+    if (spec.in_model[id]) ids.insert(spec.tokens[id], static_cast<int32_t>(id));
   }
-  parse_merges(model, ids, spec);
+  set_merges(document, ids, spec);
 
   const std::string unknown = string_or(model, "unk_token", "model", "");
   if (!unknown.empty()) {
-    const auto found = ids.find(unknown);
-    if (found != ids.end()) spec.unknown_id = found->second;
+    if (const int32_t id = ids.find(unknown); id >= 0) spec.unknown_id = id;
   }
   spec.fuse_unknown = bool_or(model, "fuse_unk", "model", false);
   spec.byte_fallback = bool_or(model, "byte_fallback", "model", false);
@@ -326,7 +303,11 @@ void parse_added_tokens(const Node& list, TokenizerSpec& spec) {
   for (size_t i = 0; i < list.size(); ++i) {
     const std::string where = "added_tokens[" + std::to_string(i) + "]";
     AddedToken token;
-    token.id = checked_id(member(list[i], "id"), where, num_entries);
+    const Node& id = member(list[i], "id");
+    const bool fits = id.is_number_integer() &&
+                      !(id.is_number_unsigned() && id.get<uint64_t>() > uint64_t{INT32_MAX});
+    if (!fits) corrupt(where + ".id", "not a token id");
+    token.id = checked_id(id.get<int64_t>(), where, num_entries);
     token.content = string_member(list[i], "content", where);
     token.special = bool_or(list[i], "special", where, false);
     token.normalized = bool_or(list[i], "normalized", where, !token.special);
@@ -380,10 +361,11 @@ void add_end_id(TokenizerSpec& spec, int32_t id) {
 }  // namespace
 
 TokenizerSpec parse_tokenizer_json(std::string_view text) {
-  const Node root = parse(text, "tokenizer.json");
+  TokenizerDocument document = read_tokenizer_document(text);
+  const Node& root = *document.root;
   if (!root.is_object()) corrupt("top level", "not an object");
   TokenizerSpec spec;
-  parse_model(member(root, "model"), spec);
+  set_model(document, spec);
   parse_added_tokens(member(root, "added_tokens"), spec);
   parse_normalizer(member(root, "normalizer"), spec);
   parse_pre_tokenizer(member(root, "pre_tokenizer"), spec);

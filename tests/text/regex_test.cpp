@@ -50,7 +50,7 @@ TEST(Regex, EmptyMatchesAreSkipped) {
 }
 
 TEST(Regex, RefusesWhatItCannotRun) {
-  for (const char* pattern : {"(", "[a-z&&[^b]]", "[a[bc]]", "\\p{NoSuchScript}"}) {
+  for (const char* pattern : {"(", "[a-z&&[^b]]", "[a[bc]]", "\\p{NoSuchScript}", "\\C"}) {
     try {
       Regex regex{pattern};
       ADD_FAILURE() << pattern;
