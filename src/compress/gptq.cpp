@@ -7,77 +7,12 @@
 #include "base/check.h"
 #include "compress/blas.h"
 #include "compress/gptq_column.h"
+#include "compress/transposed_matrix.h"
 #include "quant/encode.h"
-#include "quant/fp4_e2m1.h"
 
 namespace lathe {
-namespace {
-
-// Scales by group, one per row side by side.
-struct ScaleTable {
-  std::vector<double> stored;    // [groups, rows]
-  std::vector<float> effective;  // [groups, rows]
-};
-
-ScaleTable transposed_scales(const QuantizedMatrix& matrix) {
-  ScaleTable table;
-  const int64_t groups = matrix.num_groups();
-  table.stored.resize(static_cast<std::size_t>(groups * matrix.rows));
-  table.effective.resize(table.stored.size());
-  for (int64_t row = 0; row < matrix.rows; ++row) {
-    for (int64_t group = 0; group < groups; ++group) {
-      const auto i = static_cast<std::size_t>(group * matrix.rows + row);
-      table.stored[i] = stored_scale(matrix, row, group);
-      table.effective[i] = effective_scale(matrix, row, group);
-    }
-  }
-  return table;
-}
-
-// out[c, row] = w[row, order[c]]
-void gather_columns(const float* w, int64_t rows, int64_t cols, const std::vector<int32_t>& order,
-                    float* out, Exec& exec) {
-  constexpr int64_t kRows = 16;  // one cache line of the output
-  exec.threads.parallel_for((rows + kRows - 1) / kRows, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t first = begin * kRows; first < std::min(rows, end * kRows); first += kRows) {
-      const int64_t last = std::min(rows, first + kRows);
-      for (int64_t c = 0; c < cols; ++c) {
-        const int64_t col = order[static_cast<std::size_t>(c)];
-        for (int64_t row = first; row < last; ++row) out[c * rows + row] = w[row * cols + col];
-      }
-    }
-  });
-}
-
-// codes[c, row] of the visiting order -> the packed matrix.
-void scatter_codes(const uint8_t* codes, const std::vector<int32_t>& order, QuantizedMatrix& matrix,
-                   Exec& exec) {
-  std::vector<int32_t> place(order.size());  // place[col]: when col was visited
-  for (std::size_t c = 0; c < order.size(); ++c) {
-    place[static_cast<std::size_t>(order[c])] = static_cast<int32_t>(c);
-  }
-  const bool nibbles = element_bits(matrix.format.element) == 4;
-  exec.threads.parallel_for(matrix.rows, 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t row = begin; row < end; ++row) {
-      uint8_t* out = matrix.codes.as<uint8_t>() + row * matrix.code_row_bytes();
-      const auto code = [&](int64_t col) {
-        return codes[int64_t{place[static_cast<std::size_t>(col)]} * matrix.rows + row];
-      };
-      if (nibbles) {
-        for (int64_t i = 0; i < matrix.cols / 2; ++i) {
-          out[i] = pack_nibbles(code(2 * i), code(2 * i + 1));
-        }
-      } else {
-        for (int64_t i = 0; i < matrix.cols; ++i) out[i] = code(i);
-      }
-    }
-  });
-}
-
-}  // namespace
-
 GptqResult gptq(QuantizedMatrix& matrix, const float* w, const HessianFactor& factor, Exec& exec,
-                int64_t block) {
+                int64_t block, float* targets) {
   const int64_t rows = matrix.rows;
   const int64_t cols = matrix.cols;
   LATHE_CHECK(factor.k == cols && block >= 1);
@@ -95,7 +30,8 @@ GptqResult gptq(QuantizedMatrix& matrix, const float* w, const HessianFactor& fa
   float* target = target_buffer.as<float>();
 
   const int64_t num_slabs = (rows + kSlab - 1) / kSlab;
-  std::vector<double> errors(static_cast<std::size_t>(num_slabs), 0.0);
+  GptqResult result;
+  result.row_errors.assign(static_cast<std::size_t>(rows), 0.0);
   for (int64_t first = 0; first < cols; first += block) {
     const int64_t width = std::min(block, cols - first);
     // t = w + (errors of all earlier columns) R / pivot
@@ -115,7 +51,7 @@ GptqResult gptq(QuantizedMatrix& matrix, const float* w, const HessianFactor& fa
         }
         float values[kSlab] = {};
         float column_error[kSlab] = {};  // lanes behind the last row stay 0
-        double error = 0;
+        double* row_error = &result.row_errors[static_cast<std::size_t>(row)];
         for (int64_t i = 0; i < width; ++i) {
           const int64_t c = first + i;
           const int64_t group = factor.order[static_cast<std::size_t>(c)] / group_size;
@@ -133,21 +69,29 @@ GptqResult gptq(QuantizedMatrix& matrix, const float* w, const HessianFactor& fa
             column_error[j] = d_row[j] - values[j];
             // |D R|^2 has the damping in it; take that part out again.
             const double residual = (double{t_row[j]} - double{values[j]}) * pivot;
-            error += residual * residual -
-                     factor.added * double{column_error[j]} * double{column_error[j]};
+            row_error[j] += residual * residual -
+                            factor.added * double{column_error[j]} * double{column_error[j]};
           }
           std::memcpy(d_row, column_error, static_cast<std::size_t>(n) * sizeof(float));
           add_outer(t.data(), r + c * cols + first, column_error, i + 1, width);
         }
-        errors[static_cast<std::size_t>(slab)] += error;
+        if (targets != nullptr) {
+          for (int64_t j = 0; j < n; ++j) {
+            for (int64_t i = 0; i < width; ++i) {
+              targets[(row + j) * cols + factor.order[static_cast<std::size_t>(first + i)]] =
+                  t[static_cast<std::size_t>(i * kSlab + j)];
+            }
+          }
+        }
       }
     });
   }
   scatter_codes(codes.as<uint8_t>(), factor.order, matrix, exec);
 
-  GptqResult result;
-  for (const double error : errors) result.output_error += error;
-  result.output_error = std::max(result.output_error, 0.0);
+  for (double& error : result.row_errors) {
+    error = std::max(error, 0.0);
+    result.output_error += error;
+  }
   return result;
 }
 

@@ -5,6 +5,7 @@
 // Source: Frantar et al., "GPTQ" (2023); spec/mr-gptq.md 4.3.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "compress/hessian_factor.h"
 #include "quant/weight_format.h"
@@ -14,7 +15,8 @@ namespace lathe {
 
 struct GptqResult {
   // tr(D H D^T) of what was chosen, without the damping: the squared output error over the
-  // calibration tokens (times 2 / tokens).
+  // calibration tokens (times 2 / tokens). By row, and the sum.
+  std::vector<double> row_errors;
   double output_error = 0;
 };
 
@@ -22,8 +24,10 @@ struct GptqResult {
 // (rotated) weights. `block` columns are finished at a time, the rest of the matrix feels them
 // through one matrix product; it does not change the result but for rounding in the last bit. Rows
 // are independent and are shared among the threads.
+// targets (optional, [rows, cols]): receives what was rounded, the weights with the errors of the
+// columns before them worked in.
 GptqResult gptq(QuantizedMatrix& matrix, const float* w, const HessianFactor& factor, Exec& exec,
-                int64_t block = 128);
+                int64_t block = 128, float* targets = nullptr);
 
 // Codes nearest to w under the scales of the matrix: encode_row() on all rows, in parallel.
 void round_to_nearest(QuantizedMatrix& matrix, const float* w, Exec& exec);

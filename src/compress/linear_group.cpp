@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "compress/coordinate_descent.h"
 #include "compress/gptq.h"
 #include "quant/encode.h"
 #include "quant/hadamard.h"
@@ -74,8 +75,9 @@ class GroupQuantizer {
       const double rtn_error = error(matrix, w, judge);
       if (use_gptq_) {
         trial.rtn_errors.push_back(rtn_error);
-        const double known = gptq(matrix, w, *factor, exec_).output_error;
-        trial.errors.push_back(judge == h ? known : error(matrix, w, judge));
+        const double known = run_gptq(matrix, w, *factor, weights);
+        const int sweeps = coordinate_descent(matrix, w, h, factor->added, options_.sweeps, exec_);
+        trial.errors.push_back(judge == h && sweeps == 0 ? known : error(matrix, w, judge));
       } else {
         trial.errors.push_back(rtn_error);
       }
@@ -84,6 +86,46 @@ class GroupQuantizer {
   }
 
  private:
+  // Fills the codes; returns the output error on the calibration tokens.
+  double run_gptq(QuantizedMatrix& matrix, const float* w, const HessianFactor& factor,
+                  const std::vector<float>& weights) {
+    const bool refines =
+        options_.refinements > 0 && options_.scales.search == ScaleSearch::kExhaustive;
+    Buffer targets(refines ? matrix.rows * matrix.cols * static_cast<int64_t>(sizeof(float)) : 0);
+    GptqResult best = gptq(matrix, w, factor, exec_, 128, refines ? targets.as<float>() : nullptr);
+    for (int round = 0; refines && round < options_.refinements; ++round) {
+      QuantizedMatrix again = make_quantized_matrix(matrix.format, matrix.rows, matrix.cols);
+      again.global_scale = matrix.global_scale;
+      again.log_alpha = matrix.log_alpha;
+      again.log_beta = matrix.log_beta;
+      ScaleSearchOptions scales = options_.scales;
+      scales.keep_global = true;
+      const ScaleProblem problem{&again, targets.as<float>(),
+                                 weights.empty() ? nullptr : weights.data()};
+      choose_scales({&problem, 1}, scales, exec_);
+      const bool last = round + 1 == options_.refinements;
+      const GptqResult result =
+          gptq(again, w, factor, exec_, 128, last ? nullptr : targets.as<float>());
+      for (int64_t row = 0; row < matrix.rows; ++row) {
+        const auto i = static_cast<std::size_t>(row);
+        if (result.row_errors[i] >= best.row_errors[i]) continue;
+        best.output_error += result.row_errors[i] - best.row_errors[i];
+        best.row_errors[i] = result.row_errors[i];
+        copy_row(again, row, matrix);
+      }
+    }
+    return best.output_error;
+  }
+
+  static void copy_row(const QuantizedMatrix& from, int64_t row, QuantizedMatrix& to) {
+    const int64_t codes = from.code_row_bytes();
+    const int64_t scales = from.num_groups() * scale_bytes(from.format.scale);
+    std::memcpy(to.codes.data() + row * codes, from.codes.data() + row * codes,
+                static_cast<std::size_t>(codes));
+    std::memcpy(to.scales.data() + row * scales, from.scales.data() + row * scales,
+                static_cast<std::size_t>(scales));
+  }
+
   std::vector<float> column_weights(const float* h, int64_t k, const HessianFactor* factor) const {
     std::vector<float> weights;
     if (h == nullptr || options_.column_weights == ColumnWeights::kNone) return weights;

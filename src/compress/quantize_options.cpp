@@ -153,6 +153,7 @@ std::string settings_text(const QuantizeOptions& options) {
              " mx_rule=", mx_scale_rule_name(options.scales.mx_rule), " norm=", options.scales.norm,
              " alternate_global=", options.scales.alternate_global ? 1 : 0,
              " column_weights=", column_weights_name(options.column_weights),
+             " refinements=", options.refinements, " sweeps=", options.sweeps,
              " smooth_alpha=", options.smooth_alpha, " awq_grid=", options.awq_grid,
              " sequential=", options.sequential ? 1 : 0,
              " min_expert_tokens=", options.min_expert_tokens, " samples=", options.samples,

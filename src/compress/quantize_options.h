@@ -44,6 +44,10 @@ struct QuantizeOptions {
   ColumnOrder order = ColumnOrder::kActivation;
   ScaleSearchOptions scales;
   ColumnWeights column_weights = ColumnWeights::kNone;
+  // Times that GPTQ is run again with scales searched anew for what it really rounded (the weights
+  // with other columns' errors worked in); each row keeps its best.
+  int refinements = 0;
+  int sweeps = 0;  // of coordinate descent behind GPTQ (coordinate_descent.h), at most
 
   double smooth_alpha = 0.6;
   int awq_grid = 20;  // values of beta in [0, 1)

@@ -273,6 +273,12 @@ ScaleSearchResult choose_scales(std::span<const ScaleProblem> fused,
         std::max(amax, max_abs({problem.w, static_cast<std::size_t>(matrix.rows * matrix.cols)}));
   }
   const bool has_global = format.scale == ScaleType::kE4M3;
+  if (options.keep_global) {
+    LATHE_CHECK(options.search != ScaleSearch::kAbsmax);
+    ScaleSearchResult result;
+    result.error = search_all(fused, options, exec);
+    return result;
+  }
   const float global_scale = has_global ? nvfp4_global_scale(amax, element_limit(format)) : 0.0f;
   // Also checks that every weight is finite, sets the constant of the MXFP4 rules and fits the
   // logarithmic grid.

@@ -29,6 +29,8 @@ struct ScaleSearchOptions {
   double norm = 2;  // kExhaustive: the error is sum |x - x^|^norm
   // NVFP4: alternate between block scales and the least-squares global scale while the error falls.
   bool alternate_global = true;
+  // Leave global_scale (and the fitted grid) as they are in the matrices.
+  bool keep_global = false;
 };
 
 // One matrix; its scales and global_scale are written, its codes are not.

@@ -114,6 +114,8 @@ TEST(QuantizeOptions, EverySettingShowsInItsText) {
       [](auto& o) { o.smooth_alpha = 0.5; },
       [](auto& o) { o.awq_grid = 10; },
       [](auto& o) { o.sequential = true; },
+      [](auto& o) { o.refinements = 7; },
+      [](auto& o) { o.sweeps = 7; },
       [](auto& o) { o.min_expert_tokens = 1; },
       [](auto& o) { o.samples = 1; },
       [](auto& o) { o.seq_len = 1; },
