@@ -207,15 +207,10 @@ class JsonWriter {
     out.append(width, ' ');
   }
 
-  // With an indent, json.dumps drops the space behind the item separator.
-  std::string_view item_separator() const {
-    return style_.indent >= 0 && style_.item_separator == ", " ? "," : style_.item_separator;
-  }
-
   void write_list(const List& list, int level) {
     out += '[';
     for (size_t i = 0; i < list.items.size(); ++i) {
-      if (i > 0) out += item_separator();
+      if (i > 0) out += style_.item_separator;
       new_line(level + 1);
       write(list.items[i], level + 1);
     }
@@ -234,7 +229,7 @@ class JsonWriter {
     }
     out += '{';
     for (size_t i = 0; i < order.size(); ++i) {
-      if (i > 0) out += item_separator();
+      if (i > 0) out += style_.item_separator;
       new_line(level + 1);
       write_key(order[i]->first);
       out += style_.key_separator;

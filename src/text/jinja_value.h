@@ -136,7 +136,7 @@ std::string to_repr(const Value& value, Budget& budget);
 
 struct JsonStyle {
   bool ensure_ascii = false;
-  int indent = -1;  // -1: one line
+  int indent = -1;  // -1: one line; else json.dumps has "," between items
   bool sort_keys = false;
   std::string item_separator = ", ";
   std::string key_separator = ": ";
