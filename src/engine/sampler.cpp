@@ -1,6 +1,7 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -12,25 +13,18 @@ namespace lathe {
 namespace {
 
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
+constexpr float kLowest = -std::numeric_limits<float>::max();  // leaves out NaN and -infinity
 
-// Largest value, in kLanes independent maxima so that the compiler can use vector registers. NaN
-// never compares greater, so it is passed over.
-float max_value(std::span<const float> values) {
-  constexpr std::size_t kLanes = 16;
-  float best[kLanes];
-  std::fill(best, best + kLanes, kNegativeInfinity);
-  const std::size_t vector_end = values.size() / kLanes * kLanes;
-  for (std::size_t i = 0; i < vector_end; i += kLanes) {
-    for (std::size_t j = 0; j < kLanes; ++j) {
-      best[j] = values[i + j] > best[j] ? values[i + j] : best[j];
-    }
-  }
-  float result = kNegativeInfinity;
-  for (const float value : best) result = value > result ? value : result;
-  for (std::size_t i = vector_end; i < values.size(); ++i) {
-    result = values[i] > result ? values[i] : result;
-  }
-  return result;
+// Bands of the nucleus search: kBandsPerNat to a factor of e in probability. The last one holds all
+// that is less than e^-20 times as probable as the best token.
+constexpr int kBandsPerNat = 8;
+constexpr int kLastBand = 20 * kBandsPerNat;
+constexpr float kLastBandWeight = 2e-9f;  // e^-20, rounded down
+
+// Grows with the distance from the largest logit; the same for equal logits.
+int band(float logit, float max_logit, float inverse_temperature) {
+  const float depth = (max_logit - logit) * inverse_temperature * static_cast<float>(kBandsPerNat);
+  return depth < static_cast<float>(kLastBand) ? static_cast<int>(depth) : kLastBand;
 }
 
 void apply_mask(std::span<const uint64_t> allowed, std::span<float> logits) {
@@ -40,19 +34,6 @@ void apply_mask(std::span<const uint64_t> allowed, std::span<float> logits) {
 }
 
 }  // namespace
-
-int64_t argmax(std::span<const float> values) {
-  const float best = max_value(values);
-  if (!std::isfinite(best)) return -1;
-  return std::find(values.begin(), values.end(), best) - values.begin();
-}
-
-double log_sum_exp(std::span<const float> values) {
-  const float best = max_value(values);
-  double sum = 0;
-  for (const float value : values) sum += std::exp(value - best);
-  return static_cast<double>(best) + std::log(sum);
-}
 
 TokenCounts::TokenCounts(std::span<const int32_t> prompt, int64_t vocab_size,
                          int64_t max_new_tokens)
@@ -91,6 +72,7 @@ Sampler::Sampler(int64_t vocab_size) {
   const auto size = static_cast<std::size_t>(vocab_size);
   candidates_.reserve(size);
   weights_.reserve(size);
+  kept_weights_.reserve(size);
   raw_.reserve(size);
   chunk_max_.reserve(size / kChunk + 1);
   allowed_.reserve(size / 64 + 1);
@@ -132,47 +114,69 @@ SampledToken Sampler::sample(std::span<float> logits, const SamplingParams& para
 
 int32_t Sampler::draw_token(std::span<const float> logits, int64_t best,
                             const SamplingParams& params, int64_t position) {
-  const auto vocab_size = static_cast<int64_t>(logits.size());
+  const double uniform = uniform_at(params.seed, position, RandomStream::kSample);
   const float max_logit = logits[static_cast<std::size_t>(best)];
-  if (params.top_k > 0 && params.top_k < vocab_size) {
+  const auto inverse = static_cast<float>(1.0 / params.temperature);
+  if (params.top_k > 0 && params.top_k < static_cast<int64_t>(logits.size())) {
     select_top_k(logits, params.top_k);
-    keep_top_p(params.top_p, weigh(max_logit, params.temperature));
+    weigh_candidates(max_logit, inverse);
+    keep_top_p(params.top_p);
   } else if (params.top_p < 1) {
     select_nucleus(logits, max_logit, params);
+    weigh_candidates(max_logit, inverse);
+  } else if (params.min_p > 0) {
+    // A little too low, for rounding; draw_from_candidates() compares again.
+    const double depth = params.temperature * (std::log(params.min_p) - 1e-3);
+    select_at_least(logits, static_cast<float>(std::max<double>(max_logit + depth, kLowest)));
+    weigh_candidates(max_logit, inverse);
   } else {
-    select_at_least(logits, -std::numeric_limits<float>::max());
-    weigh(max_logit, params.temperature);
+    return draw_from_all(logits, best, inverse, uniform);
   }
+  return draw_from_candidates(params.min_p, uniform);
+}
 
-  // Weights are relative to the most probable token's, as min-p wants them.
-  double total = 0;
-  for (double& weight : weights_) {
-    if (weight < params.min_p) weight = 0;
-    total += weight;
-  }
-  const double target = uniform_at(params.seed, position, RandomStream::kSample) * total;
+int32_t Sampler::draw_from_all(std::span<const float> logits, int64_t best,
+                               float inverse_temperature, double uniform) {
+  weights_.resize(logits.size());
+  const float max_logit = logits[static_cast<std::size_t>(best)];
+  const double target =
+      uniform * softmax_weights(logits, max_logit, inverse_temperature, weights_.data());
   double sum = 0;
-  int32_t token = static_cast<int32_t>(best);  // rounding may leave the sum below the target
-  for (std::size_t i = 0; i < candidates_.size(); ++i) {
+  int64_t token = best;  // rounding may leave the sum below the target
+  for (std::size_t i = 0; i < weights_.size(); ++i) {
     if (weights_[i] == 0) continue;
+    token = static_cast<int64_t>(i);
+    sum += static_cast<double>(weights_[i]);
+    if (sum > target) break;
+  }
+  return static_cast<int32_t>(token);
+}
+
+// Weights are relative to the most probable token's, as min-p wants them.
+int32_t Sampler::draw_from_candidates(double min_p, double uniform) {
+  double total = 0;
+  for (float& weight : kept_weights_) {
+    if (static_cast<double>(weight) < min_p) weight = 0;
+    total += static_cast<double>(weight);
+  }
+  const double target = uniform * total;
+  double sum = 0;
+  int32_t token = candidates_.front().token;
+  for (std::size_t i = 0; i < candidates_.size(); ++i) {
+    if (kept_weights_[i] == 0) continue;
     token = candidates_[i].token;
-    sum += weights_[i];
+    sum += static_cast<double>(kept_weights_[i]);
     if (sum > target) break;
   }
   return token;
 }
 
-double Sampler::weigh(float max_logit, double temperature) {
-  weights_.clear();
-  const auto inverse = static_cast<float>(1.0 / temperature);
-  double total = 0;
+// The maximum is subtracted first, so that no temperature overflows the exponential.
+void Sampler::weigh_candidates(float max_logit, float inverse_temperature) {
+  kept_weights_.clear();
   for (const Candidate& candidate : candidates_) {
-    // The maximum is subtracted first, so that no temperature overflows the exponential.
-    const auto weight = static_cast<double>(std::exp((candidate.logit - max_logit) * inverse));
-    weights_.push_back(weight);
-    total += weight;
+    kept_weights_.push_back(exp_nonpositive((candidate.logit - max_logit) * inverse_temperature));
   }
-  return total;
 }
 
 void Sampler::select_at_least(std::span<const float> logits, float threshold) {
@@ -189,7 +193,7 @@ void Sampler::select_top_k(std::span<const float> logits, int64_t k) {
   for (std::size_t i = 0; i < logits.size(); i += kChunk) {
     chunk_max_.push_back(max_value(logits.subspan(i, std::min(kChunk, logits.size() - i))));
   }
-  float threshold = -std::numeric_limits<float>::max();
+  float threshold = kLowest;
   if (k <= static_cast<int64_t>(chunk_max_.size())) {
     const auto kth = chunk_max_.begin() + (k - 1);
     std::nth_element(chunk_max_.begin(), kth, chunk_max_.end(), std::greater<float>());
@@ -203,39 +207,61 @@ void Sampler::select_top_k(std::span<const float> logits, int64_t k) {
   std::sort(candidates_.begin(), candidates_.end(), before);
 }
 
-// top-p without top-k: lowers a threshold until enough probability lies above it, then sorts what
-// is there.
+// top-p without top-k: the weights by bands of logits tell in which band the limit lies; what is
+// above it stays, and only that band is sorted.
 void Sampler::select_nucleus(std::span<const float> logits, float max_logit,
                              const SamplingParams& params) {
   const auto inverse = static_cast<float>(1.0 / params.temperature);
-  double total = 0;
-  for (const float logit : logits) {
-    total += static_cast<double>(std::exp((logit - max_logit) * inverse));
+  weights_.resize(logits.size());
+  const double total = softmax_weights(logits, max_logit, inverse, weights_.data());
+  const double target = params.top_p * total;
+  std::array<double, kLastBand> mass{};  // of all bands but the last
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    if (weights_[i] < kLastBandWeight) continue;
+    const int idx = band(logits[i], max_logit, inverse);
+    if (idx < kLastBand) mass[static_cast<std::size_t>(idx)] += static_cast<double>(weights_[i]);
   }
-  for (double depth = 2;; depth *= 2) {
-    // Beyond a depth of 128, exp() of a float is zero.
-    const bool all = depth > 128;
-    const double threshold = static_cast<double>(max_logit) - depth * params.temperature;
-    select_at_least(logits, all ? -std::numeric_limits<float>::max()
-                                : static_cast<float>(std::max(
-                                      threshold, -double{std::numeric_limits<float>::max()})));
-    if (weigh(max_logit, params.temperature) >= params.top_p * total || all) break;
+  double above = 0;  // weight of the bands before the last that is needed
+  int last_band = 0;
+  while (last_band < kLastBand && above + mass[static_cast<std::size_t>(last_band)] < target) {
+    above += mass[static_cast<std::size_t>(last_band++)];
   }
-  std::sort(candidates_.begin(), candidates_.end(), before);
-  weigh(max_logit, params.temperature);
-  keep_top_p(params.top_p, total);
+
+  // Whatever weighs less lies in a later band.
+  const float least = last_band == kLastBand
+                          ? std::numeric_limits<float>::min()
+                          : 0.999f * std::exp(static_cast<float>(-last_band - 1) / kBandsPerNat);
+  const auto collect = [&](auto wanted) {
+    for (std::size_t i = 0; i < logits.size(); ++i) {
+      if (weights_[i] < least || !wanted(band(logits[i], max_logit, inverse))) continue;
+      candidates_.push_back({logits[i], static_cast<int32_t>(i)});
+    }
+  };
+  candidates_.clear();
+  collect([last_band](int idx) { return idx < last_band; });
+  const auto num_above = static_cast<int64_t>(candidates_.size());
+  collect([last_band](int idx) { return idx == last_band; });
+  std::sort(candidates_.begin() + num_above, candidates_.end(), before);
+  auto keep = static_cast<std::size_t>(num_above);
+  while (keep < candidates_.size()) {
+    above += static_cast<double>(weights_[static_cast<std::size_t>(candidates_[keep++].token)]);
+    if (above >= target) break;
+  }
+  candidates_.resize(keep);
 }
 
-// Candidates are sorted; total is the weight of the distribution that top_p is a share of.
-void Sampler::keep_top_p(double top_p, double total) {
+// Of sorted candidates.
+void Sampler::keep_top_p(double top_p) {
+  double total = 0;
+  for (const float weight : kept_weights_) total += static_cast<double>(weight);
   double sum = 0;
   std::size_t keep = 0;
   while (keep < candidates_.size()) {
-    sum += weights_[keep++];
+    sum += static_cast<double>(kept_weights_[keep++]);
     if (sum >= top_p * total) break;
   }
   candidates_.resize(keep);
-  weights_.resize(keep);
+  kept_weights_.resize(keep);
 }
 
 std::span<TokenLogprob> Sampler::top_logprobs(std::span<TokenLogprob> top) {

@@ -8,25 +8,19 @@
 // probabilities, renormalised behind top-k, reach it; at least one stays. Logprobs are those of the
 // model, before any of these steps.
 //
-// Non-goal: a sort of the vocabulary. Greedy is one pass; top-k and top-p select candidates by a
-// threshold first, so that 150,000 tokens cost some passes over the logits and a sort of the few
-// that are left.
+// Non-goal: a sort of the vocabulary. Greedy is one pass; top-k and top-p find a threshold first
+// and sort the few tokens at it. On one Zen 3 core, 151,936 logits cost 0.07 ms greedy, 0.2 to 0.5
+// ms sampled (2026-11).
 #pragma once
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "engine/logits.h"
 #include "engine/sampling_params.h"
 #include "engine/token_constraint.h"
 
 namespace lathe {
-
-// Index of the largest value; the first one on a tie; -1 when empty or when the largest is NaN or
-// infinite (a broken forward pass).
-int64_t argmax(std::span<const float> values);
-
-// log(sum(exp(values))), in double behind the subtraction of the maximum.
-double log_sum_exp(std::span<const float> values);
 
 // How often a token occurs in a request so far. Empty for requests without penalties.
 class TokenCounts {
@@ -79,17 +73,22 @@ class Sampler {
   }
   int32_t draw_token(std::span<const float> logits, int64_t best, const SamplingParams& params,
                      int64_t position);
+  // Each fills candidates_.
   void select_at_least(std::span<const float> logits, float threshold);  // in order of id
   void select_top_k(std::span<const float> logits, int64_t k);           // sorted
   void select_nucleus(std::span<const float> logits, float max_logit, const SamplingParams& params);
-  void keep_top_p(double top_p, double total);
-  double weigh(float max_logit, double temperature);  // fills weights_, returns their sum
+  int32_t draw_from_all(std::span<const float> logits, int64_t best, float inverse_temperature,
+                        double uniform);
+  int32_t draw_from_candidates(double min_p, double uniform);
+  void keep_top_p(double top_p);
+  void weigh_candidates(float max_logit, float inverse_temperature);
   std::span<TokenLogprob> top_logprobs(std::span<TokenLogprob> top);
 
   static constexpr std::size_t kChunk = 64;  // logits that share a maximum in select_top_k
   std::vector<Candidate> candidates_;
-  std::vector<double> weights_;  // exp((logit - max) / temperature) of each candidate
-  std::vector<float> raw_;       // the model's logits, where logprobs are wanted
+  std::vector<float> weights_;       // exp((logit - max) / temperature), by id
+  std::vector<float> kept_weights_;  // of each candidate
+  std::vector<float> raw_;           // the model's logits, where logprobs are wanted
   double raw_log_sum_ = 0;
   std::vector<float> chunk_max_;
   std::vector<uint64_t> allowed_;

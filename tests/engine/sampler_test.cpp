@@ -80,29 +80,12 @@ TokenCounts counts_of(const SamplingParams& params, const std::vector<int32_t>& 
   return counts;
 }
 
-TEST(Argmax, TakesTheFirstOfTheLargest) {
-  for (const int64_t size : {1, 2, 15, 16, 17, 100, 1000}) {
-    std::vector<float> values = normal_values(size, static_cast<uint64_t>(size));
-    const auto best = std::max_element(values.begin(), values.end());
-    EXPECT_EQ(argmax(values), best - values.begin());
-    if (size > 2) {
-      values[static_cast<std::size_t>(size - 1)] = values[1] = 100;
-      EXPECT_EQ(argmax(values), 1);
-    }
-  }
-  EXPECT_EQ(argmax({}), -1);
-  EXPECT_EQ(argmax(std::vector<float>{kNan, kNan}), -1);
-  EXPECT_EQ(argmax(std::vector<float>{-kInfinity, -kInfinity}), -1);
-  EXPECT_EQ(argmax(std::vector<float>{0, kInfinity}), -1);
-  EXPECT_EQ(argmax(std::vector<float>{-kInfinity, -3, kNan}), 1);
-}
-
 // The support and the frequencies of 20,000 draws against the reference distribution.
 TEST(Sampler, DrawsFollowTheReferenceDistribution) {
   const int64_t vocab_size = 200;
   const std::vector<int32_t> prompt = {1, 5, 5, 9, 150};
   const std::vector<int32_t> output = {7, 9, 9, 9, 42};
-  std::vector<SamplingParams> cases(12);
+  std::vector<SamplingParams> cases(15);
   cases[1].temperature = 0.5;
   cases[2].temperature = 3;
   cases[3].top_k = 7;
@@ -120,6 +103,12 @@ TEST(Sampler, DrawsFollowTheReferenceDistribution) {
   cases[10].top_p = 0;  // the most probable one
   cases[11].top_k = 1000;
   cases[11].top_p = 0.999;
+  cases[12].temperature = 30;  // nearly flat: the nucleus is most of the vocabulary
+  cases[12].top_p = 0.9;
+  cases[13].top_p = 0.6;
+  cases[13].min_p = 0.3;
+  cases[14].temperature = 0.2;
+  cases[14].top_p = 0.9999;
   for (std::size_t c = 0; c < cases.size(); ++c) {
     SCOPED_TRACE(c);
     const SamplingParams& params = cases[c];
