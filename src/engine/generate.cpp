@@ -1,6 +1,9 @@
 #include "engine/generate.h"
 
+#include <exception>
 #include <optional>
+
+#include "base/error.h"
 
 namespace lathe {
 
@@ -8,6 +11,7 @@ Generation generate(Engine& engine, std::vector<int32_t> prompt, const SamplingP
                     const std::function<bool(std::string_view)>& on_text) {
   Generation result;
   std::optional<Error> error;
+  std::exception_ptr text_error;  // what on_text threw: the request is aborted, then it goes on up
   bool done = false;
   Request request;
   request.prompt = std::move(prompt);
@@ -23,10 +27,21 @@ Generation generate(Engine& engine, std::vector<int32_t> prompt, const SamplingP
       result.finish_reason = *output.finish_reason;
       done = true;
     }
-    if (on_text && !output.text.empty() && !on_text(output.text) && !done) engine.abort(output.id);
+    if (!on_text || output.text.empty() || text_error) return;
+    bool go_on = false;
+    try {
+      go_on = on_text(output.text);
+    } catch (...) {
+      text_error = std::current_exception();
+    }
+    if (!go_on && !done) engine.abort(output.id);
   };
   engine.add_request(std::move(request));
-  while (!done) engine.step();
+  while (!done) {
+    if (!engine.step() && !done)
+      fail(ErrorCode::kInternal, "a request ended without a last output");
+  }
+  if (text_error) std::rethrow_exception(text_error);
   if (error) throw *error;
   return result;
 }
