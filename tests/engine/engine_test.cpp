@@ -436,5 +436,17 @@ TEST(Generate, StreamsTheTextAndStopsOnDemand) {
   });
 }
 
+// Standard output closed, a client gone: what the callback throws must come out, not hang.
+TEST(Generate, EndsWithWhatItsCallbackThrows) {
+  TinyEngine tiny;
+  expect_error(ErrorCode::kIo, "cannot write", [&] {
+    generate(tiny.engine, random_prompt(9, 6), greedy(30),
+             [&](std::string_view) -> bool { fail(ErrorCode::kIo, "cannot write"); });
+  });
+  EXPECT_FALSE(tiny.engine.has_work());
+  const auto again = generate(tiny.engine, random_prompt(9, 6), greedy(5), nullptr);
+  EXPECT_EQ(again.token_ids.size(), 5u);
+}
+
 }  // namespace
 }  // namespace lathe
