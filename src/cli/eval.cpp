@@ -37,7 +37,6 @@ Json eval_perplexity(const EvalFlags& flags, Exec& exec) {
 }
 
 Json eval_divergence(const EvalFlags& flags, Exec& exec) {
-  const std::string text = read_text_file(flags.data);
   std::string reference_path = flags.reference;
   std::string path = flags.paths.back();
   if (reference_path.empty()) {
@@ -51,6 +50,7 @@ Json eval_divergence(const EvalFlags& flags, Exec& exec) {
     fail(ErrorCode::kInvalidArgument, "kld with --reference takes one model, not ",
          flags.paths.size());
   }
+  const std::string text = read_text_file(flags.data);
   const LoadOptions options = {.quiet = flags.common.json,
                                .max_sequence_tokens = flags.windows.seq_len};
   const LoadedModel reference(reference_path, flags.model, exec, options);

@@ -51,6 +51,9 @@ void add_render_command(CLI::App& app, Invocation& invocation) {
   command->callback([flags, &invocation] {
     invocation.run = [flags] {
       const TextModel model(flags->path);
+      if (!model.has_chat_template()) {  // one error instead of one a line
+        fail(ErrorCode::kUnsupported, flags->path, " has no chat template");
+      }
       answer_json_lines([&](const Json& line) { return render_line(model, line); });
     };
   });

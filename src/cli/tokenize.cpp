@@ -44,6 +44,7 @@ void add_tokenize_command(CLI::App& app, Invocation& invocation) {
   command->callback([flags, &invocation] {
     invocation.run = [flags] {
       const TextModel model(flags->path);
+      model.tokenizer();  // without one, one error instead of one a line
       answer_json_lines([&](const Json& line) {
         return flags->decode ? decode_line(model, line) : encode_line(model, line, flags->special);
       });

@@ -1,0 +1,82 @@
+// quantize and compress on the tiny model, down to the files.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "base/atomic_file.h"
+#include "base/json.h"
+#include "cli/run_program.h"
+#include "cli/tiny_checkpoint.h"
+
+namespace lathe {
+namespace {
+
+TEST(Quantize, WritesAModelThatRuns) {
+  const std::string out = temporary_directory() + "/out";
+  const ProgramResult result =
+      run_lathe({"quantize", tiny_checkpoint(), out, "--method", "rtn", "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const Json json = parse_json(result.out, "quantize");
+  EXPECT_EQ(json["linears"].size(), 3u * 7);
+  for (const char* name :
+       {"config.json", "tokenizer.json", "tokenizer_config.json", "lathe.json"}) {
+    EXPECT_TRUE(std::filesystem::exists(out + "/" + name)) << name;
+  }
+  const Json inspected =
+      parse_json(run_lathe({"inspect", out, "--quick", "--json"}).out, "inspect");
+  EXPECT_EQ(inspected["integrity"]["intact"], true);
+  EXPECT_TRUE(inspected["weights"].contains("mxfp4"));
+  EXPECT_EQ(run_lathe({"generate", out, "Hi", "--max-tokens", "3"}).exit_code, 0);
+  // A second run does not write over it.
+  EXPECT_NE(run_lathe({"quantize", tiny_checkpoint(), out, "--method", "rtn"}).exit_code, 0);
+
+  write_file_atomically(out + "/tokenizer.json", "{}");
+  const ProgramResult damaged = run_lathe({"inspect", out});
+  EXPECT_EQ(damaged.exit_code, 1);
+  EXPECT_NE(damaged.err.find("tokenizer.json"), std::string::npos) << damaged.err;
+}
+
+TEST(Quantize, PlansWithoutWriting) {
+  const std::string out = temporary_directory() + "/planned";
+  const ProgramResult result = run_lathe({"quantize", tiny_checkpoint(), out, "--plan", "--json",
+                                          "--samples", "2", "--seq-len", "64"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_GT(parse_json(result.out, "plan")["memory_bytes"].get<double>(), 0);
+  EXPECT_FALSE(std::filesystem::exists(out));
+}
+
+TEST(Compress, MeasuresAndReports) {
+  const std::string out = temporary_directory() + "/out";
+  const ProgramResult result =
+      run_lathe({"compress", tiny_checkpoint(), out, "--samples", "4", "--seq-len", "64",
+                 "--windows", "4", "--eval-seq-len", "64", "--compare", "rtn", "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const Json json = parse_json(result.out, "compress");
+  EXPECT_EQ(json, read_json_file(out + "/report.json"));
+  ASSERT_EQ(json["quality"].size(), 2u);
+  EXPECT_EQ(json["quality"][0]["method"], "mr-gptq");
+  EXPECT_EQ(json["quality"][1]["method"], "rtn");
+  EXPECT_GT(json["quality"][0]["mean_kl"].get<double>(), 0);
+  EXPECT_GT(json["quality"][0]["perplexity"].get<double>(), 1);
+  EXPECT_LT(json["weight_bytes"].get<int64_t>(), json["source_weight_bytes"].get<int64_t>());
+  EXPECT_FALSE(std::filesystem::exists(out + ".compare-rtn"));
+
+  const std::string html = read_file(out + "/report.html");
+  EXPECT_NE(html.find("<svg"), std::string::npos);
+  EXPECT_NE(html.find("rtn"), std::string::npos);
+  for (const char* remote : {"<script", "<link", "<img", "@import", "url(", "href=", "src="}) {
+    EXPECT_EQ(html.find(remote), std::string::npos) << remote;
+  }
+  for (std::size_t at = 0; (at = html.find("http", at)) != std::string::npos; ++at) {
+    EXPECT_EQ(html.compare(at, 26, "http://www.w3.org/2000/svg"), 0);  // a name, never fetched
+  }
+
+  // The manifest carries the numbers, and covers the report.
+  const Json manifest = read_json_file(out + "/lathe.json");
+  EXPECT_EQ(manifest["quality"][0]["metric"], "perplexity");
+  const Json inspected = parse_json(run_lathe({"inspect", out, "--json"}).out, "inspect");
+  EXPECT_EQ(inspected["integrity"]["intact"], true);
+}
+
+}  // namespace
+}  // namespace lathe

@@ -1,0 +1,122 @@
+#include <gtest/gtest.h>
+
+#include "base/atomic_file.h"
+#include "base/json.h"
+#include "cli/run_program.h"
+#include "cli/tiny_checkpoint.h"
+
+namespace lathe {
+namespace {
+
+TEST(Generate, IsDeterministicAndTheTextAlone) {
+  const std::vector<std::string> ask = {"generate", tiny_checkpoint(), "Hello", "--max-tokens",
+                                        "10"};
+  const ProgramResult first = run_lathe(ask);
+  ASSERT_EQ(first.exit_code, 0) << first.err;
+  EXPECT_EQ(first.err, "");
+  EXPECT_EQ(run_lathe(ask).out, first.out);
+  std::vector<std::string> as_json = ask;
+  as_json.push_back("--json");
+  const Json json = parse_json(run_lathe(as_json).out, "generate");
+  const std::string text = json["text"].get<std::string>();
+  EXPECT_EQ(first.out, text.empty() || text.back() != '\n' ? text + "\n" : text);
+  EXPECT_LE(json["completion_tokens"].get<int64_t>(), 10);
+  EXPECT_GT(json["prompt_tokens"].get<int64_t>(), 5);
+}
+
+TEST(Generate, SeedsChooseTheText) {
+  const auto text = [](const char* seed) {
+    return run_lathe({"generate", tiny_checkpoint(), "Hello", "--max-tokens", "20", "--temperature",
+                      "1.5", "--seed", seed})
+        .out;
+  };
+  EXPECT_EQ(text("1"), text("1"));
+  EXPECT_NE(text("1"), text("2"));
+}
+
+TEST(Generate, PromptsFromEverywhere) {
+  const std::vector<std::string> base = {"generate", tiny_checkpoint(), "--max-tokens", "8"};
+  const auto with = [&](std::vector<std::string> more, const std::string& input = "") {
+    std::vector<std::string> arguments = base;
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run_lathe(arguments, input);
+  };
+  const std::string expected = with({"Some prompt"}).out;
+  EXPECT_EQ(with({}, "Some prompt").out, expected);
+  EXPECT_EQ(with({"-"}, "Some prompt").out, expected);
+  const std::string file = temporary_directory() + "/prompt.txt";
+  write_file_atomically(file, "Some prompt");
+  EXPECT_EQ(with({"--prompt-file", file}).out, expected);
+  EXPECT_EQ(with({"--prompt-file", file, "and this"}).exit_code, 2);
+  EXPECT_EQ(with({"--raw", "--system", "x", "y"}).exit_code, 2);
+}
+
+TEST(Generate, EmptyBrokenAndLongPrompts) {
+  const std::vector<std::string> base = {"generate", tiny_checkpoint(), "--max-tokens", "4"};
+  EXPECT_EQ(run_lathe({"generate", tiny_checkpoint(), "", "--max-tokens", "4"}).exit_code, 0);
+  const ProgramResult raw = run_lathe({"generate", tiny_checkpoint(), "", "--raw"});
+  EXPECT_EQ(raw.exit_code, 2);
+  EXPECT_NE(raw.err.find("empty"), std::string::npos) << raw.err;
+  EXPECT_EQ(run_lathe(base, "broken \xff\xfe utf-8").exit_code, 0);
+  EXPECT_EQ(run_lathe(base, std::string("with\0zero", 9)).exit_code, 0);
+  const ProgramResult too_long = run_lathe(base, std::string(2000, 'x'));
+  EXPECT_EQ(too_long.exit_code, 2);
+  EXPECT_NE(too_long.err.find("1024"), std::string::npos) << too_long.err;
+}
+
+TEST(Generate, StopStringsCutTheText) {
+  const std::vector<std::string> ask = {
+      "generate", tiny_checkpoint(), "Hello", "--max-tokens", "20",
+      "--json",   "--temperature",   "1",     "--seed",       "3"};
+  const std::string text = parse_json(run_lathe(ask).out, "json")["text"].get<std::string>();
+  std::size_t at = 2;  // a whole ASCII character inside the text
+  while (at < text.size() && (text[at] < 33 || text[at] > 126)) ++at;
+  ASSERT_LT(at, text.size()) << text;
+  const std::string stop(1, text[at]);
+  std::vector<std::string> stopped = ask;
+  stopped.insert(stopped.end(), {"--stop", stop});
+  const Json json = parse_json(run_lathe(stopped).out, "json");
+  EXPECT_EQ(json["text"].get<std::string>(), text.substr(0, text.find(stop)));
+  EXPECT_EQ(json["finish_reason"], "stop");
+}
+
+TEST(Chat, ConversationOverPipes) {
+  const std::string file = temporary_directory() + "/saved.json";
+  const ProgramResult result =
+      run_lathe({"chat", tiny_checkpoint(), "--max-tokens", "4", "--seed", "1", "--json"},
+                "hi\n\n/regen\n/stats\n/help\n/frobnicate\n/system s\n/save " + file +
+                    "\nyo\n/clear\n/regen\n"
+                    "/exit\nnever\n");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  std::vector<Json> lines;
+  for (std::size_t begin = 0; begin < result.out.size();) {
+    const std::size_t end = result.out.find('\n', begin);
+    lines.push_back(parse_json(result.out.substr(begin, end - begin), "line"));
+    begin = end + 1;
+  }
+  ASSERT_EQ(lines.size(), 10u) << result.out;
+  EXPECT_EQ(lines[0]["role"], "assistant");
+  EXPECT_EQ(lines[1]["role"], "assistant");
+  EXPECT_EQ(lines[0]["prompt_tokens"], lines[1]["prompt_tokens"]);
+  EXPECT_NE(lines[4]["note"].get<std::string>().find("/frobnicate"), std::string::npos);
+  EXPECT_EQ(lines[7]["role"], "assistant");
+  EXPECT_NE(lines[9]["note"].get<std::string>().find("no answer yet"), std::string::npos);
+  const Json saved = read_json_file(file);
+  EXPECT_EQ(saved["messages"], Json::parse(R"([{"role":"system","content":"s"}])"));
+}
+
+TEST(Chat, ATurnThatDoesNotFitEndsTheTurnOnly) {
+  const ProgramResult result =
+      run_lathe({"chat", tiny_checkpoint(), "--max-tokens", "4", "--seed", "1"},
+                std::string(2000, 'x') + "\nhi\n");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.out.rfind("lathe: ", 0), 0u) << result.out;
+}
+
+TEST(Chat, NeedsATemplate) {
+  const ProgramResult result = run_lathe({"chat", tiny_weights_only()});
+  EXPECT_EQ(result.exit_code, 1);
+}
+
+}  // namespace
+}  // namespace lathe

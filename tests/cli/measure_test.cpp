@@ -1,0 +1,126 @@
+// inspect, bench, eval on the tiny model.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+#include "base/atomic_file.h"
+#include "base/json.h"
+#include "cli/run_program.h"
+#include "cli/tiny_checkpoint.h"
+
+namespace lathe {
+namespace {
+
+std::string sample_text() {
+  const std::string file = temporary_directory() + "/text.txt";
+  std::string text;
+  for (int i = 0; i < 40; ++i) text += "Line " + std::to_string(i * 37) + " of a text.\n";
+  write_file_atomically(file, text);
+  return file;
+}
+
+Json json_of(const std::vector<std::string>& arguments) {
+  const ProgramResult result = run_lathe(arguments);
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  return parse_json(result.out, "output");
+}
+
+TEST(Inspect, SaysWhatTheModelIs) {
+  const Json json = json_of({"inspect", tiny_checkpoint(), "--json"});
+  EXPECT_EQ(json["config"]["model_type"], "qwen2");
+  EXPECT_EQ(json["config"]["num_layers"], 3);
+  EXPECT_EQ(json["integrity"]["intact"], nullptr);
+  EXPECT_EQ(json["chat_template"], true);
+  EXPECT_GT(json["weights"]["bf16"].get<int64_t>(), 100000);
+  EXPECT_GT(json["machine"]["weight_bytes"].get<int64_t>(), 0);
+  EXPECT_EQ(json["machine"]["kv_bytes_per_token"], 2 * 3 * 16 * 2);  // k, v; layers; size; bf16
+  EXPECT_FALSE(json_of({"inspect", tiny_checkpoint(), "--json", "--quick"}).contains("machine"));
+}
+
+TEST(Bench, ReportsCheckedSpeeds) {
+  const Json json = json_of(
+      {"bench", tiny_checkpoint(), "-p", "32", "-n", "8", "-b", "3", "--threads", "2", "--json"});
+  EXPECT_GT(json["prefill_tokens_per_second"].get<double>(), 0);
+  EXPECT_GT(json["decode_tokens_per_second"].get<double>(), 0);
+  EXPECT_EQ(json["prompt_tokens"], 32);
+  EXPECT_EQ(json["batch"], 3);
+  EXPECT_EQ(json["threads"], 2);
+  EXPECT_EQ(json["checked"], true);
+  EXPECT_TRUE(json.contains("weight_bytes"));
+  EXPECT_TRUE(json.contains("read_bandwidth_bytes_per_second"));
+  const Json decode_only =
+      json_of({"bench", tiny_checkpoint(), "-p", "0", "-n", "4", "-r", "1", "--json"});
+  EXPECT_EQ(decode_only["prefill_tokens_per_second"], nullptr);
+}
+
+// score gives every logprob, so perplexity can be computed from outside.
+TEST(Eval, PerplexityIsTheMeanOfScores) {
+  const std::string text = sample_text();
+  const Json json = json_of({"eval", "perplexity", tiny_checkpoint(), "--data", text, "--windows",
+                             "3", "--seq-len", "40", "--dtype", "fp32", "--json"});
+  EXPECT_EQ(json["windows"], 3);
+  EXPECT_EQ(json["scored_tokens"], 3 * 39);
+  const std::string content = read_file(text);
+  double total = 0;
+  for (int window = 0; window < 3; ++window) {
+    std::vector<int> ids;
+    for (int i = 0; i < 40; ++i)
+      ids.push_back(static_cast<unsigned char>(content[window * 40 + i]));
+    const Json score = parse_json(
+        run_lathe({"score", tiny_checkpoint(), "--dtype", "fp32"}, dump_json({{"ids", ids}}) + "\n")
+            .out,
+        "score");
+    double nll = 0;
+    for (const Json& logprob : score["logprobs"]) nll -= logprob.get<double>();
+    EXPECT_NEAR(json["window_nll"][static_cast<std::size_t>(window)].get<double>(), nll, 1e-6);
+    total += nll;
+  }
+  EXPECT_NEAR(json["perplexity"].get<double>(), std::exp(total / (3 * 39)), 1e-3);
+}
+
+TEST(Eval, AModelAgainstItself) {
+  const std::string text = sample_text();
+  const Json pair = json_of({"eval", "perplexity", tiny_checkpoint(), tiny_checkpoint(), "--data",
+                             text, "--windows", "4", "--seq-len", "32", "--json"});
+  EXPECT_EQ(pair["compared"]["paired"]["perplexity_ratio"], 1.0);
+  const Json kld = json_of({"eval", "kld", tiny_checkpoint(), "--reference", tiny_checkpoint(),
+                            "--data", text, "--windows", "2", "--seq-len", "32", "--json"});
+  EXPECT_NEAR(kld["mean_kl"].get<double>(), 0, 1e-6);
+  EXPECT_EQ(kld["top1_agreement"], 1.0);
+}
+
+TEST(Eval, TasksRunToTheEnd) {
+  const std::string directory = temporary_directory();
+  write_file_atomically(directory + "/gsm8k.jsonl",
+                        "{\"question\":\"1+1?\",\"answer\":\"#### 2\"}\n"
+                        "{\"question\":\"2+2?\",\"answer\":\"#### 4\"}\n");
+  const std::string items = directory + "/items.jsonl";
+  const Json gsm8k =
+      json_of({"eval", "gsm8k", tiny_checkpoint(), tiny_checkpoint(), "--data",
+               directory + "/gsm8k.jsonl", "--max-tokens", "4", "--items", items, "--json"});
+  EXPECT_EQ(gsm8k["items"], 2);
+  EXPECT_EQ(gsm8k["compared"]["paired"]["difference"], 0.0);
+  EXPECT_EQ(gsm8k["compared"]["paired"]["mcnemar_p"], 1.0);
+  const std::string lines = read_file(items);
+  EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), 4);
+
+  write_file_atomically(directory + "/humaneval.jsonl",
+                        dump_json({{"task_id", "toy/0"},
+                                   {"prompt", "def one():\n"},
+                                   {"entry_point", "one"},
+                                   {"canonical_solution", "    return 1\n"},
+                                   {"test", "def check(f):\n    assert f() == 1\n"}}));
+  const ProgramResult result =
+      run_lathe({"eval", "humaneval", tiny_checkpoint(), "--data", directory + "/humaneval.jsonl",
+                 "--max-tokens", "4", "--json"});
+  if (result.err.find("sandbox") != std::string::npos) GTEST_SKIP() << result.err;
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const Json humaneval = parse_json(result.out, "humaneval");
+  EXPECT_EQ(humaneval["items"], 1);
+  EXPECT_EQ(humaneval["pass_at_1"], 0.0);  // random weights do not write Python
+}
+
+}  // namespace
+}  // namespace lathe

@@ -1,0 +1,127 @@
+// Exit codes, one-line errors, help: the same for every command.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "base/atomic_file.h"
+#include "cli/run_program.h"
+#include "cli/tiny_checkpoint.h"
+
+namespace lathe {
+namespace {
+
+const char* const kCommands[] = {"inspect", "convert", "quantize", "compress", "generate", "chat",
+                                 "eval",    "bench",   "tokenize", "render",   "score"};
+
+// Exit code, nothing on stdout, exactly one line "lathe: ..." that contains `part`.
+void expect_error(const ProgramResult& result, int exit_code, const std::string& part) {
+  EXPECT_EQ(result.exit_code, exit_code) << result.err;
+  EXPECT_EQ(result.out, "");
+  EXPECT_EQ(result.err.rfind("lathe: ", 0), 0u) << result.err;
+  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  EXPECT_NE(result.err.find(part), std::string::npos) << result.err;
+}
+
+TEST(Usage, Version) {
+  const ProgramResult result = run_lathe({"--version"});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_EQ(result.out.rfind("lathe ", 0), 0u);
+}
+
+TEST(Usage, EveryCommandHasHelpWithAnExample) {
+  for (const char* command : kCommands) {
+    const ProgramResult result = run_lathe({command, "--help"});
+    EXPECT_EQ(result.exit_code, 0) << command;
+    EXPECT_NE(result.out.find("Example"), std::string::npos) << command;
+    EXPECT_NE(result.out.find(std::string("lathe ") + command), std::string::npos) << command;
+    for (const char* flag : {"--json", "--threads", "--device"}) {
+      EXPECT_NE(result.out.find(flag), std::string::npos) << command << flag;
+    }
+  }
+}
+
+TEST(Usage, WrongCommandLinesExitWith2) {
+  const std::string model = tiny_checkpoint();
+  struct Case {
+    std::vector<std::string> arguments;
+    const char* part;
+  };
+  const Case cases[] = {
+      {{}, "lathe --help"},
+      {{"frobnicate"}, "frobnicate"},
+      {{"generate"}, "MODEL"},
+      {{"generate", model, "x", "--frobnicate"}, "--frobnicate"},
+      {{"generate", model, "x", "--temperature", "warm"}, "warm"},
+      {{"generate", model, "x", "--temperature", "-1"}, "temperature"},
+      {{"generate", model, "x", "--top-p", "3"}, "top_p"},
+      {{"generate", model, "x", "--device", "cuda"}, "cuda"},
+      {{"generate", model, "x", "--device", "abacus"}, "abacus"},
+      {{"generate", model, "x", "--threads", "-3"}, "-3"},
+      {{"generate", model, "x", "--kv", "aqua2"}, "aqua2"},
+      {{"generate", model, "x", "--dtype", "fp7"}, "fp7"},
+      {{"score", model, "--kv", "q4"}, "q4"},
+      {{"eval", "poetry", model, "--data", "/dev/null"}, "poetry"},
+      {{"eval", "perplexity", model}, "--data"},
+      {{"eval", "perplexity", model, model, model, "--data", "/dev/null"}, "3"},
+      {{"eval", "kld", model, "--data", "/dev/null"}, "reference"},
+      {{"bench", model, "-b", "0"}, "-b"},
+      {{"bench", model, "-n", "10000"}, "10000"},
+      {{"quantize", model}, "OUT"},
+      {{"quantize", model, "/tmp/never", "--format", "fp3"}, "fp3"},
+      {{"quantize", model, "/tmp/never", "--method", "magic"}, "magic"},
+      {{"quantize", model, "/tmp/never", "--activations", "fp3"}, "fp3"},
+      {{"quantize", model, "/tmp/never", "--hadamard", "17"}, "17"},
+      {{"convert", model, "/tmp/never"}, "not a GGUF"},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.part);
+    expect_error(run_lathe(c.arguments), 2, c.part);
+  }
+}
+
+TEST(Usage, FailuresExitWith1) {
+  const std::string scratch = temporary_directory();
+  write_file_atomically(scratch + "/garbage.gguf", "not a model");
+  write_file_atomically(scratch + "/cut.gguf", std::string("GGUF\3\0\0\0", 8));
+  const ProgramResult empty = run_shell("mkdir -p " + scratch + "/empty");
+  ASSERT_EQ(empty.exit_code, 0);
+  for (const char* command : {"inspect", "bench", "tokenize", "render", "score", "generate"}) {
+    for (const char* path : {"/no/such/model", "/garbage.gguf", "/cut.gguf", "/empty"}) {
+      SCOPED_TRACE(std::string(command) + path);
+      const std::string model = path[1] == 'n' ? path : scratch + path;
+      expect_error(run_lathe({command, model}), 1, path[1] == 'n' ? "no model" : path + 1);
+    }
+  }
+  expect_error(run_lathe({"eval", "perplexity", tiny_checkpoint(), "--data", "/no/such/text"}), 1,
+               "/no/such/text");
+  expect_error(run_lathe({"tokenize", tiny_weights_only()}, "\"x\"\n"), 1, "tokenizer");
+  expect_error(run_lathe({"render", tiny_weights_only()}, "{}\n"), 1, "chat template");
+}
+
+TEST(Usage, ClosedAndFullStandardOutputAreErrors) {
+  const std::string ask = "\"$LATHE\" generate " + tiny_checkpoint() + " hello --max-tokens 3 ";
+  const ProgramResult closed = run_shell("( " + ask + " >&- )");
+  EXPECT_EQ(closed.exit_code, 1) << closed.err;
+  EXPECT_NE(closed.err.find("standard output"), std::string::npos) << closed.err;
+  const ProgramResult full = run_shell(ask + " > /dev/full");
+  EXPECT_EQ(full.exit_code, 1);
+  EXPECT_NE(full.err.find("No space left"), std::string::npos) << full.err;
+}
+
+TEST(Usage, AReaderThatLeavesEndsTheProgramQuietly) {
+  const ProgramResult result =
+      run_shell("yes '\"some text\"' | head -100000 | \"$LATHE\" tokenize " + tiny_checkpoint() +
+                " | head -1");
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_EQ(result.err, "");
+  EXPECT_EQ(result.out, "[115,111,109,101,32,116,101,120,116]\n");
+}
+
+TEST(Usage, ClosedStandardInputIsEmptyInput) {
+  const ProgramResult result = run_shell("\"$LATHE\" tokenize " + tiny_checkpoint() + " <&-");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(result.out, "");
+}
+
+}  // namespace
+}  // namespace lathe
