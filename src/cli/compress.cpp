@@ -16,6 +16,7 @@
 #include "cli/text_windows.h"
 #include "cli/version.h"
 #include "compress/default_calibration.h"
+#include "eval/fingerprint.h"
 #include "eval/json_lines.h"
 #include "formats/manifest.h"
 
@@ -71,7 +72,8 @@ MeasuredMethod measure_other(const CompressFlags& flags, const std::string& meth
           measure(reference, loaded, windows, flags.common.json, "measuring " + method, exec)};
 }
 
-void add_quality(const CompressFlags& flags, const CompressionReport& report) {
+void complete_manifest(const CompressFlags& flags, const CompressionReport& report,
+                       const LogitsFingerprint& fingerprint) {
   const DivergenceResult& quality = report.methods.front().quality;
   const std::string settings =
       str("windows ", quality.model.windows, ", length ", quality.model.seq_len);
@@ -81,6 +83,7 @@ void add_quality(const CompressFlags& flags, const CompressionReport& report) {
       {"kld", flags.data, quality.mean_kl, std::nullopt, settings},
       {"top1_agreement", flags.data, quality.top1_agreement, std::nullopt, settings},
   };
+  manifest.fingerprint = fingerprint;
   update_file(manifest, flags.out, "report.json");
   update_file(manifest, flags.out, "report.html");
   write_manifest(flags.out, manifest);
@@ -158,9 +161,12 @@ void run_compress(CompressFlags flags) {
   const LoadedModel reference(flags.in, ModelFlags{}, exec, options);
   report.source_weight_bytes = reference.model().weight_bytes();
   report.source_decode_rate = decode_rate(reference.model(), reference.kv_format(), exec);
+  LogitsFingerprint fingerprint;
   {
     const LoadedModel loaded(flags.out, ModelFlags{}, exec, options);
     check_forward(loaded.model(), loaded.kv_format(), exec);
+    fingerprint =
+        compute_fingerprint(loaded.model(), loaded.kv_format(), loaded.compute_path(), exec);
     report.weight_bytes = loaded.model().weight_bytes();
     report.decode_rate = decode_rate(loaded.model(), loaded.kv_format(), exec);
     report.methods.push_back(
@@ -173,7 +179,7 @@ void run_compress(CompressFlags flags) {
   const Json json = report_json(report);
   write_file_atomically(flags.out + "/report.json", dump_json(json, 1) + "\n");
   write_file_atomically(flags.out + "/report.html", report_html(report));
-  add_quality(flags, report);
+  complete_manifest(flags, report, fingerprint);
   if (flags.common.json) {
     print_json(json);
   } else {

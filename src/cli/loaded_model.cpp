@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/progress.h"
+#include "cli/version.h"
 #include "text/model_text.h"
 
 namespace lathe {
@@ -86,6 +87,11 @@ LoadedModel::LoadedModel(const std::string& path, ModelOptions model_options, Kv
   };
   model_ = Model::load(checkpoint(), model_options, exec);
   load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+std::string LoadedModel::compute_path() const {
+  return str("lathe ", kLatheVersion, "\n", model_->kernels(), "\ncache ",
+             kv_format_ == KvFormat::kF32 ? "f32" : "bf16");
 }
 
 }  // namespace lathe

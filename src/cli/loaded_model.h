@@ -60,6 +60,8 @@ class LoadedModel : public TextModel {
               const LoadOptions& options);
   Model& model() const { return *model_; }
   KvFormat kv_format() const { return kv_format_; }
+  // What decides the bits of the logits: version, kernels, cache format.
+  std::string compute_path() const;
   double load_seconds() const { return load_seconds_; }
 
  private:

@@ -48,6 +48,7 @@ int run(int argc, char** argv) {
   lathe::add_chat_command(app, invocation);
   lathe::add_eval_command(app, invocation);
   lathe::add_bench_command(app, invocation);
+  lathe::add_selftest_command(app, invocation);
   lathe::add_tokenize_command(app, invocation);
   lathe::add_render_command(app, invocation);
   lathe::add_score_command(app, invocation);

@@ -76,6 +76,38 @@ TEST(Compress, MeasuresAndReports) {
   EXPECT_EQ(manifest["quality"][0]["metric"], "perplexity");
   const Json inspected = parse_json(run_lathe({"inspect", out, "--json"}).out, "inspect");
   EXPECT_EQ(inspected["integrity"]["intact"], true);
+
+  const Json selftest = parse_json(run_lathe({"selftest", out, "--json"}).out, "selftest");
+  EXPECT_EQ(selftest["passed"], true);
+  EXPECT_EQ(selftest["fingerprint"]["same_path"], true);
+  EXPECT_EQ(selftest["fingerprint"]["max_difference"], 0.0);
+}
+
+// Weights that lie about themselves: digests brought up to date, so only the logits can tell.
+TEST(Selftest, FindsWrongLogits) {
+  const std::string out = temporary_directory() + "/out";
+  ASSERT_EQ(run_lathe({"quantize", tiny_checkpoint(), out, "--method", "rtn"}).exit_code, 0);
+  const Json none = parse_json(run_lathe({"selftest", out, "--json"}).out, "selftest");
+  EXPECT_EQ(none["passed"], true);
+  EXPECT_EQ(none["fingerprint"], nullptr);
+  ASSERT_EQ(run_lathe({"selftest", out, "--write"}).exit_code, 0);
+  EXPECT_EQ(run_lathe({"selftest", out}).exit_code, 0);
+  EXPECT_EQ(run_lathe({"inspect", out, "--quick"}).exit_code, 0);
+
+  Json manifest = read_json_file(out + "/lathe.json");
+  Json& logit = manifest["logits_fingerprint"]["top_logits"][3];
+  logit = logit.get<double>() + 0.01;  // within what another machine may differ by, not this one
+  write_file_atomically(out + "/lathe.json", dump_json(manifest));
+  const ProgramResult wrong = run_lathe({"selftest", out});
+  EXPECT_EQ(wrong.exit_code, 1);
+  EXPECT_NE(wrong.err.find("logits"), std::string::npos) << wrong.err;
+  manifest["logits_fingerprint"]["computed_with"] = "another machine";
+  manifest["logits_fingerprint"]["tolerance"] = 0.1;
+  write_file_atomically(out + "/lathe.json", dump_json(manifest));
+  EXPECT_EQ(run_lathe({"selftest", out}).exit_code, 0);
+  manifest["logits_fingerprint"]["token_ids"][0] = 320;  // of another model
+  write_file_atomically(out + "/lathe.json", dump_json(manifest));
+  EXPECT_EQ(run_lathe({"selftest", out}).exit_code, 1);
 }
 
 }  // namespace

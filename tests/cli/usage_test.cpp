@@ -10,8 +10,9 @@
 namespace lathe {
 namespace {
 
-const char* const kCommands[] = {"inspect", "convert", "quantize", "compress", "generate", "chat",
-                                 "eval",    "bench",   "tokenize", "render",   "score"};
+const char* const kCommands[] = {"inspect",  "convert", "quantize", "compress",
+                                 "generate", "chat",    "eval",     "bench",
+                                 "tokenize", "render",  "score",    "selftest"};
 
 // Exit code, nothing on stdout, exactly one line "lathe: ..." that contains `part`.
 void expect_error(const ProgramResult& result, int exit_code, const std::string& part) {
@@ -85,7 +86,8 @@ TEST(Usage, FailuresExitWith1) {
   write_file_atomically(scratch + "/cut.gguf", std::string("GGUF\3\0\0\0", 8));
   const ProgramResult empty = run_shell("mkdir -p " + scratch + "/empty");
   ASSERT_EQ(empty.exit_code, 0);
-  for (const char* command : {"inspect", "bench", "tokenize", "render", "score", "generate"}) {
+  for (const char* command :
+       {"inspect", "bench", "tokenize", "render", "score", "generate", "selftest"}) {
     for (const char* path : {"/no/such/model", "/garbage.gguf", "/cut.gguf", "/empty"}) {
       SCOPED_TRACE(std::string(command) + path);
       const std::string model = path[1] == 'n' ? path : scratch + path;
