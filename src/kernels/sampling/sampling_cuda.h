@@ -1,0 +1,70 @@
+// From rows of logits to tokens on the GPU, by the same steps in the same order as
+// engine/sampler.h, which defines them:
+//   allowed mask -> logit bias -> repetition, frequency, presence penalty -> temperature ->
+//   top-k -> top-p -> min-p -> draw
+// and with the same random number, so that a seed gives the same token on both machines, except
+// where a sum of probabilities falls within its rounding (about 1e-15 of it) of a threshold.
+//
+// One cluster of blocks holds a row in shared memory, so logits are read once. Nothing is sorted:
+// thresholds are found digit by digit over (logit, token id).
+#pragma once
+#include <cstdint>
+
+#include "tensor/cuda_stream.h"
+
+namespace lathe {
+
+inline constexpr int64_t kMaxSamplingVocab = 400000;
+
+struct SamplingBias {
+  int32_t token = 0;
+  float bias = 0;
+};
+
+struct SamplingCount {
+  int32_t token = 0;
+  int32_t outputs = 0;  // how often it was generated; 0: only in the prompt
+};
+
+// What one row wants; plain data, copied to the device by the caller. SamplingParams says what the
+// fields mean.
+struct SamplingRow {
+  double uniform = 0;  // uniform_at(seed, position, RandomStream::kSample)
+  double top_p = 1;
+  double min_p = 0;
+  float inverse_temperature = 0;  // float(1 / temperature); 0: greedy
+  int32_t top_k = 0;              // <= 0: off
+  float repetition_penalty = 1;
+  float frequency_penalty = 0;
+  float presence_penalty = 0;
+  int32_t counts_begin = 0;  // entries of `counts`: tokens of prompt and output, each once; empty
+  int32_t counts_end = 0;    // without penalties
+  int32_t biases_begin = 0;  // entries of `biases`, each token once
+  int32_t biases_end = 0;
+  int32_t mask_row = -1;      // row of `masks`; -1: every token is allowed
+  int32_t num_logprobs = -1;  // -1: none; n >= 0: the token's own and the n most probable ones
+  int32_t reserved = 0;
+};
+
+struct SamplingCudaArgs {
+  // All on the device.
+  const float* logits = nullptr;  // [num_rows, vocab_size], row stride `stride`; not changed
+  int64_t num_rows = 0;
+  int64_t vocab_size = 0;
+  int64_t stride = 0;                     // 0: vocab_size
+  const SamplingRow* rows = nullptr;      // [num_rows]; null: greedy everywhere
+  const SamplingCount* counts = nullptr;  // what the rows' ranges point into
+  const SamplingBias* biases = nullptr;
+  const uint64_t* masks = nullptr;  // [rows of masks, ceil(vocab_size / 64)], bit i % 64 of word
+                                    // i / 64: token i is allowed
+  int32_t* tokens = nullptr;        // [num_rows]; -1 where the largest logit is NaN or infinite
+  float* logprobs = nullptr;        // [num_rows], of the chosen token; null when no row wants any
+  int64_t max_logprobs = 0;         // columns of the two below; num_logprobs is cut to it
+  int32_t* top_tokens = nullptr;    // [num_rows, max_logprobs], most probable first; -1: no more
+  float* top_logprobs = nullptr;    // [num_rows, max_logprobs]
+};
+
+// Only enqueues; no workspace. Throws kInvalidArgument on sizes it cannot take.
+void sample_cuda(const SamplingCudaArgs& args, CudaStream stream);
+
+}  // namespace lathe
