@@ -1,0 +1,50 @@
+// Where an element of the paged cache lies on the GPU. One KV head of one layer of one block of
+// kBlockSize tokens, keys and values alike, is
+//   [head_dim / columns][kBlockSize][columns]      columns: a row of 128, 64 or 32 bytes
+// with the 16-byte units of a row permuted as the copy engine's and wgmma's swizzle of that width
+// does it: unit ^ (token & 7), unit ^ (token >> 1 & 3), unit ^ (token >> 2 & 1). So a block's head,
+// or any of its column groups, comes to shared memory by one plain bulk copy, no tensor map, and
+// lies there as ldmatrix reads it without bank conflicts and as wgmma's descriptors want it.
+// Rows that no such width divides, and fp32, are plain [kBlockSize][head_dim].
+#pragma once
+#include <cstdint>
+
+#include "kernels/attention/kv_layout.h"
+
+#ifdef __CUDACC__
+#define LATHE_HOST_DEVICE __host__ __device__
+#else
+#define LATHE_HOST_DEVICE
+#endif
+
+namespace lathe {
+
+enum class KvCudaElement { kF32, kBF16, kE4M3 };
+
+LATHE_HOST_DEVICE constexpr int64_t kv_cuda_element_size(KvCudaElement element) {
+  return element == KvCudaElement::kF32 ? 4 : element == KvCudaElement::kBF16 ? 2 : 1;
+}
+
+// Bytes of a swizzled row; 0 where the layout is plain.
+LATHE_HOST_DEVICE constexpr int kv_cuda_row_bytes(KvCudaElement element, int head_dim) {
+  if (element == KvCudaElement::kF32) return 0;
+  const int bytes = head_dim * static_cast<int>(kv_cuda_element_size(element));
+  return bytes % 128 == 0 ? 128 : bytes % 64 == 0 ? 64 : bytes % 32 == 0 ? 32 : 0;
+}
+
+// Offset in elements from the start of one KV head's keys or values of one block.
+LATHE_HOST_DEVICE constexpr int kv_cuda_offset(KvCudaElement element, int head_dim, int token,
+                                               int dim) {
+  const int row_bytes = kv_cuda_row_bytes(element, head_dim);
+  if (row_bytes == 0) return token * head_dim + dim;
+  const int size = static_cast<int>(kv_cuda_element_size(element));
+  const int columns = row_bytes / size;
+  const int byte = dim % columns * size;
+  const int permutation = row_bytes == 128  ? token & 7
+                          : row_bytes == 64 ? token >> 1 & 3
+                                            : token >> 2 & 1;
+  const int swizzled = ((byte >> 4) ^ permutation) << 4 | (byte & 15);
+  return (dim / columns * static_cast<int>(kBlockSize) + token) * columns + swizzled / size;
+}
+
+}  // namespace lathe
