@@ -1,0 +1,196 @@
+// One warp per row and head: the head's numbers in registers for the norm, in shared memory for the
+// rotation (its pairs lie half a head apart), then rounded once to where they go. Bound by launch
+// latency for few rows, by memory for many.
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+
+#include "kernels/attention/attention_cuda_kernels.h"
+
+namespace lathe {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kMaxHeadDim = 256;
+constexpr int kMaxPairs = kMaxHeadDim / 2 / 32;  // of neighbouring elements, per lane
+
+template <typename T>
+__device__ float2 load_pair(const T* x) {
+  if constexpr (sizeof(T) == 4) {
+    return *reinterpret_cast<const float2*>(x);
+  } else {
+    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(x));
+  }
+}
+
+template <typename T>
+__device__ void store_pair(T* y, float2 v) {
+  if constexpr (sizeof(T) == 4) {
+    *reinterpret_cast<float2*>(y) = v;
+  } else {
+    *reinterpret_cast<__nv_bfloat162*>(y) = __float22bfloat162_rn(v);
+  }
+}
+
+__device__ void store_cached(const KvCudaLayer& layer, void* base, int64_t head, int head_dim,
+                             int token, int dim, float scale, float2 v) {
+  const int64_t offset =
+      head * kBlockSize * head_dim + kv_cuda_offset(layer.element, head_dim, token, dim);
+  switch (layer.element) {
+    case KvCudaElement::kF32:
+      store_pair(static_cast<float*>(base) + offset, v);
+      return;
+    case KvCudaElement::kBF16:
+      store_pair(static_cast<__nv_bfloat16*>(base) + offset, v);
+      return;
+    case KvCudaElement::kE4M3:
+      *reinterpret_cast<__nv_fp8x2_storage_t*>(static_cast<uint8_t*>(base) + offset) =
+          __nv_cvt_float2_to_fp8x2(make_float2(v.x / scale, v.y / scale), __NV_SATFINITE,
+                                   __NV_E4M3);
+      return;
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kWarps * 32)
+    rope_append_kernel(RopeAppendArgs args, CudaBatch batch, KvCudaLayer layer) {
+  __shared__ float heads[kWarps][kMaxHeadDim];
+  wait_for_previous_grid();
+  release_next_grid();
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int num_heads = static_cast<int>(args.num_heads);
+  const int num_kv_heads = static_cast<int>(args.num_kv_heads);
+  const int head_dim = static_cast<int>(args.head_dim);
+  const int half = static_cast<int>(args.rotary_dim) / 2;
+  const int num_slots = num_heads + 2 * num_kv_heads;
+  const int64_t slot_idx = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
+  const int64_t row = slot_idx / num_slots;
+  if (row >= batch.num_rows) return;
+  const int slot = static_cast<int>(slot_idx % num_slots);
+  const int sequence = batch.row_sequence[row];
+  if (sequence < 0) return;
+  const bool is_q = slot < num_heads;
+  const bool is_v = slot >= num_heads + num_kv_heads;
+
+  T* x = static_cast<T*>(args.qkv) + row * args.stride + static_cast<int64_t>(slot) * head_dim;
+  float2 pairs[kMaxPairs];
+  float sum_sq = 0;
+#pragma unroll
+  for (int i = 0; i < kMaxPairs; ++i) {
+    const int dim = 2 * (lane + 32 * i);
+    pairs[i] = dim < head_dim ? load_pair(x + dim) : make_float2(0, 0);
+    sum_sq += pairs[i].x * pairs[i].x + pairs[i].y * pairs[i].y;
+  }
+  const float* gain = is_q ? args.q_norm : args.k_norm;
+  if (!is_v && gain != nullptr) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      sum_sq += __shfl_xor_sync(0xffffffffu, sum_sq, offset);
+    }
+    const float scale = 1 / sqrtf(sum_sq / static_cast<float>(head_dim) + args.eps);
+#pragma unroll
+    for (int i = 0; i < kMaxPairs; ++i) {
+      const int dim = 2 * (lane + 32 * i);
+      if (dim >= head_dim) continue;
+      pairs[i].x *= scale * gain[dim];
+      pairs[i].y *= scale * gain[dim + 1];
+    }
+  }
+  if (!is_v) {
+    float* head = heads[warp];
+#pragma unroll
+    for (int i = 0; i < kMaxPairs; ++i) {
+      const int dim = 2 * (lane + 32 * i);
+      if (dim < head_dim) *reinterpret_cast<float2*>(head + dim) = pairs[i];
+    }
+    __syncwarp();
+    const float* cos = args.cos + row * half;
+    const float* sin = args.sin + row * half;
+    const auto rotated = [&](int j) {
+      if (j < half) return head[j] * cos[j] - head[j + half] * sin[j];
+      if (j < 2 * half) return head[j] * cos[j - half] + head[j - half] * sin[j - half];
+      return head[j];
+    };
+#pragma unroll
+    for (int i = 0; i < kMaxPairs; ++i) {
+      const int dim = 2 * (lane + 32 * i);
+      if (dim < head_dim) pairs[i] = make_float2(rotated(dim), rotated(dim + 1));
+    }
+  }
+
+  const int position = batch.positions[row];
+  int64_t cache_head = 0;
+  if (!is_q) {
+    const int64_t block = batch.block_tables[sequence * batch.table_stride + position / kBlockSize];
+    cache_head = block * num_kv_heads + (slot - num_heads - (is_v ? num_kv_heads : 0));
+  }
+  const int token = position % static_cast<int>(kBlockSize);
+#pragma unroll
+  for (int i = 0; i < kMaxPairs; ++i) {
+    const int dim = 2 * (lane + 32 * i);
+    if (dim >= head_dim) continue;
+    if (is_q) {
+      store_pair(x + dim, pairs[i]);
+    } else {
+      store_cached(layer, is_v ? layer.values : layer.keys, cache_head, head_dim, token, dim,
+                   is_v ? layer.value_scale : layer.key_scale, pairs[i]);
+    }
+  }
+}
+
+// The angle is rounded to float, as in the models' training code and in rope_rows(); its sine and
+// cosine are taken in double, whose range reduction is exact for any position.
+__global__ void rope_tables_kernel(const float* inverse_frequencies, float attention_factor,
+                                   int half, const int32_t* positions, int64_t num_rows, float* cos,
+                                   float* sin) {
+  wait_for_previous_grid();
+  release_next_grid();
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= num_rows * half) return;
+  const int32_t position = positions[i / half];
+  if (position < 0) {
+    cos[i] = sin[i] = 0;
+    return;
+  }
+  const float angle = __fmul_rn(static_cast<float>(position), inverse_frequencies[i % half]);
+  double s, c;
+  sincos(static_cast<double>(angle), &s, &c);
+  cos[i] = static_cast<float>(c) * attention_factor;
+  sin[i] = static_cast<float>(s) * attention_factor;
+}
+
+}  // namespace
+
+void rope_append_cuda(const RopeAppendArgs& args, const CudaBatch& batch, const KvCudaLayer& layer,
+                      CudaStream stream) {
+  if (args.head_dim < 8 || args.head_dim > kMaxHeadDim || args.head_dim % 8 != 0 ||
+      args.rotary_dim < 0 || args.rotary_dim > args.head_dim || args.rotary_dim % 2 != 0) {
+    fail(ErrorCode::kInvalidArgument, "rope_append on the GPU: head_dim ", args.head_dim,
+         " (multiples of 8 up to ", kMaxHeadDim, "), rotary_dim ", args.rotary_dim);
+  }
+  const int64_t num_slots = args.num_heads + 2 * args.num_kv_heads;
+  if (args.num_heads < 1 || args.num_kv_heads < 1 || args.stride % 2 != 0 ||
+      args.stride < num_slots * args.head_dim || args.element == CudaElement::kE4M3) {
+    fail(ErrorCode::kInvalidArgument, "rope_append on the GPU: ", args.num_heads, ":",
+         args.num_kv_heads, " heads, row stride ", args.stride);
+  }
+  if (batch.num_rows == 0) return;
+  const dim3 grid(static_cast<unsigned>((batch.num_rows * num_slots + kWarps - 1) / kWarps));
+  launch_dependent(args.element == CudaElement::kF32 ? rope_append_kernel<float>
+                                                     : rope_append_kernel<__nv_bfloat16>,
+                   grid, dim3(kWarps * 32), 0, stream, "rope_append", args, batch, layer);
+}
+
+void rope_tables_cuda(const float* inverse_frequencies, float attention_factor, int64_t half,
+                      const int32_t* positions, int64_t num_rows, float* cos, float* sin,
+                      CudaStream stream) {
+  constexpr int64_t kThreads = 128;
+  const int64_t count = num_rows * half;
+  if (count == 0) return;
+  launch_dependent(rope_tables_kernel,
+                   dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads)), dim3(kThreads),
+                   0, stream, "rope_tables", inverse_frequencies, attention_factor,
+                   static_cast<int>(half), positions, num_rows, cos, sin);
+}
+
+}  // namespace lathe
