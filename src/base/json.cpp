@@ -1,27 +1,124 @@
 #include "base/json.h"
 
+#include <cstdint>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
 #include "base/atomic_file.h"
 #include "base/error.h"
 
 namespace lathe {
+namespace {
+
+// From this many keys on, an object that is being read has an index: looking for duplicates one by
+// one would take a minute for a file of a few megabytes that is nothing but keys.
+constexpr std::size_t kIndexedKeys = 32;
+
+// nlohmann's events, made into a tree: what its own builder makes, within max_depth and in linear
+// time. As there, a key that comes again keeps its place and takes the later value.
+class TreeBuilder {
+ public:
+  explicit TreeBuilder(int max_depth) : max_depth_(max_depth) {}
+
+  Json take() { return std::move(root_); }
+  bool too_deep() const { return too_deep_; }
+  const std::string& reason() const { return reason_; }
+
+  bool null() { return add(Json(nullptr)); }
+  bool boolean(bool value) { return add(Json(value)); }
+  bool number_integer(int64_t value) { return add(Json(value)); }
+  bool number_unsigned(uint64_t value) { return add(Json(value)); }
+  bool number_float(double value, const std::string&) { return add(Json(value)); }
+  bool string(std::string& value) { return add(Json(std::move(value))); }
+  bool binary(Json::binary_t&) { return false; }  // not in text
+
+  bool start_object(std::size_t) { return open(Json::object()); }
+  bool start_array(std::size_t) { return open(Json::array()); }
+  bool end_object() { return close(); }
+  bool end_array() { return close(); }
+
+  bool key(std::string& name) {
+    Open& open = open_.back();
+    Members& members = open.json.get_ref<Json::object_t&>();
+    open.member = place_of(open, members, name);
+    if (open.member < members.size()) return true;
+    if (members.size() >= kIndexedKeys) open.index.emplace(name, members.size());
+    members.emplace_back(std::move(name), Json());
+    return true;
+  }
+
+  bool parse_error(std::size_t, const std::string&, const nlohmann::json::exception& error) {
+    reason_ = error.what();
+    return false;
+  }
+
+ private:
+  // What an object is underneath: the map's own functions compare with every key.
+  using Members = Json::object_t::Container;
+  struct Open {
+    Json json;
+    std::size_t member = 0;                              // of an object: whose value comes next
+    std::unordered_map<std::string, std::size_t> index;  // of an object with many keys
+  };
+
+  // Where the key is; the number of keys when it is new.
+  static std::size_t place_of(Open& open, const Members& members, const std::string& name) {
+    if (members.size() < kIndexedKeys) {
+      std::size_t place = 0;
+      while (place < members.size() && members[place].first != name) ++place;
+      return place;
+    }
+    if (open.index.empty()) {
+      for (std::size_t i = 0; i < members.size(); ++i) open.index.emplace(members[i].first, i);
+    }
+    const auto found = open.index.find(name);
+    return found == open.index.end() ? members.size() : found->second;
+  }
+
+  bool open(Json json) {
+    too_deep_ = static_cast<int>(open_.size()) >= max_depth_;
+    if (!too_deep_) open_.push_back({std::move(json), 0, {}});
+    return !too_deep_;
+  }
+
+  bool close() {
+    Json json = std::move(open_.back().json);
+    open_.pop_back();
+    return add(std::move(json));
+  }
+
+  bool add(Json value) {
+    if (open_.empty()) {
+      root_ = std::move(value);
+    } else if (Open& open = open_.back(); open.json.is_array()) {
+      open.json.get_ref<Json::array_t&>().push_back(std::move(value));
+    } else {
+      Members& members = open.json.get_ref<Json::object_t&>();
+      members[open.member].second = std::move(value);
+    }
+    return true;
+  }
+
+  int max_depth_;
+  bool too_deep_ = false;
+  std::string reason_;
+  std::vector<Open> open_;  // from the outermost in
+  Json root_;
+};
+
+}  // namespace
 
 Json parse_json(std::string_view text, const std::string& what, int max_depth) {
-  const auto limit_depth = [&](int depth, Json::parse_event_t event, Json&) {
-    const bool opens =
-        event == Json::parse_event_t::array_start || event == Json::parse_event_t::object_start;
-    if (opens && depth >= max_depth) throw Error(ErrorCode::kCorruptData, "");  // reworded below
-    return true;
-  };
-  try {
-    return Json::parse(text.begin(), text.end(), limit_depth);
-  } catch (const Error&) {
+  TreeBuilder tree(max_depth);
+  if (Json::sax_parse(text.begin(), text.end(), &tree)) return tree.take();
+  if (tree.too_deep()) {
     fail(ErrorCode::kCorruptData, what, ": JSON nested deeper than ", max_depth, " levels");
-  } catch (const nlohmann::json::exception& error) {
-    // nlohmann's text quotes the input around the error, which may be long and hostile.
-    std::string reason = error.what();
-    if (reason.size() > 200) reason = reason.substr(0, 200) + "...";
-    fail(ErrorCode::kCorruptData, what, ": not valid JSON: ", reason);
   }
+  // nlohmann's text quotes the input around the error, which may be long and hostile.
+  std::string reason = tree.reason();
+  if (reason.size() > 200) reason = reason.substr(0, 200) + "...";
+  fail(ErrorCode::kCorruptData, what, ": not valid JSON: ", reason);
 }
 
 Json read_json_file(const std::string& path, int64_t max_bytes) {

@@ -10,7 +10,9 @@ namespace lathe {
 using Json = nlohmann::ordered_json;  // keeps the order of keys, as chat templates need
 
 // Parses one document. Throws kCorruptData, naming `what` and the place, on a syntax error, invalid
-// UTF-8, anything behind the document, or nesting deeper than max_depth.
+// UTF-8, anything behind the document, or nesting deeper than max_depth. A key that comes twice in
+// an object has the later value. Takes linear time; looking a key up in the result compares with
+// every key in front of it, so walk large objects by items().
 Json parse_json(std::string_view text, const std::string& what, int max_depth = 64);
 
 // parse_json(read_file(path)).

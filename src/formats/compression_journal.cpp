@@ -100,9 +100,7 @@ JournalPart parse_part(const JsonFields& fields) {
   part.dense_linears = fields.texts("dense_linears");
   const auto tensors = fields.object("tensors");
   if (!tensors) fields.refuse("tensors", "must be an object");
-  for (const auto& [name, bytes] : fields.find("tensors")->items()) {
-    part.tensors.emplace_back(name, tensors->integer(name, 0, kMaxCount));
-  }
+  part.tensors = tensors->all_integers(0, kMaxCount);
   return part;
 }
 

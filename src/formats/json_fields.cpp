@@ -127,6 +127,24 @@ std::vector<int64_t> JsonFields::integers(const std::string& key, int64_t min, i
   return values;
 }
 
+std::vector<std::pair<std::string, int64_t>> JsonFields::all_integers(int64_t min,
+                                                                      int64_t max) const {
+  std::vector<std::pair<std::string, int64_t>> values;
+  for (const auto& [key, value] : json_->items()) {
+    values.emplace_back(key, to_integer(key, value, min, max));
+  }
+  return values;
+}
+
+std::vector<std::pair<std::string, std::string>> JsonFields::all_texts() const {
+  std::vector<std::pair<std::string, std::string>> values;
+  for (const auto& [key, value] : json_->items()) {
+    if (!value.is_string()) refuse(key, "must be a string");
+    values.emplace_back(key, value.get<std::string>());
+  }
+  return values;
+}
+
 std::vector<std::string> JsonFields::texts(const std::string& key) const {
   const Json& list = require(key);
   if (!list.is_array()) refuse(key, "must be a list of strings");

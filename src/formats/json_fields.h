@@ -6,6 +6,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace lathe {
@@ -37,6 +38,9 @@ class JsonFields {
   std::vector<double> numbers(const std::string& key, double min, double max) const;
   std::vector<int64_t> integers(const std::string& key, int64_t min, int64_t max) const;
   std::vector<std::string> texts(const std::string& key) const;
+  // Every key of this object with its value, in linear time. Throw as integer() and text().
+  std::vector<std::pair<std::string, int64_t>> all_integers(int64_t min, int64_t max) const;
+  std::vector<std::pair<std::string, std::string>> all_texts() const;
   // Absent: nullopt; not an object: kCorruptData.
   std::optional<JsonFields> object(const std::string& key) const;
 

@@ -88,9 +88,7 @@ Manifest manifest_from_json(const JsonFields& fields) {
   manifest.command = fields.text("command");
   const auto settings = fields.object("settings");
   if (!settings) fields.refuse("settings", "must be an object");
-  for (const auto& [name, value] : fields.find("settings")->items()) {
-    manifest.settings.emplace_back(name, settings->text(name));
-  }
+  manifest.settings = settings->all_texts();
   std::set<std::string> names;
   for (const JsonFields& file : objects(fields, "files")) {
     manifest.files.push_back(parse_file(file));

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+
 #include "base/error.h"
 
 namespace lathe {
@@ -26,6 +28,35 @@ TEST(Json, RefusesBadDocuments) {
     }
   }
   EXPECT_NO_THROW(parse_json(std::string(64, '[') + std::string(64, ']'), "text"));
+}
+
+// As nlohmann's own tree, with and without the index that large objects have.
+TEST(Json, ReadsWhatNlohmannReads) {
+  std::string large = "{";
+  for (int i = 0; i < 100; ++i)
+    large += "\"k" + std::to_string(i) + "\":" + std::to_string(i) + ",";
+  for (const std::string& text : {
+           std::string(
+               R"([1,-2,3.5,1e300,18446744073709551615,"a\u00e9\ud83d\ude00",true,null,{},[]])"),
+           std::string(R"({"a":{"b":[{"c":[[],{}]}]},"":0,"d":"x"})"),
+           std::string(R"({"a":1,"b":2,"a":[3],"c":4})"),  // a again: its place, the later value
+           std::string(" 7 "),
+           std::string(R"("text")"),
+           large + R"("k3":"again","k70":"again","new":[0]})",
+       }) {
+    EXPECT_EQ(dump_json(parse_json(text, "text")), dump_json(Json::parse(text))) << text;
+  }
+}
+
+// Comparing every key with every other would take minutes here; a linear reader, half a second.
+TEST(Json, ReadsManyKeysInLinearTime) {
+  constexpr int kKeys = 300000;
+  std::string text = "{";
+  for (int i = 0; i < kKeys; ++i) text += "\"key" + std::to_string(1000000 + i) + "\":0,";
+  text += "\"last\":1}";
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(parse_json(text, "text").size(), kKeys + 1u);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
 }
 
 }  // namespace
