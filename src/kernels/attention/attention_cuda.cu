@@ -1,5 +1,8 @@
+#include <algorithm>
+
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_cuda_kernels.h"
+#include "kernels/attention/attention_splits.h"
 
 namespace lathe {
 namespace {
@@ -20,24 +23,67 @@ void check(const AttentionCudaArgs& a, const CudaBatch& batch) {
          " of q, or its element");
   }
   if (batch.num_rows < 0 || batch.num_sequences < 0 || batch.max_rows_per_sequence < 0 ||
-      batch.max_context < 0 || batch.num_sequences > 65535) {
+      batch.max_context < 0 || batch.num_sequences > 65535 || batch.max_context > 1 << 30) {
     fail(ErrorCode::kInvalidArgument, "attention on the GPU: ", batch.num_rows, " rows of ",
          batch.num_sequences, " sequences, at most ", batch.max_rows_per_sequence,
          " rows each, context ", batch.max_context);
+  }
+  const int64_t queries =
+      std::min(batch.max_rows_per_sequence, kAttentionDecodeRows) * (a.num_heads / a.num_kv_heads);
+  const int64_t counters = batch.num_sequences * a.num_kv_heads * ((queries + 15) / 16);
+  if (counters * 4 > kDecodeCounterBytes) {
+    fail(ErrorCode::kInvalidArgument, "attention on the GPU: ", batch.num_sequences,
+         " sequences with up to ", batch.max_rows_per_sequence,
+         " rows each are too many for a step");
   }
 }
 
 }  // namespace
 
+bool has_fast_attention(const AttentionCudaArgs& args, KvCudaElement element) {
+  const int64_t d = args.head_dim;
+  return args.element == CudaElement::kBF16 && element != KvCudaElement::kF32 &&
+         (d == 64 || d == 96 || d == 128 || d == 256);
+}
+
+DecodeGrid decode_grid(const AttentionCudaArgs& args, const CudaBatch& batch) {
+  const int64_t rows = std::min(batch.max_rows_per_sequence, kAttentionDecodeRows);
+  DecodeGrid grid;
+  grid.num_queries = rows * (args.num_heads / args.num_kv_heads);
+  grid.num_splits = max_splits(batch.max_context, args.sliding_window, rows);
+  const int64_t partials =
+      batch.num_sequences * args.num_kv_heads * grid.num_queries * grid.num_splits;
+  grid.statistics_bytes = (partials * 8 + 255) / 256 * 256;
+  grid.sums_bytes = partials * args.head_dim * 4;
+  return grid;
+}
+
+int64_t decode_blocks_per_pair(int64_t pairs, int64_t num_splits) {
+  // Enough blocks for some rounds over the GPU even when one long context is among short ones, but
+  // not one for each part that a bound allows: a block without work costs about a nanosecond.
+  constexpr int64_t kBlocks = 4096, kLeast = 16;
+  return std::clamp<int64_t>(kBlocks / std::max<int64_t>(pairs, 1), std::min(kLeast, num_splits),
+                             std::max<int64_t>(num_splits, 1));
+}
+
 int64_t attention_cuda_workspace_bytes(const AttentionCudaArgs& args, const CudaBatch& batch) {
   check(args, batch);
-  return 0;
+  const DecodeGrid grid = decode_grid(args, batch);
+  return kDecodeCounterBytes + grid.statistics_bytes + grid.sums_bytes;
 }
 
 void attention_cuda(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaLayer& layer,
                     CudaStream stream) {
   check(args, batch);
-  attention_plain_cuda(args, batch, layer, stream);
+  if (batch.num_rows == 0 || batch.num_sequences == 0 || batch.max_context == 0) return;
+  if (!has_fast_attention(args, layer.element)) {
+    attention_plain_cuda(args, batch, layer, stream);
+    return;
+  }
+  if (batch.max_rows_per_sequence > kAttentionDecodeRows)
+    attention_plain_cuda(args, batch, layer, stream);
+  const bool e4m3 = layer.element == KvCudaElement::kE4M3;
+  (e4m3 ? attention_decode_e4m3_sm90 : attention_decode_bf16_sm90)(args, batch, layer, stream);
 }
 
 }  // namespace lathe

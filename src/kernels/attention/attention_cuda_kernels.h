@@ -13,6 +13,26 @@ namespace lathe {
 void attention_plain_cuda(const AttentionCudaArgs& args, const CudaBatch& batch,
                           const KvCudaLayer& layer, CudaStream stream);
 
+// The fast versions: bf16 queries on a bf16 or E4M3 cache, head_dim 64, 96, 128 or 256.
+bool has_fast_attention(const AttentionCudaArgs& args, KvCudaElement element);
+
+// Sequences with 1 to kAttentionDecodeRows rows in the step; the others are left alone.
+struct DecodeGrid {
+  int64_t num_splits = 0;   // attention_splits.h, that one sequence may see
+  int64_t num_queries = 0;  // (row, head) pairs of one sequence and KV head
+  int64_t statistics_bytes = 0;
+  int64_t sums_bytes = 0;
+};
+// At the start of the workspace, whatever the sizes of a call, so that they stay zero.
+inline constexpr int64_t kDecodeCounterBytes = 1 << 18;
+DecodeGrid decode_grid(const AttentionCudaArgs& args, const CudaBatch& batch);
+// How many blocks of the grid share the parts of one sequence, KV head and group of queries.
+int64_t decode_blocks_per_pair(int64_t pairs, int64_t num_splits);
+void attention_decode_bf16_sm90(const AttentionCudaArgs& args, const CudaBatch& batch,
+                                const KvCudaLayer& layer, CudaStream stream);
+void attention_decode_e4m3_sm90(const AttentionCudaArgs& args, const CudaBatch& batch,
+                                const KvCudaLayer& layer, CudaStream stream);
+
 // Launches with programmatic dependence: the grid may start while the one before it in the stream
 // drains, so the kernel executes griddepcontrol.wait before it touches memory.
 template <typename... Params, typename... Values>

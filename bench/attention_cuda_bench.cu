@@ -1,0 +1,356 @@
+// Attention on the GPU: bytes of the cache per second for decode, against the bandwidth of a copy
+// in the same run, and operations per second for prompts. Every shape is compared with the plain
+// kernel before it is timed. Cold: each launch of a graph reads another cache, together more than
+// four times the L2.
+//   attention_cuda_bench [decode|prefill|rope]
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "kernels/attention/attention_cuda_kernels.h"
+#include "tensor/device_buffer.h"
+
+namespace lathe {
+namespace {
+
+__device__ float normal(uint64_t i) {
+  i = (i + 0x9e3779b97f4a7c15u) * 0xbf58476d1ce4e5b9u;
+  i = (i ^ (i >> 27)) * 0x94d049bb133111ebu;
+  i ^= i >> 31;
+  const float u = (static_cast<float>(i >> 40) + 0.5f) * 0x1p-24f;
+  const float w = static_cast<float>(i & 0xffffff) * 0x1p-24f;
+  return sqrtf(-2 * logf(u)) * cospif(2 * w);
+}
+
+template <typename T>
+__global__ void fill_kernel(T* out, int64_t count, uint64_t seed, float factor) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += stride) {
+    out[i] = T(factor * normal(seed * 0x100000001u + static_cast<uint64_t>(i)));
+  }
+}
+
+void fill(CudaElement element, void* data, int64_t count, uint64_t seed, float factor = 1) {
+  if (element == CudaElement::kE4M3) {
+    fill_kernel<<<1024, 256>>>(static_cast<__nv_fp8_e4m3*>(data), count, seed, factor);
+  } else {
+    fill_kernel<<<1024, 256>>>(static_cast<__nv_bfloat16*>(data), count, seed, factor);
+  }
+  cuda_check_launch("fill");
+}
+
+// Median microseconds of one of `per_graph` launches, over replays of a graph of them.
+double time_us(int per_graph, const std::function<void(int, CudaStream)>& enqueue) {
+  cudaStream_t stream;
+  cuda_check(cudaStreamCreate(&stream), "stream");
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+  for (int i = 0; i < per_graph; ++i) enqueue(i, stream);
+  cuda_check(cudaStreamEndCapture(stream, &graph), "end of capture");
+  cuda_check(cudaGraphInstantiate(&exec, graph, 0), "graph");
+  cudaEvent_t begin, end;
+  cudaEventCreate(&begin);
+  cudaEventCreate(&end);
+  std::vector<double> times;
+  for (int i = 0; i < 13; ++i) {
+    cudaEventRecord(begin, stream);
+    cuda_check(cudaGraphLaunch(exec, stream), "launch");
+    cudaEventRecord(end, stream);
+    cuda_check(cudaStreamSynchronize(stream), "replay");
+    float ms = 0;
+    cudaEventElapsedTime(&ms, begin, end);
+    if (i >= 2) times.push_back(1e3 * ms / per_graph);
+  }
+  std::sort(times.begin(), times.end());
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  cudaStreamDestroy(stream);
+  return times[times.size() / 2];
+}
+
+// Bytes read plus bytes written per second of a device-to-device copy, in GB/s.
+double copy_bandwidth() {
+  constexpr int64_t kBytes = int64_t{1} << 30;
+  DeviceBuffer from(kBytes), to(kBytes);
+  fill(CudaElement::kBF16, from.data(), kBytes / 2, 1);
+  const double us = time_us(5, [&](int, CudaStream stream) {
+    cudaMemcpyAsync(to.data(), from.data(), kBytes, cudaMemcpyDeviceToDevice, stream);
+  });
+  return 2e-3 * static_cast<double>(kBytes) / us;
+}
+
+struct Shape {
+  int64_t num_heads, num_kv_heads, head_dim;
+};
+
+struct Case {
+  Shape shape;
+  KvCudaElement element;
+  std::vector<int64_t> contexts;  // after the step
+  int64_t rows = 1;               // per sequence
+  int64_t window = 0;
+};
+
+class Setup {
+ public:
+  Setup(const Case& c, int num_layers) : c_(c) {
+    const auto sequences = static_cast<int64_t>(c.contexts.size());
+    std::vector<int32_t> positions, row_sequence, begin{0}, table;
+    int64_t num_blocks = 0, stride = 0, max_context = 0;
+    for (const int64_t context : c.contexts) {
+      stride = std::max(stride, (context + kBlockSize - 1) / kBlockSize);
+      max_context = std::max(max_context, context);
+      num_blocks += (context + kBlockSize - 1) / kBlockSize;
+    }
+    table.resize(static_cast<std::size_t>(sequences * stride));
+    int64_t next = 0;
+    for (int64_t s = 0; s < sequences; ++s) {
+      const int64_t context = c.contexts[static_cast<std::size_t>(s)];
+      for (int64_t r = 0; r < c.rows; ++r) {
+        positions.push_back(static_cast<int32_t>(context - c.rows + r));
+        row_sequence.push_back(static_cast<int32_t>(s));
+      }
+      begin.push_back(static_cast<int32_t>(positions.size()));
+      for (int64_t b = 0; b * kBlockSize < context; ++b) {
+        // Scattered: a step of 7919 through the blocks visits each once.
+        table[static_cast<std::size_t>(s * stride + b)] =
+            static_cast<int32_t>(next++ * (num_blocks % 7919 == 0 ? 1 : 7919) % num_blocks);
+      }
+    }
+    const auto upload = [&](const std::vector<int32_t>& v) {
+      buffers_.push_back(DeviceBuffer::from_host(v.data(), static_cast<int64_t>(v.size() * 4)));
+      return buffers_.back().as<int32_t>();
+    };
+    batch.positions = upload(positions);
+    batch.row_sequence = upload(row_sequence);
+    batch.query_begin = upload(begin);
+    batch.block_tables = upload(table);
+    batch.table_stride = stride;
+    batch.num_rows = static_cast<int64_t>(positions.size());
+    batch.num_sequences = sequences;
+    batch.max_rows_per_sequence = c.rows;
+    batch.max_context = max_context;
+
+    const bool e4m3 = c.element == KvCudaElement::kE4M3;
+    const int64_t elements = num_blocks * kBlockSize * c.shape.num_kv_heads * c.shape.head_dim;
+    for (int layer = 0; layer < num_layers; ++layer) {
+      KvCudaLayer kv{.element = c.element, .key_scale = 1, .value_scale = 1};
+      for (void** part : {&kv.keys, &kv.values}) {
+        buffers_.emplace_back(elements * kv_cuda_element_size(c.element));
+        *part = buffers_.back().data();
+        fill(e4m3 ? CudaElement::kE4M3 : CudaElement::kBF16, *part, elements, 17 + buffers_.size());
+      }
+      layers.push_back(kv);
+    }
+    const int64_t q_count =
+        batch.num_rows * (c.shape.num_heads + 2 * c.shape.num_kv_heads) * c.shape.head_dim;
+    buffers_.emplace_back(q_count * 2);
+    args.q = buffers_.back().data();
+    fill(CudaElement::kBF16, buffers_.back().data(), q_count, 5);
+    args.element = CudaElement::kBF16;
+    args.q_stride = (c.shape.num_heads + 2 * c.shape.num_kv_heads) * c.shape.head_dim;
+    args.num_heads = c.shape.num_heads;
+    args.num_kv_heads = c.shape.num_kv_heads;
+    args.head_dim = c.shape.head_dim;
+    args.scale = 1 / std::sqrt(static_cast<float>(c.shape.head_dim));
+    args.sliding_window = c.window;
+    out_count = batch.num_rows * c.shape.num_heads * c.shape.head_dim;
+    for (DeviceBuffer* out : {&out_, &plain_out_}) *out = DeviceBuffer(out_count * 2);
+    args.out = out_.data();
+    const int64_t workspace = attention_cuda_workspace_bytes(args, batch);
+    buffers_.emplace_back(workspace);
+    cuda_check(cudaMemset(buffers_.back().data(), 0, static_cast<std::size_t>(workspace)),
+               "memset");
+    args.workspace = buffers_.back().data();
+  }
+
+  // |out - plain| / |plain|, and NaN when something is missing.
+  double error() {
+    std::vector<uint16_t> bits[2];
+    for (int plain = 0; plain < 2; ++plain) {
+      DeviceBuffer& out = plain != 0 ? plain_out_ : out_;
+      cuda_check(cudaMemset(out.data(), 0xff, static_cast<std::size_t>(out.size())), "memset");
+      AttentionCudaArgs a = args;
+      a.out = out.data();
+      (plain != 0 ? attention_plain_cuda : attention_cuda)(a, batch, layers[0], nullptr);
+      bits[plain].resize(static_cast<std::size_t>(out_count));
+      out.to_host(bits[plain].data(), out_count * 2);
+    }
+    double off = 0, norm = 0;
+    for (std::size_t i = 0; i < bits[0].size(); ++i) {
+      float v[2];
+      for (int p = 0; p < 2; ++p) {
+        const uint32_t word = static_cast<uint32_t>(bits[p][i]) << 16;
+        std::memcpy(&v[p], &word, 4);
+      }
+      off += double{v[0] - v[1]} * double{v[0] - v[1]};
+      norm += double{v[1]} * double{v[1]};
+    }
+    return std::sqrt(off / norm);
+  }
+
+  double time() {
+    const int per_graph = std::max(8, 2 * static_cast<int>(layers.size()));
+    return time_us(per_graph, [&](int i, CudaStream stream) {
+      attention_cuda(args, batch, layers[static_cast<std::size_t>(i) % layers.size()], stream);
+    });
+  }
+
+  CudaBatch batch;
+  AttentionCudaArgs args;
+  std::vector<KvCudaLayer> layers;
+  int64_t out_count = 0;
+
+ private:
+  Case c_;
+  std::vector<DeviceBuffer> buffers_;
+  DeviceBuffer out_, plain_out_;
+};
+
+const char* name_of(KvCudaElement element) {
+  return element == KvCudaElement::kE4M3 ? "e4m3" : "bf16";
+}
+
+void decode(const char* name, const Case& c, double copy) {
+  double bytes = 0;
+  for (int64_t context : c.contexts) {
+    if (c.window > 0) context = std::min(context, c.window + c.rows - 1);
+    bytes += 2.0 * static_cast<double>(context * c.shape.num_kv_heads * c.shape.head_dim *
+                                       kv_cuda_element_size(c.element));
+  }
+  const int layers = static_cast<int>(std::clamp(400e6 / bytes, 1.0, 40.0)) + 1;
+  Setup setup(c, layers);
+  const double error = setup.error();
+  const double us = setup.time();
+  std::printf("%-28s %2ld/%ld/%-3ld %s rows %2ld  %9.2f us %7.0f GB/s %5.1f %%  error %.1e%s\n",
+              name, c.shape.num_heads, c.shape.num_kv_heads, c.shape.head_dim, name_of(c.element),
+              c.rows, us, bytes / us / 1e3, 100 * bytes / us / 1e3 / copy, error,
+              error < 5e-3 ? "" : "  WRONG");
+  std::fflush(stdout);
+}
+
+void prefill(const char* name, const Case& c) {
+  double pairs = 0;
+  for (const int64_t context : c.contexts) {
+    for (int64_t r = 0; r < c.rows; ++r) {
+      const auto seen = static_cast<double>(context - r);
+      pairs += c.window > 0 ? std::min(seen, static_cast<double>(c.window)) : seen;
+    }
+  }
+  Setup setup(c, 1);
+  const double error = setup.error();
+  const double us = setup.time();
+  const double operations = 4 * pairs * static_cast<double>(c.shape.num_heads * c.shape.head_dim);
+  std::printf("%-28s %2ld/%ld/%-3ld %s rows %4ld x %2zu %9.1f us %6.0f TFLOP/s  error %.1e%s\n",
+              name, c.shape.num_heads, c.shape.num_kv_heads, c.shape.head_dim, name_of(c.element),
+              c.rows, c.contexts.size(), us, operations / us / 1e6, error,
+              error < 5e-3 ? "" : "  WRONG");
+  std::fflush(stdout);
+}
+
+std::vector<int64_t> same(int64_t count, int64_t context) {
+  return std::vector<int64_t>(static_cast<std::size_t>(count), context);
+}
+
+void bench_decode() {
+  const double copy = copy_bandwidth();
+  std::printf("copy %.0f GB/s\n", copy);
+  const Shape llama8b{32, 8, 128}, qwen05b{14, 2, 64}, smol{9, 3, 64}, phi{32, 32, 96},
+      gemma{8, 4, 256};
+  for (const auto element : {KvCudaElement::kBF16, KvCudaElement::kE4M3}) {
+    for (const int64_t context : {128, 512, 2048, 8192, 32768}) {
+      decode("batch 1", {llama8b, element, same(1, context)}, copy);
+      std::printf("   context %ld\n", context);
+    }
+    decode("batch 8 x 512", {llama8b, element, same(8, 512)}, copy);
+    decode("batch 64 x 512", {llama8b, element, same(64, 512)}, copy);
+    decode("batch 64 x 1100", {llama8b, element, same(64, 1100)}, copy);
+    decode("batch 256 x 512", {llama8b, element, same(256, 512)}, copy);
+    decode("batch 8 x 32768", {llama8b, element, same(8, 32768)}, copy);
+    decode("batch 2 x 131072", {llama8b, element, same(2, 131072)}, copy);
+    std::vector<int64_t> ragged = same(63, 512);
+    ragged.push_back(32768);
+    decode("63 x 512 and 32768", {llama8b, element, ragged}, copy);
+    decode("window 4 of 8 x 4096", {llama8b, element, same(8, 4096), 4}, copy);
+    decode("window 8 of 8 x 4096", {llama8b, element, same(8, 4096), 8}, copy);
+    decode("window 16 of 8 x 32768", {llama8b, element, same(8, 32768), 16}, copy);
+    decode("8 x 8192, sees 1024", {gemma, element, same(8, 8192), 1, 1024}, copy);
+    decode("Gemma 3 4B, 8 x 8192", {gemma, element, same(8, 8192)}, copy);
+    decode("Qwen2.5 0.5B, 16 x 2048", {qwen05b, element, same(16, 2048)}, copy);
+    decode("Qwen2.5 0.5B, 1 x 2048", {qwen05b, element, same(1, 2048)}, copy);
+    decode("SmolLM2 135M, 16 x 2048", {smol, element, same(16, 2048)}, copy);
+    decode("Phi 3 mini, 8 x 4096", {phi, element, same(8, 4096)}, copy);
+  }
+}
+
+void bench_prefill() {
+  const Shape llama8b{32, 8, 128}, qwen05b{14, 2, 64}, phi{32, 32, 96}, gemma{8, 4, 256};
+  for (const auto element : {KvCudaElement::kBF16, KvCudaElement::kE4M3}) {
+    prefill("prompt of 8192", {llama8b, element, same(1, 8192), 8192});
+    prefill("prompts of 512", {llama8b, element, same(16, 512), 512});
+    prefill("prompts of 2048", {llama8b, element, same(4, 2048), 2048});
+    prefill("2048 more after 30720", {llama8b, element, same(1, 32768), 2048});
+    prefill("prompt of 8192, sees 1024", {llama8b, element, same(1, 8192), 8192, 1024});
+    prefill("Qwen2.5 0.5B", {qwen05b, element, same(2, 4096), 4096});
+    prefill("Phi 3 mini", {phi, element, same(1, 4096), 4096});
+    prefill("Gemma 3 4B", {gemma, element, same(1, 4096), 4096});
+  }
+}
+
+void bench_rope() {
+  const Shape llama8b{32, 8, 128};
+  for (const auto element : {KvCudaElement::kBF16, KvCudaElement::kE4M3}) {
+    for (const int64_t rows : {1, 64, 8192}) {
+      const Case c{llama8b, element, rows == 8192 ? same(1, rows) : same(rows, 512),
+                   rows == 8192 ? rows : 1};
+      Setup setup(c, 1);
+      DeviceBuffer tables(rows * 128 * 4);
+      fill(CudaElement::kBF16, tables.data(), rows * 256, 3);
+      const RopeAppendArgs rope{.qkv = const_cast<void*>(setup.args.q),
+                                .element = CudaElement::kBF16,
+                                .stride = setup.args.q_stride,
+                                .cos = tables.as<float>(),
+                                .sin = tables.as<float>(),
+                                .num_heads = 32,
+                                .num_kv_heads = 8,
+                                .head_dim = 128,
+                                .rotary_dim = 128};
+      const double us = time_us(16, [&](int, CudaStream stream) {
+        rope_append_cuda(rope, setup.batch, setup.layers[0], stream);
+      });
+      const double kv_size = element == KvCudaElement::kE4M3 ? 1 : 2;
+      const double bytes = static_cast<double>(rows) * 128 * (32 * 4 + 16 * (2 + kv_size) + 4);
+      std::printf("rope_append %5ld rows %s %8.2f us %6.0f GB/s\n", rows, name_of(element), us,
+                  bytes / us / 1e3);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lathe
+
+int main(int argc, char** argv) {
+  const char* what = argc > 1 ? argv[1] : "";
+  try {
+    cudaDeviceProp device;
+    lathe::cuda_check(cudaGetDeviceProperties(&device, 0), "looking for a GPU");
+    std::printf("%s\n", device.name);
+    if (*what == 0 || std::strcmp(what, "rope") == 0) lathe::bench_rope();
+    if (*what == 0 || std::strcmp(what, "decode") == 0) lathe::bench_decode();
+    if (*what == 0 || std::strcmp(what, "prefill") == 0) lathe::bench_prefill();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}
