@@ -241,13 +241,14 @@ Value Interpreter::call_macro(const Callable& callable, const Arguments& argumen
   for (size_t i = 0; i < arguments.positional.size(); ++i) {
     set(parameters[i].name, arguments.positional[i]);
   }
-  for (const auto& [name, value] : arguments.named) {
+  for (const auto& argument : arguments.named) {
+    const std::string& name = argument.first;  // no bindings: clang 14 cannot capture them
     const auto is_named = [&](const auto& parameter) { return parameter.name == name; };
     const bool known = std::any_of(parameters.begin(), parameters.end(), is_named);
     if (!known && name != "caller") {
       template_error("macro '", callable.name, "' takes no keyword argument '", name, "'");
     }
-    set(name, value);
+    set(name, argument.second);
   }
   for (size_t i = arguments.positional.size(); i < parameters.size(); ++i) {
     const std::string& name = parameters[i].name;
