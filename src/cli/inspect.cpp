@@ -162,8 +162,8 @@ Json machine_json(const InspectFlags& flags, Exec& exec) {
   json["kernels"] = model.kernels();
   json["load_seconds"] = loaded.load_seconds();
   json["weight_bytes"] = model.weight_bytes();
-  const int64_t element = loaded.kv_format() == KvFormat::kF32 ? 4 : 2;
-  json["kv_bytes_per_token"] = 2 * config.num_layers * config.kv_size() * element;
+  json["kv_bytes_per_token"] =
+      2 * config.num_layers * config.kv_size() * kv_format_bytes(loaded.kv_format());
   json["read_bandwidth_bytes_per_second"] = bandwidth;
   // Decoding one sequence reads every weight once a token; so this is a ceiling.
   json["expected_decode_tokens_per_second"] =
@@ -197,6 +197,9 @@ std::string inspect_text(const Json& json) {
   text += "weights\n";
   for (const auto& [format, bytes] : json["weights"].items()) {
     text += str("  ", format, "  ", format_bytes(bytes.get<double>()), "\n");
+  }
+  if (json.contains("emulates")) {
+    text += str("  emulates ", json["emulates"].get<std::string>(), ": to measure only\n");
   }
   const Json& integrity = json["integrity"];
   text += str("integrity\n  ",
@@ -245,6 +248,11 @@ void run_inspect(const InspectFlags& flags) {
   json["config"] = config_json(checkpoint.config());
   json["chat_template"] = model.has_chat_template();
   json["weights"] = stored_weights_json(checkpoint);
+  if (fs::exists(fs::path(flags.path) / kManifestFileName)) {
+    for (const auto& [name, value] : read_manifest(flags.path).settings) {
+      if (name == "emulates") json["emulates"] = value;
+    }
+  }
   if (!json.contains("integrity")) json["integrity"] = integrity_json(flags.path, flags.quick);
   if (!flags.quick) json["machine"] = machine_json(flags, runtime.exec());
   if (flags.common.json) {

@@ -2,12 +2,24 @@
 
 #include <sys/resource.h>
 
+#include <fstream>
+#include <string>
+
 namespace lathe {
 
 int64_t peak_memory_bytes() {
   rusage usage = {};
   getrusage(RUSAGE_SELF, &usage);
   return int64_t{usage.ru_maxrss} * 1024;  // Linux counts KiB
+}
+
+int64_t available_memory_bytes() {
+  std::ifstream meminfo("/proc/meminfo");
+  std::string name, unit;
+  for (int64_t kib = 0; meminfo >> name >> kib; std::getline(meminfo, unit)) {
+    if (name == "MemAvailable:") return kib * 1024;
+  }
+  return 0;
 }
 
 }  // namespace lathe

@@ -7,4 +7,7 @@ namespace lathe {
 // The largest resident set so far, in bytes (mapped model files count while they are resident).
 int64_t peak_memory_bytes();
 
+// What the system can still give without swapping. 0 when it does not say.
+int64_t available_memory_bytes();
+
 }  // namespace lathe

@@ -14,6 +14,8 @@ namespace lathe {
 void print(std::string_view text);
 void print_line(std::string_view text);
 void print_json(const nlohmann::ordered_json& json);  // one indented document
+// One line to standard error, for what the caller should know although the command succeeds.
+void print_warning(std::string_view text);
 
 // Gives closed standard descriptors something harmless, so that no model file becomes descriptor 1.
 // Writing to a closed standard output then fails instead of corrupting a file.

@@ -1,5 +1,7 @@
 // lathe quantize: the weights of a model in fewer bits, as a compressed-tensors directory.
+#include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 
 #include "base/error.h"
@@ -7,11 +9,45 @@
 #include "base/progress.h"
 #include "cli/command.h"
 #include "cli/flags.h"
+#include "cli/loaded_model.h"
+#include "cli/memory_use.h"
 #include "cli/output.h"
 #include "cli/quantize_job.h"
+#include "eval/fingerprint.h"
+#include "formats/manifest.h"
 
 namespace lathe {
 namespace {
+
+int64_t bytes_of(const std::string& directory) {
+  int64_t bytes = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    if (entry.is_regular_file()) bytes += static_cast<int64_t>(entry.file_size());
+  }
+  return bytes;
+}
+
+// Runs the finished model once and keeps its logits in lathe.json, for selftest. Quantizing held
+// one layer at a time and this holds the model, so it is left out, with a word, where memory is
+// short.
+bool keep_fingerprint(const std::string& out, bool quiet, Exec& exec) {
+  Manifest manifest = read_manifest(out);
+  if (manifest.fingerprint) return true;
+  constexpr double kMargin = 1.25;  // the layer in hand, in both layouts, and the activations
+  const double needed = kMargin * static_cast<double>(bytes_of(out));
+  const int64_t available = available_memory_bytes();
+  if (available > 0 && needed > static_cast<double>(available)) {
+    print_warning(str(out, ": ", format_bytes(needed), " of memory to run it once, ",
+                      format_bytes(static_cast<double>(available)),
+                      " available: no logits kept; 'lathe selftest --write' does it elsewhere"));
+    return false;
+  }
+  const LoadedModel loaded(out, ModelFlags{}, exec, {.quiet = quiet});
+  manifest.fingerprint =
+      compute_fingerprint(loaded.model(), loaded.kv_format(), loaded.compute_path(), exec);
+  write_manifest(out, manifest);
+  return true;
+}
 
 struct QuantizeCommandFlags {
   CommonFlags common;
@@ -21,17 +57,21 @@ struct QuantizeCommandFlags {
   bool plan = false;
 };
 
+constexpr double kRuntimeBytes = 64e6;  // program and scratch, as plan_quantization() counts them
+
 void print_plan(const QuantizeCommandFlags& flags, const TextModel& source, Exec& exec) {
   const QuantizePlan plan =
       plan_quantization(source.checkpoint(), quantize_options(flags.quantize), exec);
+  // Quantizing, or running the result once for its fingerprint.
+  const double memory_bytes = std::max(plan.memory_bytes, plan.result_bytes + kRuntimeBytes);
   if (flags.common.json) {
-    print_json({{"memory_bytes", plan.memory_bytes},
+    print_json({{"memory_bytes", memory_bytes},
                 {"disk_bytes", plan.disk_bytes},
                 {"result_bytes", plan.result_bytes},
                 {"seconds", plan.seconds}});
     return;
   }
-  print_line(str("memory  ", format_bytes(plan.memory_bytes), "\ndisk    ",
+  print_line(str("memory  ", format_bytes(memory_bytes), "\ndisk    ",
                  format_bytes(plan.disk_bytes), ", of which the result keeps ",
                  format_bytes(plan.result_bytes), "\ntime    about ", format_duration(plan.seconds),
                  " on this machine"));
@@ -47,6 +87,7 @@ void run_quantize(const QuantizeCommandFlags& flags) {
   }
   const QuantizeResult result = run_quantize_job(
       source, flags.out, flags.quantize, flags.command_line, flags.common.json, runtime.exec());
+  const bool fingerprint = keep_fingerprint(flags.out, flags.common.json, runtime.exec());
   double error = 0, rtn_error = 0;
   int64_t compared = 0;
   for (const LinearReport& report : result.reports) {
@@ -61,9 +102,16 @@ void run_quantize(const QuantizeCommandFlags& flags) {
                  {"format", flags.quantize.format},
                  {"method", flags.quantize.method},
                  {"activations", flags.quantize.activations},
-                 {"seconds", result.seconds}};
+                 {"seconds", result.seconds},
+                 {"emulated", flags.quantize.emulate},
+                 {"finished_before", result.finished_before},
+                 {"fingerprint", fingerprint}};
     json["linears"] = parse_json(reports_to_json(result.reports), "reports");
     print_json(json);
+    return;
+  }
+  if (result.finished_before) {
+    print_line(flags.out + ": finished by an earlier run");
     return;
   }
   std::string text =
@@ -75,6 +123,7 @@ void run_quantize(const QuantizeCommandFlags& flags) {
                   100 * error / rtn_error);
     text += share;
   }
+  if (flags.quantize.emulate) text += "; emulated: fp32 weights, to measure only";
   print_line(text);
 }
 
@@ -88,13 +137,17 @@ void add_quantize_command(CLI::App& app, Invocation& invocation) {
       ->type_name("");
   command->add_option("OUT", flags->out, "The directory to write")->required()->type_name("");
   add_quantize_flags(*command, flags->quantize);
+  command->add_flag("--emulate", flags->quantize.emulate,
+                    "Store what the quantized weights are worth as ordinary fp32 ones: to measure "
+                    "formats and scale rules that no file can hold. Activations: none only");
   command->add_flag("--plan", flags->plan, "Print memory, disk and time that it would take; stop");
   add_common_flags(*command, flags->common);
   command->footer(
       "The result is a Hugging Face directory (compressed-tensors) that vLLM reads as well. Every "
       "finished\nlayer is on disk before the next begins: after a crash or Ctrl-C, --resume goes "
-      "on.\n\n"
-      "Example:\n  lathe quantize smollm2.gguf OUT --format mxfp4");
+      "on. Last, the model\nis run once, and lathe.json keeps the logits for 'lathe selftest'.\n\n"
+      "Examples:\n  lathe quantize smollm2.gguf OUT --format mxfp4\n"
+      "  lathe quantize smollm2.gguf OUT --format mxfp4-fitted --emulate   # only to measure it");
   command->callback([flags, &invocation] {
     flags->command_line = invocation.command_line;
     invocation.run = [flags] { run_quantize(*flags); };

@@ -71,7 +71,11 @@ void add_quantize_flags(CLI::App& command, QuantizeFlags& flags) {
   const auto add = [&](const char* name, auto& value, const char* help, const char* type) {
     return command.add_option(name, value, help)->type_name(type);
   };
-  add("--format", flags.format, "Weights: mxfp4, nvfp4, int4, fp8 or mxfp8", "NAME")
+  add("--format", flags.format,
+      "Weights: mxfp4, nvfp4, int4, int8, fp8 or mxfp8; with --emulate also mxfp4-fitted, nvint4 "
+      "or "
+      "mxint4",
+      "NAME")
       ->capture_default_str();
   add("--method", flags.method, "mr-gptq, gptq, rtn, smoothquant, quarot or awq", "NAME")
       ->capture_default_str();
@@ -82,6 +86,10 @@ void add_quantize_flags(CLI::App& command, QuantizeFlags& flags) {
   add("--activations", flags.activations,
       "Quantize the inputs at run time too: none, fp4, fp8 or int8", "NAME")
       ->capture_default_str();
+  add("--scale-rule", flags.scale_rule,
+      "MXFP4: each group's scale by this rule instead of the recommended way: ct_even, ocp_floor, "
+      "ceil or mse_pow2; with --emulate also paper_eq1 (the 4/3 rule), absmax_x3 or mse_pow2_x3",
+      "NAME");
   add("--calibration", flags.calibration,
       "Text to calibrate on, like what the model will read: plain text, or JSON lines with "
       "\"text\" "
@@ -105,10 +113,18 @@ QuantizeOptions quantize_options(const QuantizeFlags& flags) {
                                                 quantize_method_from_name(flags.method),
                                                 activations_of(flags.activations, flags.format));
   if (flags.hadamard != -1) options.hadamard = {flags.hadamard};
+  if (!flags.scale_rule.empty()) {
+    if (flags.format != "mxfp4") {
+      fail(ErrorCode::kInvalidArgument, "--scale-rule goes with --format mxfp4, not with ",
+           flags.format);
+    }
+    options.scales.mx_rule = mx_scale_rule_from_name(flags.scale_rule);
+    options.scales.search = ScaleSearch::kAbsmax;  // the rule alone decides
+  }
   options.samples = flags.samples;
   options.seq_len = flags.seq_len;
   options.seed = flags.seed;
-  check_options(options, /*storable=*/true);
+  check_options(options, /*storable=*/!flags.emulate);
   return options;
 }
 
@@ -121,6 +137,7 @@ QuantizeResult run_quantize_job(const TextModel& source, const std::string& out,
   job.options = quantize_options(flags);
   job.sequences = calibration(source, flags, job.options);
   job.resume = flags.resume;
+  job.dense_output = flags.emulate;
   const auto config = source.checkpoint().auxiliary_file("config.json");
   if (!config) fail(ErrorCode::kNotFound, source.checkpoint().path(), " has no config.json");
   job.config_json = *config;

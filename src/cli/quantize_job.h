@@ -15,7 +15,9 @@ struct QuantizeFlags {
   std::string format = "mxfp4";
   std::string method = "mr-gptq";
   std::string activations = "none";
-  int64_t hadamard = -1;  // -1: what is recommended
+  int64_t hadamard = -1;   // -1: what is recommended
+  std::string scale_rule;  // empty: what is recommended
+  bool emulate = false;
   std::vector<std::string> calibration;
   int64_t samples = 128;
   int64_t seq_len = 2048;

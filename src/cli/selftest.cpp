@@ -108,8 +108,7 @@ void add_selftest_command(CLI::App& app, Invocation& invocation) {
   add_common_flags(*command, flags->common);
   command->footer(
       "Compares files with their checksums, batched with single-token logits, and the logits "
-      "behind "
-      "a fixed\nprompt with those that 'lathe compress' kept.\n\n"
+      "behind a fixed\nprompt with those that 'quantize' or 'compress' kept in lathe.json.\n\n"
       "Example:\n  lathe selftest OUT");
   command->callback([flags, &invocation] { invocation.run = [flags] { run_selftest(*flags); }; });
 }

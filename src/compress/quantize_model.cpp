@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <set>
@@ -60,6 +61,10 @@ class ModelQuantizer {
 
   QuantizeResult run() {
     check();
+    if (job_.resume && finished_before()) {
+      result_.finished_before = true;
+      return std::move(result_);
+    }
     if (options_.method == QuantizeMethod::kQuaRot) {
       rotation_.emplace(config_.hidden_size, options_.seed);
     }
@@ -81,7 +86,7 @@ class ModelQuantizer {
     store_.reset();
     if (!writer.is_done(config_.num_layers)) write_last_part(writer);
     Manifest manifest = job_.manifest;
-    manifest.settings.emplace_back("quantize", settings_text(options_));
+    for (auto& setting : manifest_settings()) manifest.settings.push_back(std::move(setting));
     manifest.quality.push_back(mean_error());
     writer.finish(std::move(manifest));
     result_.seconds = seconds_since(start_);
@@ -114,6 +119,35 @@ class ModelQuantizer {
     }
   }
 
+  // What the manifest says of the run: everything that determines the weights but the source.
+  std::vector<std::pair<std::string, std::string>> manifest_settings() const {
+    std::vector<std::pair<std::string, std::string>> settings = {
+        {"quantize", settings_text(options_)}};
+    if (calibrates_) settings.emplace_back("calibration_sha256", digest_of(job_.sequences));
+    if (job_.dense_output) {
+      settings.emplace_back("emulates",
+                            str(weight_format_name(options_.format), " weights, stored as fp32"));
+    }
+    return settings;
+  }
+
+  // Killed behind the manifest, a run has nothing left to do but to tidy up.
+  bool finished_before() const {
+    const std::filesystem::path out(job_.out);
+    if (!std::filesystem::exists(out / kManifestFileName)) return false;
+    const Manifest manifest = read_manifest(job_.out);
+    if (manifest.source != job_.manifest.source) return false;
+    for (const auto& setting : manifest_settings()) {
+      if (std::find(manifest.settings.begin(), manifest.settings.end(), setting) ==
+          manifest.settings.end()) {
+        return false;
+      }
+    }
+    if (verify_directory(job_.out, /*digests=*/false).state != DirectoryState::kWhole) return false;
+    std::filesystem::remove(out / kJournalFileName);
+    return true;
+  }
+
   CompressedTensorsOptions writer_options() const {
     CompressedTensorsOptions options;
     options.directory = job_.out;
@@ -123,7 +157,7 @@ class ModelQuantizer {
                            " dense_output=", job_.dense_output ? 1 : 0);
     options.resume = job_.resume;
     options.config_json = job_.config_json;
-    options.dense_dtype = store_dtype_;
+    options.dense_dtype = job_.dense_output ? DType::kF32 : store_dtype_;
     options.auxiliary_files = job_.auxiliary_files;
     if (rotation_) {
       // The last gain moved into lm_head, so the two matrices differ from now on.
@@ -261,13 +295,13 @@ class ModelQuantizer {
     writer.write_part(layer, linears, dense, reports_to_json(quantized.reports));
   }
 
-  // Decoded and rotated back: an ordinary weight.
+  // Decoded and rotated back: an ordinary weight, in fp32 so that nothing is rounded twice.
   Tensor decoded(const LinearWeights& weights) const {
     const QuantizedMatrix& matrix = *weights.quantized;
     Tensor w(DType::kF32, {matrix.rows, matrix.cols});
     dequantize_rows(matrix, 0, matrix.rows, w.as<float>());
     hadamard_rows(w.as<float>(), matrix.rows, matrix.cols, weights.scheme.hadamard);
-    return convert(w.view(), store_dtype_);
+    return w;
   }
 
   Tensor stored_gain(const Tensor& gain) const {

@@ -48,8 +48,8 @@ struct QuantizeJob {
   // Calibration token sequences (calibration_data.h); may be empty when nothing is calibrated.
   std::vector<std::vector<int32_t>> sequences;
   bool resume = false;
-  // Store decoded weights as dense tensors instead of codes: for formats that compressed-tensors
-  // does not have. Weight-only.
+  // Emulate: store the decoded weights as dense fp32 tensors instead of codes, for formats that
+  // compressed-tensors does not have. Weight-only; the manifest's setting "emulates" says so.
   bool dense_output = false;
   std::string config_json;                                           // of the source model
   std::vector<std::pair<std::string, std::string>> auxiliary_files;  // tokenizer.json, ...
@@ -59,10 +59,12 @@ struct QuantizeJob {
 struct QuantizeResult {
   std::vector<LinearReport> reports;  // of all layers, those of earlier runs included
   double seconds = 0;                 // of this run
+  bool finished_before = false;       // `resume`, and an earlier run had finished: no reports
 };
 
 // Throws kUnsupported for a source that is quantized already or a format that cannot be stored;
-// kInvalidArgument as check_options() and the writer do; kCanceled.
+// kInvalidArgument as check_options() and the writer do; kCanceled. With `resume`, a directory that
+// the same job has finished is left as it is.
 QuantizeResult quantize_model(const QuantizeJob& job, const QuantizeCallbacks& callbacks,
                               Exec& exec);
 

@@ -131,14 +131,19 @@ void check_options(const QuantizeOptions& options, bool storable) {
          " must be in 0..1 and the AWQ grid ", options.awq_grid, " at least 1");
   }
   if (storable) {
-    if (options.format.scale == ScaleType::kLogLinear8) {
-      fail(ErrorCode::kUnsupported,
-           "mxfp4-fitted has no place in compressed-tensors; take mxfp4 or nvfp4");
+    const WeightFormat& format = options.format;
+    if (format.scale == ScaleType::kLogLinear8 ||
+        (format.element == ElementType::kInt4 &&
+         (format.scale == ScaleType::kE8M0 || format.scale == ScaleType::kE4M3))) {
+      fail(ErrorCode::kUnsupported, weight_format_name(format),
+           " has no place in compressed-tensors; take mxfp4, nvfp4 or int4, or measure it with "
+           "--emulate");
     }
     if (options.format == weight_format_from_name("mxfp4") &&
         mx_global_scale(options.scales.mx_rule) != 1.0f) {
       fail(ErrorCode::kUnsupported, "scale rule ", mx_scale_rule_name(options.scales.mx_rule),
-           " cannot be stored in compressed-tensors; take ct_even, ocp_floor, ceil or mse_pow2");
+           " cannot be stored in compressed-tensors; take ct_even, ocp_floor, ceil or mse_pow2, or "
+           "measure it with --emulate");
     }
   }
 }

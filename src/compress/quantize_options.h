@@ -78,8 +78,9 @@ struct QuantizeOptions {
 QuantizeOptions recommended_options(const WeightFormat& format, QuantizeMethod method,
                                     ActivationFormat activations);
 
-// Throws kInvalidArgument for settings that contradict each other or cannot be stored: the grid of
-// thirds and the fitted grid exist in memory only (spec 8.5), so `storable` refuses them.
+// Throws kInvalidArgument for settings that contradict each other, kUnsupported for what cannot be
+// stored, when it must be: the grid of thirds, the 4/3 rule, the fitted grid and 4-bit integers
+// with one-byte scales exist in memory only (spec 8.5).
 void check_options(const QuantizeOptions& options, bool storable);
 
 // One line of text that determines the result, for --resume and the manifest.

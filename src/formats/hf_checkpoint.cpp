@@ -8,6 +8,7 @@
 #include "base/json.h"
 #include "formats/hf_names.h"
 #include "formats/json_fields.h"
+#include "formats/manifest.h"
 
 namespace lathe {
 namespace {
@@ -38,6 +39,19 @@ ModelConfig read_config(const std::filesystem::path& directory) {
   return config;
 }
 
+// Just before the manifest an unfinished directory has all that a model needs, but nobody has said
+// yet that it is whole.
+const std::string& refuse_unfinished(const std::string& directory) {
+  const std::filesystem::path path(directory);
+  if (std::filesystem::exists(path / kJournalFileName) &&
+      !std::filesystem::exists(path / kManifestFileName)) {
+    fail(ErrorCode::kCorruptData, "'", directory,
+         "' is not a whole model: the compression was interrupted; run it again with --resume to "
+         "finish it");
+  }
+  return directory;
+}
+
 bool is_dense(DType dtype) {
   return dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16 ||
          dtype == DType::kF64;
@@ -46,7 +60,7 @@ bool is_dense(DType dtype) {
 }  // namespace
 
 HfCheckpoint::HfCheckpoint(const std::string& directory)
-    : directory_(directory), config_(read_config(directory)), files_(directory) {
+    : directory_(refuse_unfinished(directory)), config_(read_config(directory)), files_(directory) {
   tensors_ = canonical_tensors(files_.tensors(), config_, directory);
   // With tied embeddings a stored lm_head is a second copy: transformers ignores it as well.
   if (config_.tie_word_embeddings) tensors_.erase("lm_head.weight");

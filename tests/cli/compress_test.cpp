@@ -27,13 +27,68 @@ TEST(Quantize, WritesAModelThatRuns) {
   EXPECT_EQ(inspected["integrity"]["intact"], true);
   EXPECT_TRUE(inspected["weights"].contains("mxfp4"));
   EXPECT_EQ(run_lathe({"generate", out, "Hi", "--max-tokens", "3"}).exit_code, 0);
-  // A second run does not write over it.
+  // Its logits are kept, and are those that selftest computes.
+  EXPECT_EQ(json["fingerprint"], true);
+  const Json selftest = parse_json(run_lathe({"selftest", out, "--json"}).out, "selftest");
+  EXPECT_EQ(selftest["fingerprint"]["max_difference"], 0.0);
+  // A second run does not write over it; one that was to be resumed has nothing left to do.
   EXPECT_NE(run_lathe({"quantize", tiny_checkpoint(), out, "--method", "rtn"}).exit_code, 0);
+  EXPECT_NE(run_lathe({"quantize", tiny_checkpoint(), out, "--resume"}).exit_code, 0);  // mr-gptq
+  const std::string before = read_file(out + "/lathe.json");
+  const ProgramResult again =
+      run_lathe({"quantize", tiny_checkpoint(), out, "--method", "rtn", "--resume", "--json"});
+  ASSERT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_EQ(parse_json(again.out, "quantize")["finished_before"], true);
+  EXPECT_EQ(read_file(out + "/lathe.json"), before);
+  // Killed between the manifest and the fingerprint, with the journal still there.
+  Json manifest = parse_json(before, "lathe.json");
+  manifest.erase("logits_fingerprint");
+  write_file_atomically(out + "/lathe.json", dump_json(manifest, 2) + "\n");
+  write_file_atomically(out + "/quantize.journal.json", "{}");
+  ASSERT_EQ(
+      run_lathe({"quantize", tiny_checkpoint(), out, "--method", "rtn", "--resume"}).exit_code, 0);
+  EXPECT_EQ(read_file(out + "/lathe.json"), before);
+  EXPECT_FALSE(std::filesystem::exists(out + "/quantize.journal.json"));
 
   write_file_atomically(out + "/tokenizer.json", "{}");
   const ProgramResult damaged = run_lathe({"inspect", out});
   EXPECT_EQ(damaged.exit_code, 1);
   EXPECT_NE(damaged.err.find("tokenizer.json"), std::string::npos) << damaged.err;
+}
+
+// Formats and rules that no file can hold are measured through the weights that they stand for.
+TEST(Quantize, EmulatesWhatCannotBeStored) {
+  for (const auto& [format, rule] : {std::pair<std::string, std::string>{"mxfp4-fitted", ""},
+                                     {"nvint4", ""},
+                                     {"mxint4", ""},
+                                     {"mxfp4", "paper_eq1"}}) {
+    SCOPED_TRACE(format + " " + rule);
+    const std::string out = temporary_directory() + "/emulated-" + format;
+    std::vector<std::string> command = {"quantize", tiny_checkpoint(), out,   "--method",
+                                        "rtn",      "--format",        format};
+    if (!rule.empty()) command.insert(command.end(), {"--scale-rule", rule});
+    const ProgramResult refused = run_lathe(command);
+    EXPECT_EQ(refused.exit_code, 1);
+    EXPECT_NE(refused.err.find("--emulate"), std::string::npos) << refused.err;
+    EXPECT_FALSE(std::filesystem::exists(out));
+
+    command.push_back("--emulate");
+    std::vector<std::string> with_activations = command;
+    with_activations.insert(with_activations.end(), {"--activations", "int8"});
+    EXPECT_EQ(run_lathe(with_activations).exit_code, 1);
+    const ProgramResult result = run_lathe(command);
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_NE(result.out.find("emulated"), std::string::npos) << result.out;
+    const Json inspected =
+        parse_json(run_lathe({"inspect", out, "--quick", "--json"}).out, "inspect");
+    EXPECT_EQ(inspected["emulates"], format + " weights, stored as fp32");
+    EXPECT_FALSE(read_json_file(out + "/config.json").contains("quantization_config"));
+    EXPECT_EQ(run_lathe({"selftest", out}).exit_code, 0);
+  }
+  EXPECT_EQ(run_lathe({"quantize", tiny_checkpoint(), temporary_directory() + "/x", "--format",
+                       "nvfp4", "--scale-rule", "ceil"})
+                .exit_code,
+            2);
 }
 
 TEST(Quantize, PlansWithoutWriting) {
@@ -87,6 +142,9 @@ TEST(Compress, MeasuresAndReports) {
 TEST(Selftest, FindsWrongLogits) {
   const std::string out = temporary_directory() + "/out";
   ASSERT_EQ(run_lathe({"quantize", tiny_checkpoint(), out, "--method", "rtn"}).exit_code, 0);
+  Json manifest = read_json_file(out + "/lathe.json");
+  manifest.erase("logits_fingerprint");  // as written by something else
+  write_file_atomically(out + "/lathe.json", dump_json(manifest));
   const Json none = parse_json(run_lathe({"selftest", out, "--json"}).out, "selftest");
   EXPECT_EQ(none["passed"], true);
   EXPECT_EQ(none["fingerprint"], nullptr);
@@ -94,7 +152,7 @@ TEST(Selftest, FindsWrongLogits) {
   EXPECT_EQ(run_lathe({"selftest", out}).exit_code, 0);
   EXPECT_EQ(run_lathe({"inspect", out, "--quick"}).exit_code, 0);
 
-  Json manifest = read_json_file(out + "/lathe.json");
+  manifest = read_json_file(out + "/lathe.json");
   Json& logit = manifest["logits_fingerprint"]["top_logits"][3];
   logit = logit.get<double>() + 0.01;  // within what another machine may differ by, not this one
   write_file_atomically(out + "/lathe.json", dump_json(manifest));

@@ -155,6 +155,15 @@ TEST_F(SmallModel, RefusesWhatTheConfigDoesNotDescribe) {
   expect(ErrorCode::kNotFound, "no tensor 'lm_head.weight'");
 }
 
+// Complete as it looks, a directory with a journal and no manifest was never finished.
+TEST_F(SmallModel, RefusesAnUnfinishedDirectory) {
+  directory.write("quantize.journal.json", "{}");
+  expect_error(ErrorCode::kCorruptData, "not a whole model: the compression was interrupted",
+               [&] { open(); });
+  directory.write("lathe.json", "{}");
+  open();
+}
+
 TEST_F(SmallModel, TakesTheMultimodalPrefixesOff) {
   for (const char* prefix : {"language_model.model.", "model.language_model."}) {
     for (Entry& entry : tensors) entry.name = prefix + entry.name.substr(entry.name.find('.') + 1);
