@@ -28,7 +28,7 @@
 
 namespace lathe {
 
-inline constexpr int64_t kMaxQuantizeCols = 65536;
+inline constexpr int64_t kMaxQuantizeCols = 32768;  // eight columns x 8 x 512 threads
 
 struct QuantizedTarget {
   ActivationFormat format = ActivationFormat::kNone;
