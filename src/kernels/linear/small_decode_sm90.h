@@ -1,0 +1,173 @@
+// From packed weights to the bf16 registers of wgmma's left operand, for few rows of x. Here the
+// decoding is what competes with the memory, 36 weights a clock and multiprocessor: so it counts
+// instructions, and pairs of weights that lie 16 bits apart in a word go into one register as they
+// lie. Which columns those are is undone in x (XOrder), whose order along k is free.
+//
+// A decoder has
+//   kCodeBytes, kScaleBytes   of a tile of 64 x 64 weights
+//   kOrder                    what x has to look like
+//   kOutputScale              the power of two that the decoded weights lack
+//   load()                    this thread's share of a tile, from addresses in shared memory
+//   decode<half>()            the left operands of two steps of 16 columns: half of the tile
+#pragma once
+#include <cstdint>
+
+#include "kernels/linear/fp4_tiles.h"
+
+namespace lathe {
+
+// Which column of x stands where among the 32 that a pair of steps multiplies. In the paired orders,
+// words (two neighbours along k) hold columns c and c + 16; the words of thread t = 0..3 are
+//   kBytePairs  c = 4t, 4t + 1 in the first step, 4t + 2, 4t + 3 in the second
+//   kHalfPairs  c = 2t, 2t + 1                    2t + 8, 2t + 9
+enum class XOrder { kNatural, kBytePairs, kHalfPairs };
+
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t result;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(selector));
+  return result;
+}
+__device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+__device__ __forceinline__ uint32_t add_bf16x2(uint32_t a, uint32_t b) {
+  uint32_t sum;
+  asm("add.rn.bf16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+  return sum;
+}
+// a where the mask is set, else b. Spelled out, since the compiler makes three instructions of it.
+__device__ __forceinline__ uint32_t select_bits(uint32_t a, uint32_t b, uint32_t mask) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xE4;" : "=r"(result) : "r"(a), "r"(b), "r"(mask));
+  return result;
+}
+// From shared memory.
+__device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address));
+  return v;
+}
+__device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
+  return v;
+}
+__device__ __forceinline__ uint32_t load_shared_4(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(address));
+  return v;
+}
+constexpr uint32_t kTwoToThe112 = 0x77807780;  // as two bf16
+constexpr uint32_t kTwoToThe120 = 0x7B807B80;
+constexpr uint32_t kTwoToThe127 = 0x7F007F00;
+
+// The eight codes of a word as bf16, times 2^-126: pairs[i] = A_i | B_i << 16. A magnitude's three
+// bits are the low bits of an exponent and the first of a mantissa, subnormals included.
+__device__ __forceinline__ void e2m1_pairs(uint32_t word, uint32_t (&pairs)[4]) {
+  constexpr uint32_t kMagnitudes = 0x01C001C0, kSigns = 0x80808080;
+  const uint32_t a_signs = word & kSigns;       // of A_i at the top of byte i
+  const uint32_t b_signs = word << 4 & kSigns;  // of B_i
+  const uint32_t upper = word >> 8;
+  const uint32_t shifted[4] = {word << 6, word << 2, upper << 6, upper << 2};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    // Bytes 0 and 2 are whatever: all that is set in them lies under kMagnitudes.
+    const uint32_t signs = permute_bytes(a_signs, b_signs, 0x4000u | i << 4 | i << 12);
+    pairs[i] = select_bits(shifted[i], signs, kMagnitudes);
+  }
+}
+
+struct SmallDecodeMxfp4 {
+  static constexpr int kCodeBytes = kTileCodeBytes;
+  static constexpr int kScaleBytes = 128;
+  static constexpr XOrder kOrder = XOrder::kBytePairs;
+  static constexpr float kOutputScale = 1;
+  struct Raw {
+    uint4 codes;
+    uint32_t scales;
+  };
+  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales, int thread) {
+    return {load_shared_16(codes + thread * 16), load_shared_4(scales + thread / 4 * 4)};
+  }
+  // half: columns 32 half .. 32 half + 31, the left operands of two steps.
+  template <int kHalf>
+  static __device__ __forceinline__ void decode(const Raw& raw, uint32_t (&a)[2][4]) {
+    const uint32_t words[2] = {kHalf == 0 ? raw.codes.x : raw.codes.z,
+                               kHalf == 0 ? raw.codes.y : raw.codes.w};
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {  // g, g + 8
+      uint32_t pairs[4];
+      e2m1_pairs(words[row], pairs);
+      // 2^(byte - 127 + 126) twice; byte <= 127, so that the exponent field does not run over.
+      const uint32_t byte = permute_bytes(raw.scales, 0, 0x4040u + 0x101u * (2 * kHalf + row));
+      const uint32_t scale = byte * 128 + 0x3F003F00u;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i / 2][i % 2 * 2 + row] = mul_bf16x2(pairs[i], scale);
+    }
+  }
+};
+
+struct SmallDecodeNvfp4 {
+  static constexpr int kCodeBytes = kTileCodeBytes;
+  static constexpr int kScaleBytes = 256;
+  static constexpr XOrder kOrder = XOrder::kHalfPairs;
+  static constexpr float kOutputScale = 128;
+  struct Raw {
+    uint4 codes;
+    uint2 scales;
+  };
+  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales, int thread) {
+    return {load_shared_16(codes + thread * 16), load_shared_8(scales + thread / 4 * 8)};
+  }
+  template <int kHalf>
+  static __device__ __forceinline__ void decode(const Raw& raw, uint32_t (&a)[2][4]) {
+    const uint32_t words[2] = {kHalf == 0 ? raw.codes.x : raw.codes.z,
+                               kHalf == 0 ? raw.codes.y : raw.codes.w};
+    const uint32_t scales = kHalf == 0 ? raw.scales.x : raw.scales.y;
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      uint32_t pairs[4];
+      e2m1_pairs(words[row], pairs);
+      // The byte shifted by four is a bf16 of 2^-120 times the E4M3 value, subnormals too. It needs
+      // 2^(120 + 119), in two products; 448 * 2^119 is still finite.
+      const uint32_t bytes = permute_bytes(scales, 0, 0x4240u + 0x101u * row);
+      const uint32_t scale = mul_bf16x2(mul_bf16x2(bytes * 16, kTwoToThe127), kTwoToThe112);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i / 2][i % 2 * 2 + row] = mul_bf16x2(pairs[i], scale);
+    }
+  }
+};
+
+// code * scale has up to twelve significant bits and is rounded to bf16.
+struct SmallDecodeInt4 {
+  static constexpr int kCodeBytes = kTileCodeBytes;
+  static constexpr int kScaleBytes = 256;
+  static constexpr XOrder kOrder = XOrder::kHalfPairs;
+  static constexpr float kOutputScale = 1;
+  using Raw = SmallDecodeNvfp4::Raw;
+  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales, int thread) {
+    return SmallDecodeNvfp4::load(codes, scales, thread);
+  }
+  template <int kHalf>
+  static __device__ __forceinline__ void decode(const Raw& raw, uint32_t (&a)[2][4]) {
+    const uint32_t words[2] = {kHalf == 0 ? raw.codes.x : raw.codes.z,
+                               kHalf == 0 ? raw.codes.y : raw.codes.w};
+    const uint32_t scales = kHalf == 0 ? raw.scales.x : raw.scales.y;
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const uint32_t scale = permute_bytes(scales, 0, row == 0 ? 0x1010u : 0x3232u);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // 128 + nibble as bf16; the nibble is the code + 8.
+        const uint32_t biased = (words[row] >> (4 * i) & 0x000F000Fu) | 0x43004300u;
+        a[i / 2][i % 2 * 2 + row] = mul_bf16x2(add_bf16x2(biased, 0xC308C308u), scale);
+      }
+    }
+  }
+};
+
+}  // namespace lathe
