@@ -1,4 +1,5 @@
-// lathe bench: prefill and decoding speed, beside what the memory of this machine allows.
+// lathe bench: prefill and decoding speed, beside what the memory of this machine allows. (bench
+// kernels is bench_kernels.cpp.)
 #include <cstdio>
 #include <memory>
 
@@ -105,7 +106,8 @@ void run_bench(const BenchFlags& flags) {
 void add_bench_command(CLI::App& app, Invocation& invocation) {
   auto flags = std::make_shared<BenchFlags>();  // shared: the callback outlives this function
   CLI::App* command = app.add_subcommand("bench", "Measure how fast a model runs here");
-  add_model_argument(*command, flags->path);
+  add_model_argument(*command, flags->path)->required(false);  // bench kernels has none
+  add_bench_kernels_command(*command, invocation);
   const auto add = [&](const char* name, auto& value, const char* help) {
     command->add_option(name, value, help)->capture_default_str()->type_name("N");
   };
@@ -119,8 +121,13 @@ void add_bench_command(CLI::App& app, Invocation& invocation) {
   add_common_flags(*command, flags->common);
   command->footer(
       "The speed is printed only if batched and chunked logits equal those of single tokens.\n\n"
-      "Example:\n  lathe bench smollm2.gguf -p 512 -n 64 --threads 2");
-  command->callback([flags, &invocation] { invocation.run = [flags] { run_bench(*flags); }; });
+      "Examples:\n  lathe bench smollm2.gguf -p 512 -n 64 --threads 2\n"
+      "  lathe bench kernels --rows 1,16");
+  command->callback([flags, command, &invocation] {
+    if (command->got_subcommand("kernels")) return;
+    if (flags->path.empty()) throw CLI::RequiredError("MODEL");
+    invocation.run = [flags] { run_bench(*flags); };
+  });
 }
 
 }  // namespace lathe

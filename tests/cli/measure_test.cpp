@@ -55,6 +55,54 @@ TEST(Bench, ReportsCheckedSpeeds) {
   EXPECT_EQ(decode_only["prefill_tokens_per_second"], nullptr);
 }
 
+TEST(BenchKernels, ChecksAndTimesEveryCase) {
+  const Json json =
+      json_of({"bench", "kernels", "--formats", "mxfp4,nvfp4/nvfp4,int8,bf16,mxfp4/f32", "--shapes",
+               "96x64,33x128", "--rows", "1,5,130", "--time", "0", "--copies", "0", "--threads",
+               "2", "--json"});
+  EXPECT_EQ(json["checked"], true);
+  EXPECT_EQ(json["device"], "cpu");
+  ASSERT_EQ(json["cases"].size(), 5u * 2 * 3);
+  EXPECT_EQ(json["cases"][4]["k"], 128);
+  EXPECT_EQ(json["cases"][4]["rows"], 5);
+  for (const Json& entry : json["cases"]) {
+    SCOPED_TRACE(dump_json(entry));
+    EXPECT_GT(entry["seconds"].get<double>(), 0);
+    EXPECT_GE(entry["seconds"].get<double>(), entry["fastest_seconds"].get<double>());
+    EXPECT_GT(entry["weight_bytes"].get<int64_t>(), 0);
+    EXPECT_LT(entry["difference_to_reference"].get<double>(), 1e-5);
+  }
+  const Json reference = json_of({"bench", "kernels", "--formats", "mxfp4", "--shapes", "32x64",
+                                  "--rows", "2", "--kernel", "ref", "--time", "0", "--json"});
+  EXPECT_EQ(reference["cases"][0]["difference_to_reference"], 0.0);
+  EXPECT_NE(reference["cases"][0]["kernel"].get<std::string>().find("ref"), std::string::npos);
+}
+
+TEST(BenchKernels, RefusesWhatCannotBe) {
+  for (const std::vector<std::string>& arguments : std::vector<std::vector<std::string>>{
+           {"--shapes", "96"},
+           {"--shapes", "0x64"},
+           {"--shapes", "1x99999999999999"},
+           {"--formats", "fp3"},
+           {"--formats", "mxfp4/fp3"},
+           {"--shapes", "96x60"},  // no whole groups
+           {"--rows", "0"},
+           {"--kernel", "sse"},
+           {"--time", "-1"},
+           {"--device", "tpu"},
+       }) {
+    std::vector<std::string> command = {"bench", "kernels", "--time", "0", "--json"};
+    if (arguments[0] == "--time") command = {"bench", "kernels"};
+    command.insert(command.end(), arguments.begin(), arguments.end());
+    const ProgramResult result = run_lathe(command);
+    EXPECT_EQ(result.exit_code, 2) << arguments[0] << " " << arguments[1] << ": " << result.err;
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  }
+  const ProgramResult no_model = run_lathe({"bench"});
+  EXPECT_EQ(no_model.exit_code, 2);
+  EXPECT_NE(no_model.err.find("MODEL"), std::string::npos) << no_model.err;
+}
+
 // score gives every logprob, so perplexity can be computed from outside.
 TEST(Eval, PerplexityIsTheMeanOfScores) {
   const std::string text = sample_text();
