@@ -1,0 +1,200 @@
+// From the 4-bit words of a weight tile (fp4_tiles.h) to the registers of wgmma's left operand.
+// Each decoder takes the codes of one pipeline stage: 64 rows x kColumns columns, 128 bytes of x.
+//   load     the words and scales of this thread, from shared memory
+//   decode   half a stage: the left operand of two products of 32 bytes of K
+#pragma once
+#include <cstdint>
+
+#include "kernels/linear/fp4_tiles.h"
+#include "kernels/linear/wgmma_sm90.h"
+
+namespace lathe {
+
+// Byte i of the result is byte `nibble i of selector` of the eight bytes high:low. Bits from 16 on
+// do not count; the top bit of a nibble must be 0. (__byte_perm would mask the selector once more.)
+__device__ __forceinline__ uint32_t select_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(selector));
+  return bytes;
+}
+// Byte i of a word.
+__device__ __forceinline__ uint32_t byte_of(uint32_t word, int i) {
+  return select_bytes(word, 0, 0x4440u + static_cast<uint32_t>(i));
+}
+constexpr uint32_t kMagnitudeBits = 0x77777777;
+constexpr uint32_t kByteSigns = 0x80808080;
+
+// MXFP4 to E5M2. E2M1 times a power of two is exact in E5M2, whose normal numbers span 30 binades;
+// so the scale of a group is an addition to the exponents of a table of eight magnitudes, made
+// once for the eight codes of a word. With e the scale's exponent byte and e_max the largest of
+// the row, a weight becomes
+//   element * 2^(max(e, e_max - 26) - e_max + 13)
+// which is exact wherever a row's exponents span at most 26, and `2^(e_max - 140)` is left to the
+// row's factor. Groups below that are raised to e_max - 26: an error of at most 6 * 2^(e_max - 153),
+// 2^-26 of the row's largest representable weight.
+struct DecodeMxfp4ToE5m2 {
+  static constexpr WgmmaType kType = WgmmaType::kFp8;
+  static constexpr int kColumns = 128;
+  static constexpr int kTileScaleBytes = 128;
+  static constexpr int kMinStep = 26;
+
+  struct Row {
+    uint32_t low[2], high[2];  // tables at e = 0, rows g and g + 8 (modulo 2^32)
+    uint32_t min_exponent[2];
+  };
+  struct Raw {
+    uint4 codes[2];
+    uint32_t scales[2];
+  };
+
+  static __device__ __forceinline__ Row begin_row(const uint8_t* exponents, int row) {
+    Row state;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t e_max = exponents[row + 8 * i];
+      // 0, .5, 1, 1.5 and 2, 3, 4, 6 times 2^13 in E5M2; an exponent step is 4 in every byte.
+      state.low[i] = 0x3E3C3800u + 13u * 0x04040400u - e_max * 0x04040400u;
+      state.high[i] = 0x46444240u + 13u * 0x04040404u - e_max * 0x04040404u;
+      state.min_exponent[i] = e_max < kMinStep ? 0 : e_max - kMinStep;
+    }
+    return state;
+  }
+  static __device__ __forceinline__ float row_factor(const uint8_t* exponents, int row) {
+    const int e = int{exponents[row]} - 140;  // 2^e: two factors, since 2^-140 is subnormal
+    return e < -100 ? __int_as_float((e + 100 + 127) << 23) * __int_as_float((-100 + 127) << 23)
+                    : __int_as_float((e + 127) << 23);
+  }
+  static __device__ __forceinline__ Raw load(const std::byte* codes, const std::byte* scales,
+                                             int thread) {
+    Raw raw;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      raw.codes[i] = *reinterpret_cast<const uint4*>(codes + i * kTileCodeBytes + thread * 16);
+      raw.scales[i] = *reinterpret_cast<const uint32_t*>(scales + i * kTileScaleBytes + thread / 4 * 4);
+    }
+    return raw;
+  }
+  template <int kHalf>
+  static __device__ __forceinline__ void decode(const Raw& raw, const Row& row,
+                                                uint32_t (&a)[2][4]) {
+    const uint32_t words[4] = {raw.codes[kHalf].x, raw.codes[kHalf].y, raw.codes[kHalf].z,
+                               raw.codes[kHalf].w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // word i: row i % 2, group i / 2, as the scale bytes lie
+      const uint32_t e = max(byte_of(raw.scales[kHalf], i), row.min_exponent[i % 2]);
+      const uint32_t low = row.low[i % 2] + e * 0x04040400u;
+      const uint32_t high = row.high[i % 2] + e * 0x04040404u;
+      const uint32_t selectors = words[i] & kMagnitudeBits;
+      a[i / 2][i % 2] = select_bytes(low, high, selectors) | (words[i] & kByteSigns);
+      a[i / 2][2 + i % 2] =
+          select_bytes(low, high, selectors >> 16) | (words[i] << 4 & kByteSigns);
+    }
+  }
+};
+
+__device__ __forceinline__ uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
+// Four E2M1 codes to bf16 * 2^kShift, two words: the high bytes and the low bytes come from a table
+// each, then they are interleaved. signs: at bit 7 of every byte.
+template <int kShift>
+__device__ __forceinline__ void e2m1_to_bf16(uint32_t selectors, uint32_t signs, uint32_t& first,
+                                             uint32_t& second) {
+  // bf16: 0 = 0000, .5 = 3F00, 1 = 3F80, 1.5 = 3FC0, 2 = 4000, 3 = 4040, 4 = 4080, 6 = 40C0.
+  static_assert(kShift % 2 == 0);
+  constexpr uint32_t kStep = kShift / 2 % 256;
+  const uint32_t high =
+      select_bytes(0x3F3F3F00u + kStep * 0x01010100u, 0x40404040u + kStep * 0x01010101u, selectors) |
+      (signs & kByteSigns);
+  const uint32_t low = select_bytes(0xC0800000u, 0xC0804000u, selectors);
+  first = select_bytes(low, high, 0x5140);
+  second = select_bytes(low, high, 0x7362);
+}
+
+// NVFP4 to bf16: element * E4M3 scale has five significant bits, so the product of two bf16 is
+// exact. The scale's bits, shifted by four, are a bf16 of 2^-120 times its value (subnormals too);
+// the elements carry 2^120.
+struct DecodeNvfp4ToBf16 {
+  static constexpr WgmmaType kType = WgmmaType::kBf16;
+  static constexpr int kColumns = 64;
+  static constexpr int kTileScaleBytes = 256;
+
+  struct Row {};
+  struct Raw {
+    uint4 codes;
+    uint2 scales;
+  };
+
+  static __device__ __forceinline__ Row begin_row(const uint8_t*, int) { return {}; }
+  static __device__ __forceinline__ float row_factor(const uint8_t*, int) { return 1; }
+  static __device__ __forceinline__ Raw load(const std::byte* codes, const std::byte* scales,
+                                             int thread) {
+    return {*reinterpret_cast<const uint4*>(codes + thread * 16),
+            *reinterpret_cast<const uint2*>(scales + thread / 4 * 8)};
+  }
+  template <int kHalf>
+  static __device__ __forceinline__ void decode(const Raw& raw, const Row&, uint32_t (&a)[2][4]) {
+    const uint32_t words[2] = {kHalf == 0 ? raw.codes.x : raw.codes.z,
+                               kHalf == 0 ? raw.codes.y : raw.codes.w};
+    const uint32_t scales = kHalf == 0 ? raw.scales.x : raw.scales.y;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {  // row g + 8 i; bytes of `scales`: (g, 0) (g + 8, 0) (g, 1) (g + 8, 1)
+      const uint32_t selectors = words[i] & kMagnitudeBits;
+      e2m1_to_bf16<120>(selectors, words[i], a[0][i], a[0][2 + i]);
+      e2m1_to_bf16<120>(selectors >> 16, words[i] << 4, a[1][i], a[1][2 + i]);
+      // The scale in both halves of a word, shifted by four: x * (1 + 2^16) * 2^4.
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const uint32_t scale = byte_of(scales, i + 2 * j) * 0x00100010u;
+        a[j][i] = multiply_bf16x2(a[j][i], scale);
+        a[j][2 + i] = multiply_bf16x2(a[j][2 + i], scale);
+      }
+    }
+  }
+};
+
+// MXFP4 to bf16, exact (a product below 2^-133 or above the largest bf16 is rounded): for inputs
+// that are not quantized.
+struct DecodeMxfp4ToBf16 {
+  static constexpr WgmmaType kType = WgmmaType::kBf16;
+  static constexpr int kColumns = 64;
+  static constexpr int kTileScaleBytes = 128;
+
+  struct Row {};
+  struct Raw {
+    uint4 codes;
+    uint32_t scales;
+  };
+
+  static __device__ __forceinline__ Row begin_row(const uint8_t*, int) { return {}; }
+  static __device__ __forceinline__ float row_factor(const uint8_t*, int) { return 1; }
+  static __device__ __forceinline__ Raw load(const std::byte* codes, const std::byte* scales,
+                                             int thread) {
+    return {*reinterpret_cast<const uint4*>(codes + thread * 16),
+            *reinterpret_cast<const uint32_t*>(scales + thread / 4 * 4)};
+  }
+  template <int kHalf>
+  static __device__ __forceinline__ void decode(const Raw& raw, const Row&, uint32_t (&a)[2][4]) {
+    const uint32_t words[2] = {kHalf == 0 ? raw.codes.x : raw.codes.z,
+                               kHalf == 0 ? raw.codes.y : raw.codes.w};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t selectors = words[i] & kMagnitudeBits;
+      e2m1_to_bf16<0>(selectors, words[i], a[0][i], a[0][2 + i]);
+      e2m1_to_bf16<0>(selectors >> 16, words[i] << 4, a[1][i], a[1][2 + i]);
+      // 2^(e - 127): the exponent field is e, or, for e = 0, the subnormal half of 2^-126.
+      const uint32_t e = byte_of(raw.scales, i + 2 * kHalf);
+      const uint32_t scale = e == 0 ? 0x00400040u : e * 0x00800080u;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        a[j][i] = multiply_bf16x2(a[j][i], scale);
+        a[j][2 + i] = multiply_bf16x2(a[j][2 + i], scale);
+      }
+    }
+  }
+};
+
+}  // namespace lathe

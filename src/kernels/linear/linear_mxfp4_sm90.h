@@ -1,0 +1,41 @@
+// MXFP4 weights times FP8 activations on Hopper, for many rows: y = x W^T by FP8 wgmma.
+//
+// x is E4M3 with a float per row: quantized per token (largest magnitude / 448), or MXFP4
+// activations folded into E4M3 with a power of two per row by whoever quantizes them; the kernel is
+// the same. W becomes E5M2 on its way to the tensor cores: E2M1 times a power of two is exact in
+// E5M2 over 27 binades. So products are exact where the scales of a row of W differ by at most
+// 2^26; groups that lie lower are raised to 2^-26 of the row's largest scale, which moves a weight
+// by at most 6 * 2^-26 times that scale. Sums are the tensor core's: fp32 registers, but an FP8
+// product adds 32 columns to the accumulator with about 13 fraction bits below the largest of the
+// terms (see kFp8AccumulatorBits).
+#pragma once
+#include <string>
+#include <vector>
+
+#include "kernels/linear/linear_cuda.h"
+
+namespace lathe {
+
+// What is chosen by the sizes alone.
+struct Mxfp4Config {
+  int tokens = 256;  // rows of x in a tile: 64, 128, 256
+  int cluster = 2;   // blocks that share their rows of x
+  int promote = 0;   // 128-column stages between additions to a second accumulator; 0: never
+  int group = 8;     // token tiles worked on together
+  bool operator==(const Mxfp4Config&) const = default;
+};
+std::string to_string(const Mxfp4Config& config);
+// Every version there is, for tests and benchmarks.
+std::vector<Mxfp4Config> mxfp4_configs();
+Mxfp4Config choose_mxfp4_config(int64_t m, int64_t n, int64_t k, int num_sms);
+
+// The largest scale byte of each row of W: [64 ceil(n / 64)] bytes on the device. Once per weight.
+void mxfp4_row_exponents(const Fp4Tiles& w, uint8_t* exponents, CudaStream stream);
+
+// y[m, n] = (x W^T) * x.row_scales * w.row_scales + w.bias, rounded once to y's element. Only
+// enqueues. y must not overlap the inputs. Throws kInvalidArgument, kUnsupported (not a Hopper),
+// kDevice.
+void linear_mxfp4_sm90(const Fp4Tiles& w, const uint8_t* exponents, const CudaLinearInput& x,
+                       const CudaLinearOutput& y, const Mxfp4Config& config, CudaStream stream);
+
+}  // namespace lathe
