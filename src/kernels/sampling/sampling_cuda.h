@@ -39,7 +39,7 @@ struct SamplingRow {
   float presence_penalty = 0;
   int32_t counts_begin = 0;  // entries of `counts`: tokens of prompt and output, each once; empty
   int32_t counts_end = 0;    // without penalties
-  int32_t biases_begin = 0;  // entries of `biases`, each token once
+  int32_t biases_begin = 0;  // entries of `biases`
   int32_t biases_end = 0;
   int32_t mask_row = -1;      // row of `masks`; -1: every token is allowed
   int32_t num_logprobs = -1;  // -1: none; n >= 0: the token's own and the n most probable ones
