@@ -2,7 +2,7 @@
 // in the same run, and operations per second for prompts. Every shape is compared with the plain
 // kernel before it is timed. Cold: each launch of a graph reads another cache, together more than
 // four times the L2.
-//   attention_cuda_bench [decode|prefill|rope]
+//   attention_cuda_bench [decode|short|prefill|rope]
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
 
@@ -77,6 +77,29 @@ double time_us(int per_graph, const std::function<void(int, CudaStream)>& enqueu
   cudaEventDestroy(end);
   cudaStreamDestroy(stream);
   return times[times.size() / 2];
+}
+
+__global__ void read_kernel(const uint4* from, int64_t count, uint32_t* to) {
+  uint32_t sum = 0;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (; i + 3 * stride < count; i += 4 * stride) {
+    const uint4 a = from[i], b = from[i + stride], c = from[i + 2 * stride],
+                d = from[i + 3 * stride];
+    sum += a.x ^ b.y ^ c.z ^ d.w;
+  }
+  if (sum == 0x12345678u) *to = sum;
+}
+
+// Bytes per second of a kernel that only reads, in GB/s.
+double read_bandwidth() {
+  constexpr int64_t kBytes = int64_t{1} << 30;
+  DeviceBuffer from(kBytes), to(16);
+  fill(CudaElement::kBF16, from.data(), kBytes / 2, 1);
+  const double us = time_us(5, [&](int, CudaStream stream) {
+    read_kernel<<<132 * 8, 256, 0, stream>>>(from.as<uint4>(), kBytes / 16, to.as<uint32_t>());
+  });
+  return 1e-3 * static_cast<double>(kBytes) / us;
 }
 
 // Bytes read plus bytes written per second of a device-to-device copy, in GB/s.
@@ -222,7 +245,7 @@ const char* name_of(KvCudaElement element) {
   return element == KvCudaElement::kE4M3 ? "e4m3" : "bf16";
 }
 
-void decode(const char* name, const Case& c, double copy) {
+void decode(const char* name, const Case& c, double peak) {
   double bytes = 0;
   for (int64_t context : c.contexts) {
     if (c.window > 0) context = std::min(context, c.window + c.rows - 1);
@@ -235,7 +258,7 @@ void decode(const char* name, const Case& c, double copy) {
   const double us = setup.time();
   std::printf("%-28s %2ld/%ld/%-3ld %s rows %2ld  %9.2f us %7.0f GB/s %5.1f %%  error %.1e%s\n",
               name, c.shape.num_heads, c.shape.num_kv_heads, c.shape.head_dim, name_of(c.element),
-              c.rows, us, bytes / us / 1e3, 100 * bytes / us / 1e3 / copy, error,
+              c.rows, us, bytes / us / 1e3, 100 * bytes / us / 1e3 / peak, error,
               error < 5e-3 ? "" : "  WRONG");
   std::fflush(stdout);
 }
@@ -263,34 +286,58 @@ std::vector<int64_t> same(int64_t count, int64_t context) {
   return std::vector<int64_t>(static_cast<std::size_t>(count), context);
 }
 
+// The larger of a copy's bandwidth and that of only reading.
+double peak_bandwidth() {
+  const double copy = copy_bandwidth(), read = read_bandwidth();
+  std::printf("copy %.0f GB/s, reading %.0f GB/s\n", copy, read);
+  return std::max(copy, read);
+}
+
 void bench_decode() {
-  const double copy = copy_bandwidth();
-  std::printf("copy %.0f GB/s\n", copy);
+  const double peak = peak_bandwidth();
   const Shape llama8b{32, 8, 128}, qwen05b{14, 2, 64}, smol{9, 3, 64}, phi{32, 32, 96},
       gemma{8, 4, 256};
   for (const auto element : {KvCudaElement::kBF16, KvCudaElement::kE4M3}) {
     for (const int64_t context : {128, 512, 2048, 8192, 32768}) {
-      decode("batch 1", {llama8b, element, same(1, context)}, copy);
+      decode("batch 1", {llama8b, element, same(1, context)}, peak);
       std::printf("   context %ld\n", context);
     }
-    decode("batch 8 x 512", {llama8b, element, same(8, 512)}, copy);
-    decode("batch 64 x 512", {llama8b, element, same(64, 512)}, copy);
-    decode("batch 64 x 1100", {llama8b, element, same(64, 1100)}, copy);
-    decode("batch 256 x 512", {llama8b, element, same(256, 512)}, copy);
-    decode("batch 8 x 32768", {llama8b, element, same(8, 32768)}, copy);
-    decode("batch 2 x 131072", {llama8b, element, same(2, 131072)}, copy);
+    decode("batch 8 x 512", {llama8b, element, same(8, 512)}, peak);
+    decode("batch 64 x 512", {llama8b, element, same(64, 512)}, peak);
+    decode("batch 64 x 1100", {llama8b, element, same(64, 1100)}, peak);
+    decode("batch 256 x 512", {llama8b, element, same(256, 512)}, peak);
+    decode("batch 8 x 32768", {llama8b, element, same(8, 32768)}, peak);
+    decode("batch 2 x 131072", {llama8b, element, same(2, 131072)}, peak);
     std::vector<int64_t> ragged = same(63, 512);
     ragged.push_back(32768);
-    decode("63 x 512 and 32768", {llama8b, element, ragged}, copy);
-    decode("window 4 of 8 x 4096", {llama8b, element, same(8, 4096), 4}, copy);
-    decode("window 8 of 8 x 4096", {llama8b, element, same(8, 4096), 8}, copy);
-    decode("window 16 of 8 x 32768", {llama8b, element, same(8, 32768), 16}, copy);
-    decode("8 x 8192, sees 1024", {gemma, element, same(8, 8192), 1, 1024}, copy);
-    decode("Gemma 3 4B, 8 x 8192", {gemma, element, same(8, 8192)}, copy);
-    decode("Qwen2.5 0.5B, 16 x 2048", {qwen05b, element, same(16, 2048)}, copy);
-    decode("Qwen2.5 0.5B, 1 x 2048", {qwen05b, element, same(1, 2048)}, copy);
-    decode("SmolLM2 135M, 16 x 2048", {smol, element, same(16, 2048)}, copy);
-    decode("Phi 3 mini, 8 x 4096", {phi, element, same(8, 4096)}, copy);
+    decode("63 x 512 and 32768", {llama8b, element, ragged}, peak);
+    decode("window 4 of 8 x 4096", {llama8b, element, same(8, 4096), 4}, peak);
+    decode("window 8 of 8 x 4096", {llama8b, element, same(8, 4096), 8}, peak);
+    decode("window 16 of 8 x 32768", {llama8b, element, same(8, 32768), 16}, peak);
+    decode("8 x 8192, sees 1024", {gemma, element, same(8, 8192), 1, 1024}, peak);
+    decode("Gemma 3 4B, 8 x 8192", {gemma, element, same(8, 8192)}, peak);
+    decode("Qwen2.5 0.5B, 16 x 2048", {qwen05b, element, same(16, 2048)}, peak);
+    decode("Qwen2.5 0.5B, 1 x 2048", {qwen05b, element, same(1, 2048)}, peak);
+    decode("SmolLM2 135M, 16 x 2048", {smol, element, same(16, 2048)}, peak);
+    decode("Phi 3 mini, 8 x 4096", {phi, element, same(8, 4096)}, peak);
+  }
+}
+
+void bench_short() {
+  const double peak = peak_bandwidth();
+  const Shape llama8b{32, 8, 128};
+  for (const auto element : {KvCudaElement::kBF16, KvCudaElement::kE4M3}) {
+    decode("1 x 512", {llama8b, element, same(1, 512)}, peak);
+    decode("1 x 2048", {llama8b, element, same(1, 2048)}, peak);
+    decode("1 x 32768", {llama8b, element, same(1, 32768)}, peak);
+    decode("8 x 512", {llama8b, element, same(8, 512)}, peak);
+    decode("64 x 512", {llama8b, element, same(64, 512)}, peak);
+    decode("64 x 1100", {llama8b, element, same(64, 1100)}, peak);
+    decode("256 x 512", {llama8b, element, same(256, 512)}, peak);
+    decode("8 x 32768", {llama8b, element, same(8, 32768)}, peak);
+    std::vector<int64_t> ragged = same(63, 512);
+    ragged.push_back(32768);
+    decode("63 x 512 and 32768", {llama8b, element, ragged}, peak);
   }
 }
 
@@ -348,6 +395,7 @@ int main(int argc, char** argv) {
     std::printf("%s\n", device.name);
     if (*what == 0 || std::strcmp(what, "rope") == 0) lathe::bench_rope();
     if (*what == 0 || std::strcmp(what, "decode") == 0) lathe::bench_decode();
+    if (std::strcmp(what, "short") == 0) lathe::bench_short();
     if (*what == 0 || std::strcmp(what, "prefill") == 0) lathe::bench_prefill();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

@@ -58,12 +58,17 @@ DecodeGrid decode_grid(const AttentionCudaArgs& args, const CudaBatch& batch) {
   return grid;
 }
 
-int64_t decode_blocks_per_pair(int64_t pairs, int64_t num_splits) {
-  // Enough blocks for some rounds over the GPU even when one long context is among short ones, but
-  // not one for each part that a bound allows: a block without work costs about a nanosecond.
-  constexpr int64_t kBlocks = 4096, kLeast = 16;
-  return std::clamp<int64_t>(kBlocks / std::max<int64_t>(pairs, 1), std::min(kLeast, num_splits),
-                             std::max<int64_t>(num_splits, 1));
+int64_t decode_blocks_per_pair(int64_t pairs, int64_t max_context, int64_t num_splits) {
+  // Three rounds over a GPU that holds some 400 blocks; but a long context among many short ones
+  // still in 16 pieces, if they have 256 tokens. Not one block for each part that a bound allows:
+  // to start and end a block costs microseconds, and one without work still a nanosecond.
+  constexpr int64_t kBlocks = 1200, kPieces = 16, kTokens = 256;
+  int64_t blocks =
+      std::max(kBlocks / std::max<int64_t>(pairs, 1), std::min(kPieces, max_context / kTokens));
+#ifdef ATTN_TUNE
+  if (const char* x = getenv("ATTN_X")) blocks = std::max<int64_t>(1, atoll(x) / pairs);
+#endif
+  return std::clamp<int64_t>(blocks, 1, std::max<int64_t>(num_splits, 1));
 }
 
 int64_t attention_cuda_workspace_bytes(const AttentionCudaArgs& args, const CudaBatch& batch) {
@@ -80,9 +85,11 @@ void attention_cuda(const AttentionCudaArgs& args, const CudaBatch& batch, const
     attention_plain_cuda(args, batch, layer, stream);
     return;
   }
-  if (batch.max_rows_per_sequence > kAttentionDecodeRows)
-    attention_plain_cuda(args, batch, layer, stream);
   const bool e4m3 = layer.element == KvCudaElement::kE4M3;
+  if (batch.max_rows_per_sequence > kAttentionDecodeRows) {
+    (e4m3 ? attention_prefill_e4m3_sm90 : attention_prefill_bf16_sm90)(args, batch, layer, stream);
+  }
+  // Whatever the bound, there may be sequences with few rows.
   (e4m3 ? attention_decode_e4m3_sm90 : attention_decode_bf16_sm90)(args, batch, layer, stream);
 }
 

@@ -27,11 +27,17 @@ struct DecodeGrid {
 inline constexpr int64_t kDecodeCounterBytes = 1 << 18;
 DecodeGrid decode_grid(const AttentionCudaArgs& args, const CudaBatch& batch);
 // How many blocks of the grid share the parts of one sequence, KV head and group of queries.
-int64_t decode_blocks_per_pair(int64_t pairs, int64_t num_splits);
+int64_t decode_blocks_per_pair(int64_t pairs, int64_t max_context, int64_t num_splits);
 void attention_decode_bf16_sm90(const AttentionCudaArgs& args, const CudaBatch& batch,
                                 const KvCudaLayer& layer, CudaStream stream);
 void attention_decode_e4m3_sm90(const AttentionCudaArgs& args, const CudaBatch& batch,
                                 const KvCudaLayer& layer, CudaStream stream);
+
+// Sequences with more than kAttentionDecodeRows rows in the step; the others are left alone.
+void attention_prefill_bf16_sm90(const AttentionCudaArgs& args, const CudaBatch& batch,
+                                 const KvCudaLayer& layer, CudaStream stream);
+void attention_prefill_e4m3_sm90(const AttentionCudaArgs& args, const CudaBatch& batch,
+                                 const KvCudaLayer& layer, CudaStream stream);
 
 // Launches with programmatic dependence: the grid may start while the one before it in the stream
 // drains, so the kernel executes griddepcontrol.wait before it touches memory.

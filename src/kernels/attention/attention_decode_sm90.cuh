@@ -31,9 +31,9 @@ constexpr float kLog2E = 1.4426950408889634f;
 
 // What the host decides for a launch.
 struct Plan {
-  int num_splits = 0;            // parts that a tile may touch: stride of the partial results
-  int num_queries = 0;           // per sequence and KV head: stride of the partial results
-  int merge_rows = 0;            // queries per tile that can exist, for the size of shared memory
+  int num_splits = 0;   // parts that a tile may touch: stride of the partial results
+  int num_queries = 0;  // per sequence and KV head: stride of the partial results
+  int merge_rows = 0;   // queries per block that can exist: room to merge the warps' results
   int32_t* counters = nullptr;   // [num_sequences, num_kv_heads * tiles], zero between launches
   float2* statistics = nullptr;  // [num_sequences, num_kv_heads, num_queries, num_splits]: largest
                                  // score * log2 e, sum of 2^(score - largest)
@@ -59,12 +59,19 @@ struct Shape {
   static constexpr int kBarrierBytes = kWarps * kStages * 2 * 8;
   static constexpr int kBlocksPerSm = kTiles == 1 && D <= 128 ? 3 : 2;  // by registers
 
+  static constexpr int merge_bytes(int rows) { return kWarps * rows * (kMergePitch * 4 + 8); }
+  // Few queries (one row of a model with up to 4 heads per KV head) have their own space for
+  // merging and the copies run on into the next part meanwhile; many use the ring between two
+  // parts.
+  static constexpr bool merges_in_ring(int rows) { return merge_bytes(rows) > 10000; }
+  static constexpr int ring_bytes(int rows) {
+    return merges_in_ring(rows) && merge_bytes(rows) > kRingBytes ? merge_bytes(rows) : kRingBytes;
+  }
   // Ring, barriers, then queries and merging, which share space when the queries are in registers.
-  static constexpr int64_t shared_bytes(int merge_rows) {
-    const int64_t merge = int64_t{kWarps} * merge_rows * (kMergePitch * 4 + 8);
-    const int64_t tail =
-        kQueriesInRegisters ? (merge > kQueryBytes ? merge : kQueryBytes) : merge + kQueryBytes;
-    return kRingBytes + kBarrierBytes + tail + 16;
+  static constexpr int tail_merge_offset() { return kQueriesInRegisters ? 0 : kQueryBytes; }
+  static constexpr int shared_bytes(int rows) {
+    const int merge_end = merges_in_ring(rows) ? 0 : tail_merge_offset() + merge_bytes(rows);
+    return ring_bytes(rows) + kBarrierBytes + (merge_end > kQueryBytes ? merge_end : kQueryBytes);
   }
 };
 
@@ -107,10 +114,23 @@ class Worker {
   // The block to copy next, in the order in which they are used; next_split_ < 0 at the end.
   __device__ void settle_next() {
     while (next_split_ >= split_begin_ && next_block_ >= end_block(next_split_)) {
-      next_split_ -= static_cast<int>(gridDim.x);
+      next_split_ = merges_in_ring_ ? -1 : next_split_ - static_cast<int>(gridDim.x);
       if (next_split_ >= split_begin_) next_block_ = first_block(next_split_);
     }
     if (next_split_ >= split_begin_) next_id_ = table_[next_block_];
+  }
+  __device__ void start_copies(int split) {
+    next_split_ = split;
+    next_block_ = first_block(split);
+    settle_next();
+#pragma unroll
+    for (int i = 0; i < S::kStages; ++i) {
+      if (!has_next()) break;
+      const int stage = (used_ + i) % S::kStages;
+      copy(next_id_, stage, false);
+      copy(next_id_, stage, true);
+      advance_next();
+    }
   }
   __device__ void advance_next() {
     next_block_ += kWarps;
@@ -165,9 +185,11 @@ class Worker {
   int split_begin_, split_end_;
   const int32_t* table_;
   uint32_t ring_, barriers_;
-  char* tail_;  // queries and merging
+  char* tail_;   // queries
+  char* merge_;  // the warps' results
+  bool merges_in_ring_;
 
-  int next_split_, next_block_;
+  int next_split_ = -1, next_block_;
   int64_t next_id_ = 0;
   int used_ = 0;  // blocks this warp has begun: stage and parity of its slots
 
@@ -208,30 +230,24 @@ __device__ bool Worker<D, kE4M3, kTiles>::locate() {
 template <int D, bool kE4M3, int kTiles>
 __device__ void Worker<D, kE4M3, kTiles>::run() {
   if (!locate()) return;
+  merges_in_ring_ = S::merges_in_ring(plan_.merge_rows);
   ring_ = shared_address(shared_) + static_cast<uint32_t>(warp_ * S::kStages * 2 * S::kHeadBytes);
-  barriers_ =
-      shared_address(shared_ + S::kRingBytes) + static_cast<uint32_t>(warp_ * S::kStages * 2 * 8);
-  tail_ = shared_ + S::kRingBytes + S::kBarrierBytes;
+  char* const ring_end = shared_ + S::ring_bytes(plan_.merge_rows);
+  barriers_ = shared_address(ring_end) + static_cast<uint32_t>(warp_ * S::kStages * 2 * 8);
+  tail_ = ring_end + S::kBarrierBytes;
+  merge_ = merges_in_ring_ ? shared_ : tail_ + S::tail_merge_offset();
   if (lane_ == 0) {
     for (int i = 0; i < 2 * S::kStages; ++i) barrier_init(barriers_ + 8u * i, 1);
     barrier_init_fence();
   }
   __syncwarp();
   // Parts from the last on: the late ones are the longest.
-  next_split_ = split_end_ - 1 - static_cast<int>(blockIdx.x);
-  next_block_ = first_block(next_split_);
-  settle_next();
-#pragma unroll
-  for (int stage = 0; stage < S::kStages; ++stage) {
-    if (!has_next()) break;
-    copy(next_id_, stage, false);
-    copy(next_id_, stage, true);
-    advance_next();
-  }
+  const int first_split = split_end_ - 1 - static_cast<int>(blockIdx.x);
+  start_copies(first_split);
   load_queries();
 
-  for (int split = split_end_ - 1 - static_cast<int>(blockIdx.x); split >= split_begin_;
-       split -= static_cast<int>(gridDim.x)) {
+  for (int split = first_split; split >= split_begin_; split -= static_cast<int>(gridDim.x)) {
+    if (merges_in_ring_ && split != first_split) start_copies(split);
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -531,8 +547,8 @@ __device__ void Worker<D, kE4M3, kTiles>::store_out(int query, int dim, float4 v
 template <int D, bool kE4M3, int kTiles>
 __device__ void Worker<D, kE4M3, kTiles>::merge_warps(int split) {
   const int rows = plan_.merge_rows;
-  char* merge = S::kQueriesInRegisters ? tail_ : tail_ + S::kQueryBytes;
-  float* sums = reinterpret_cast<float*>(merge);  // [kWarps][rows][kMergePitch]
+  float* sums = reinterpret_cast<float*>(merge_);  // [kWarps][rows][kMergePitch]
+  if (merges_in_ring_) __syncthreads();            // all warps are done with their slots
   float2* statistics = reinterpret_cast<float2*>(sums + kWarps * rows * S::kMergePitch);
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
@@ -596,6 +612,7 @@ __device__ void Worker<D, kE4M3, kTiles>::merge_warps(int split) {
       if (dim == 0) plan_.statistics[at] = make_float2(largest, total);
     }
   }
+  if (merges_in_ring_) fence_async_proxy();
   __syncthreads();  // the space is used again by the next part
 }
 
@@ -706,14 +723,14 @@ void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaL
                                                    kDecodeCounterBytes + grid.statistics_bytes)};
   const int64_t tiles = (grid.num_queries + S::kQueries - 1) / S::kQueries;
   const int64_t pairs = args.num_kv_heads * tiles * batch.num_sequences;
-  const int64_t shared_bytes = S::shared_bytes(plan.merge_rows);
+  const int shared_bytes = S::shared_bytes(plan.merge_rows);
   const auto kernel = decode_kernel<D, kE4M3, kTiles>;
-  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(shared_bytes)),
-             "shared memory of attention_decode");
-  const dim3 blocks(static_cast<unsigned>(decode_blocks_per_pair(pairs, grid.num_splits)),
-                    static_cast<unsigned>(args.num_kv_heads * tiles),
-                    static_cast<unsigned>(batch.num_sequences));
+  cuda_check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+      "shared memory of attention_decode");
+  const dim3 blocks(
+      static_cast<unsigned>(decode_blocks_per_pair(pairs, batch.max_context, grid.num_splits)),
+      static_cast<unsigned>(args.num_kv_heads * tiles), static_cast<unsigned>(batch.num_sequences));
   launch_dependent(kernel, blocks, dim3(kWarps * 32), shared_bytes, stream, "attention_decode",
                    args, batch, layer, plan);
 }
