@@ -16,10 +16,10 @@ option(LATHE_FUZZ "Build the fuzz targets instead of the tests (clang)" OFF)
 
 add_library(lathe_options INTERFACE)
 # -ffp-contract=off: the reference and the fast kernels must not differ by what the compiler fuses.
-target_compile_options(lathe_options INTERFACE
-  -Wall -Wextra -Wconversion -Wshadow -Wno-sign-conversion -ffp-contract=off
-  $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>  # GCC 12 sees overlaps in std::string that are not there (PR105651)
-  $<$<BOOL:${LATHE_WERROR}>:-Werror>)
+# -Wno-restrict: GCC 12 sees overlaps in std::string that are not there (PR105651).
+set(lathe_warnings -Wall -Wextra -Wconversion -Wshadow -Wno-sign-conversion -ffp-contract=off
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict> $<$<BOOL:${LATHE_WERROR}>:-Werror>)
+target_compile_options(lathe_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${lathe_warnings}>")
 target_include_directories(lathe_options INTERFACE ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(lathe_options INTERFACE Threads::Threads)
 if(LATHE_SANITIZE)
@@ -33,12 +33,32 @@ if(LATHE_FUZZ)
   target_link_options(lathe_options INTERFACE -fsanitize=address,undefined)
 endif()
 
-# lathe_layer(NAME SOURCES a.cpp... USES base... LINK External::lib...)
+# The GPU backend needs the toolkit alone. CMake 3.25 does not know how CUDA 13 spells C++20, so the
+# flag is given by hand. cudart is linked statically; cuBLAS and cuSOLVER are the toolkit's own .so.
+if(LATHE_CUDA)
+  set(CMAKE_CUDA_ARCHITECTURES 90a-real CACHE STRING "GPU architectures to build for")
+  enable_language(CUDA)
+  find_package(CUDAToolkit 12.8 REQUIRED)
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED OFF)
+  string(APPEND CMAKE_CUDA_FLAGS " -std=c++20 --expt-relaxed-constexpr -lineinfo")
+  set(CMAKE_CUDA_FLAGS_RELEASE "-O3")
+endif()
+
+# lathe_layer(NAME SOURCES a.cpp... CUDA b.cu... USES base... LINK External::lib... CUDA_LINK CUDA::lib...)
+# What stands under CUDA and CUDA_LINK counts with LATHE_CUDA only. The kernels, and whoever uses them,
+# see LATHE_HAS_CUDA then.
 # A source whose name ends in _avx2 or _avx512 is built for that instruction set; such a file gives
 # external linkage to its entry functions only and instantiates no standard-library templates, since
 # the linker may keep its copy for everyone.
 function(lathe_layer name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;USES;LINK" ${ARGN})
+  cmake_parse_arguments(ARG "" "" "SOURCES;CUDA;USES;LINK;CUDA_LINK" ${ARGN})
+  if(LATHE_CUDA)
+    list(APPEND ARG_SOURCES ${ARG_CUDA})
+    if(ARG_CUDA)
+      list(APPEND ARG_LINK CUDA::cudart_static ${ARG_CUDA_LINK})
+    endif()
+  endif()
   add_library(lathe_${name} STATIC ${ARG_SOURCES})
   target_link_libraries(lathe_${name} PUBLIC lathe_options)
   foreach(layer IN LISTS ARG_USES)

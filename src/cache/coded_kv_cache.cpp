@@ -11,8 +11,6 @@
 namespace lathe {
 namespace {
 
-int64_t blocks_for(int64_t num_tokens) { return (num_tokens + kBlockSize - 1) / kBlockSize; }
-
 bool is_coded(BlockId id) { return id < 0; }
 
 // The shape of live blocks, once everything that the cache is made of has been checked.

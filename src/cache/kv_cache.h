@@ -6,7 +6,8 @@
 // the first tokens (sinks) and the latest window in full precision, stores keys before RoPE, and
 // decodes layer by layer in order: begin_step() -> for each layer 0..L-1: append, views. That
 // order, the pre-RoPE keys and the exact window are part of this interface, although the plain
-// codecs need none of them.
+// codecs need none of them. A cache in a GPU's memory (cuda_kv_cache.h) is filled and read by the
+// device's own kernels instead: it has no append and no views.
 //
 // Blocks are counted references: fork() lets a sequence share the blocks of another (prefix cache,
 // n > 1 samples). Whoever writes into a shared block gets a copy of it first, in reserve().
@@ -25,8 +26,16 @@ namespace lathe {
 
 using BlockId = int32_t;
 
-enum class KvFormat { kF32, kBF16 };
-KvFormat kv_format_from_name(std::string_view name);  // "f32", "bf16"; kUnsupported for the others
+// Blocks that hold so many tokens.
+constexpr int64_t blocks_for(int64_t num_tokens) {
+  return (num_tokens + kBlockSize - 1) / kBlockSize;
+}
+
+// What a cache stores: kFp8 (E4M3, without scales) on a GPU only.
+enum class KvFormat { kF32, kBF16, kFp8 };
+KvFormat kv_format_from_name(std::string_view name);  // f32, bf16, fp8; else kUnsupported
+std::string_view kv_format_name(KvFormat format);
+int64_t kv_format_bytes(KvFormat format);  // of one number
 
 // The cache of one sequence: its blocks in order of position. A plain value: copying one does not
 // take references (use KvCache::fork), dropping one does not give them back (KvCache::release).
@@ -86,8 +95,11 @@ class KvCache {
   virtual void abandon_step() = 0;
 };
 
-// A cache with room for num_tokens tokens (rounded up to blocks) in one format. Throws kOutOfMemory
-// with the size it wanted, kUnsupported when head_dim is odd.
+// What all caches ask of their sizes. Throws kInvalidArgument, or kUnsupported for an odd head_dim.
+void check_cache_size(const ModelConfig& config, int64_t num_tokens, int64_t max_sequence_tokens);
+
+// A cache in the host's memory with room for num_tokens tokens (rounded up to blocks) in one format. Throws kOutOfMemory
+// with the size it wanted, kUnsupported when head_dim is odd or the format is a GPU's.
 std::unique_ptr<KvCache> make_kv_cache(const ModelConfig& config, KvFormat format,
                                        int64_t num_tokens, int64_t max_sequence_tokens);
 

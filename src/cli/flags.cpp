@@ -8,18 +8,27 @@ namespace lathe {
 namespace {
 
 int checked_threads(const CommonFlags& flags) {
-  if (flags.device == "cuda" || flags.device.rfind("cuda:", 0) == 0) {
-    fail(ErrorCode::kInvalidArgument, "--device ", flags.device,
-         ": this lathe has no CUDA backend; use --device cpu");
-  }
-  if (flags.device != "cpu") {
-    fail(ErrorCode::kInvalidArgument, "--device ", flags.device, ": unknown; use cpu");
-  }
   if (flags.threads < 0 || flags.threads > 1024) {
     fail(ErrorCode::kInvalidArgument, "--threads ", flags.threads,
          ": 1 to 1024, or 0 for all cores of this machine");
   }
   return flags.threads;
+}
+
+// -1: the CPU.
+int cuda_device(const std::string& name) {
+  if (name == "cpu") return -1;
+  const std::string digits = name.rfind("cuda:", 0) == 0 ? name.substr(5) : "";
+  const bool is_number = !digits.empty() && digits.size() <= 3 &&
+                         digits.find_first_not_of("0123456789") == std::string::npos;
+  if (name != "cuda" && !is_number) {
+    fail(ErrorCode::kInvalidArgument, "--device ", name, ": unknown; use cpu, cuda or cuda:N");
+  }
+#ifndef LATHE_HAS_CUDA
+  fail(ErrorCode::kInvalidArgument, "--device ", name,
+       ": this lathe has no CUDA backend; use --device cpu, or build with LATHE_CUDA=ON");
+#endif
+  return is_number ? std::stoi(digits) : 0;
 }
 
 }  // namespace
@@ -28,11 +37,12 @@ void add_common_flags(CLI::App& command, CommonFlags& flags) {
   command.add_flag("--json", flags.json, "Print the result as JSON");
   command.add_option("--threads", flags.threads, "Threads to compute with (0: all cores)")
       ->type_name("N");
-  command.add_option("--device", flags.device, "Where to compute: cpu")->type_name("DEVICE");
+  command.add_option("--device", flags.device, "Where to compute: cpu, cuda or cuda:N (a Hopper GPU)")->type_name("DEVICE");
 }
 
 Runtime::Runtime(const CommonFlags& flags)
-    : threads_(checked_threads(flags)), exec_{threads_, workspace_} {}
+    : threads_(checked_threads(flags)),
+      exec_{threads_, workspace_, cuda_device(flags.device)} {}
 
 void add_model_flags(CLI::App& command, ModelFlags& flags) {
   command
@@ -42,7 +52,7 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
       ->type_name("TYPE");
   command
       .add_option("--kv", flags.kv,
-                  "Format of the key-value cache: bf16 (default) or f32 (default with fp32)")
+                  "Format of the key-value cache: bf16 (default), f32 (default with fp32) or fp8 (GPU)")
       ->type_name("FORMAT");
 }
 

@@ -162,8 +162,8 @@ Json machine_json(const InspectFlags& flags, Exec& exec) {
   json["kernels"] = model.kernels();
   json["load_seconds"] = loaded.load_seconds();
   json["weight_bytes"] = model.weight_bytes();
-  const int64_t element = loaded.kv_format() == KvFormat::kF32 ? 4 : 2;
-  json["kv_bytes_per_token"] = 2 * config.num_layers * config.kv_size() * element;
+  json["kv_bytes_per_token"] =
+      2 * config.num_layers * config.kv_size() * kv_format_bytes(loaded.kv_format());
   json["read_bandwidth_bytes_per_second"] = bandwidth;
   // Decoding one sequence reads every weight once a token; so this is a ceiling.
   json["expected_decode_tokens_per_second"] =

@@ -91,7 +91,7 @@ LoadedModel::LoadedModel(const std::string& path, ModelOptions model_options, Kv
 
 std::string LoadedModel::compute_path() const {
   return str("lathe ", kLatheVersion, "\n", model_->kernels(), "\ncache ",
-             kv_format_ == KvFormat::kF32 ? "f32" : "bf16");
+             kv_format_name(kv_format_));
 }
 
 }  // namespace lathe

@@ -24,7 +24,7 @@ class Sequences {
       : model_(model),
         exec_(exec),
         vocab_size_(model.config().vocab_size),
-        cache_(make_kv_cache(model.config(), format, count * round_up(max_tokens), max_tokens)),
+        cache_(model.make_cache(format, count * round_up(max_tokens), max_tokens)),
         sequences_(static_cast<std::size_t>(count)),
         logits_(count * vocab_size_ * static_cast<int64_t>(sizeof(float))) {}
   ~Sequences() { clear(); }

@@ -10,6 +10,21 @@ namespace {
 
 constexpr int kMaxSamplers = 8;  // some megabytes of scratch each
 
+// Each token once, with the sum of its biases, so that the order of adding does not matter.
+void merge_biases(std::vector<LogitBias>& biases) {
+  std::stable_sort(biases.begin(), biases.end(),
+                   [](const LogitBias& a, const LogitBias& b) { return a.token < b.token; });
+  std::size_t count = 0;
+  for (const LogitBias& bias : biases) {
+    if (count > 0 && biases[count - 1].token == bias.token) {
+      biases[count - 1].bias += bias.bias;
+    } else {
+      biases[count++] = bias;
+    }
+  }
+  biases.resize(count);
+}
+
 }  // namespace
 
 std::string_view to_string(FinishReason reason) {
@@ -33,7 +48,8 @@ Engine::Engine(Model& model, std::unique_ptr<KvCache> cache, const Tokenizer* to
       tokenizer_(tokenizer),
       options_(options),
       exec_(exec),
-      scheduler_(options, *cache_) {
+      scheduler_(options, *cache_),
+      device_sampling_(model.config().vocab_size) {
   for (const int64_t token : model.config().eos_token_ids) {
     end_tokens_.push_back(static_cast<int32_t>(token));
   }
@@ -88,6 +104,7 @@ std::unique_ptr<Sequence> Engine::make_sequence(Request request) const {
          vocab_size, " tokens");
   }
 
+  merge_biases(request.params.logit_bias);
   auto sequence = std::make_unique<Sequence>();
   const int64_t room = options_.max_sequence_tokens - prompt_size;
   const int64_t wanted = request.params.max_tokens;
@@ -195,14 +212,21 @@ void Engine::build_batch(std::span<const ScheduledRows> rows) {
 
 // False when the forward pass failed; the step's requests have then been ended.
 bool Engine::forward(std::span<const ScheduledRows> rows) {
+  const ForwardBatch batch = {.token_ids = token_ids_,
+                              .positions = positions_,
+                              .sequences = kv_rows_,
+                              .logit_rows = logit_rows_};
   const auto num_logits = static_cast<int64_t>(choices_.size());
   try {
+    if (model_.can_sample()) {
+      device_sampling_.clear();
+      for (const Choice& choice : choices_) device_sampling_.add(*choice.sequence);
+      model_.forward_and_sample(batch, *cache_, device_sampling_.batch(),
+                                device_sampling_.results(), exec_);
+      return true;
+    }
     logits_.reserve(num_logits * config().vocab_size * static_cast<int64_t>(sizeof(float)));
-    model_.forward({.token_ids = token_ids_,
-                    .positions = positions_,
-                    .sequences = kv_rows_,
-                    .logit_rows = logit_rows_},
-                   *cache_, logits_.as<float>(), nullptr, exec_);
+    model_.forward(batch, *cache_, logits_.as<float>(), nullptr, exec_);
     return true;
   } catch (const Error& error) {
     for (const ScheduledRows& r : rows) finish(*r.sequence, FinishReason::kError, &error);
@@ -215,6 +239,17 @@ bool Engine::forward(std::span<const ScheduledRows> rows) {
 
 void Engine::sample() {
   const StageTimer timer(profile_, Stage::kSample);
+  if (model_.can_sample()) {
+    for (std::size_t i = 0; i < choices_.size(); ++i) {
+      try {
+        choices_[i].sampled =
+            device_sampling_.take(static_cast<int64_t>(i), *choices_[i].sequence);
+      } catch (const Error& error) {
+        choices_[i].error = std::make_unique<Error>(error);
+      }
+    }
+    return;
+  }
   const int64_t vocab_size = config().vocab_size;
   const auto num_choices = static_cast<int64_t>(choices_.size());
   const auto num_samplers = static_cast<int64_t>(samplers_.size());

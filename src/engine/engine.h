@@ -16,6 +16,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engine/device_sampling.h"
 #include "engine/engine_options.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
@@ -109,7 +110,8 @@ class Engine {
     std::unique_ptr<Error> error;
   };
   std::vector<Choice> choices_;
-  Buffer logits_;  // [choices_.size(), vocab_size]
+  Buffer logits_;  // [choices_.size(), vocab_size]; unused by a model that samples by itself
+  DeviceSampling device_sampling_;
 
   // Shared with the callers' threads.
   mutable std::mutex mutex_;

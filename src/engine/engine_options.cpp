@@ -31,8 +31,8 @@ EngineOptions resolve(const EngineOptions& options, const ModelConfig& config) {
     resolved.max_sequence_tokens = config.max_position_embeddings;
   }
   if (resolved.cache_tokens == 0) {
-    const int64_t element_bytes = options.kv_format == KvFormat::kF32 ? 4 : 2;
-    const int64_t token_bytes = 2 * config.num_layers * config.kv_size() * element_bytes;
+    const int64_t token_bytes =
+        2 * config.num_layers * config.kv_size() * kv_format_bytes(options.kv_format);
     const int64_t affordable = std::max(kDefaultCacheBytes / token_bytes, kBlockSize);
     const int64_t useful = resolved.max_num_seqs > affordable / resolved.max_sequence_tokens
                                ? affordable
@@ -43,10 +43,8 @@ EngineOptions resolve(const EngineOptions& options, const ModelConfig& config) {
   return resolved;
 }
 
-std::unique_ptr<KvCache> make_engine_cache(const ModelConfig& config,
-                                           const EngineOptions& options) {
-  return make_kv_cache(config, options.kv_format, options.cache_tokens,
-                       options.max_sequence_tokens);
+std::unique_ptr<KvCache> make_engine_cache(const Model& model, const EngineOptions& options) {
+  return model.make_cache(options.kv_format, options.cache_tokens, options.max_sequence_tokens);
 }
 
 }  // namespace lathe

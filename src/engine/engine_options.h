@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cache/kv_cache.h"
+#include "model/model.h"
 
 namespace lathe {
 
@@ -27,6 +28,6 @@ void validate(const EngineOptions& options);
 EngineOptions resolve(const EngineOptions& options, const ModelConfig& config);
 
 // The plain cache that resolved options ask for.
-std::unique_ptr<KvCache> make_engine_cache(const ModelConfig& config, const EngineOptions& options);
+std::unique_ptr<KvCache> make_engine_cache(const Model& model, const EngineOptions& options);
 
 }  // namespace lathe

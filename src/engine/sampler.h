@@ -29,6 +29,14 @@ class TokenCounts {
   TokenCounts(std::span<const int32_t> prompt, int64_t vocab_size, int64_t max_new_tokens);
   bool empty() const { return occurrences_.empty(); }
   void add_output(int32_t token);
+  // visit(token, outputs) for every token of prompt and output, each once.
+  template <typename Visit>
+  void for_each(const Visit& visit) const {
+    for (const int32_t token : distinct_) {
+      visit(token, static_cast<int32_t>(occurrences_[static_cast<std::size_t>(token)] &
+                                        ~kInPrompt));
+    }
+  }
 
  private:
   friend void apply_penalties(const SamplingParams&, const TokenCounts&, std::span<float>);

@@ -6,8 +6,6 @@
 namespace lathe {
 namespace {
 
-int64_t blocks_for(int64_t num_tokens) { return (num_tokens + kBlockSize - 1) / kBlockSize; }
-
 bool arrived_before(const Sequence* a, const Sequence* b) { return a->id < b->id; }
 
 void insert_by_arrival(std::vector<Sequence*>& list, Sequence* sequence) {

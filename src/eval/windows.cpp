@@ -40,7 +40,7 @@ std::vector<std::vector<int32_t>> cut_windows(std::span<const int32_t> ids,
 LogitStream::LogitStream(Model& model, KvFormat kv_format, int64_t max_seq_len, Exec& exec)
     : model_(model),
       exec_(exec),
-      cache_(make_kv_cache(model.config(), kv_format, max_seq_len, max_seq_len)),
+      cache_(model.make_cache(kv_format, max_seq_len, max_seq_len)),
       vocab_size_(model.config().vocab_size),
       logits_(std::min(kChunkRows, max_seq_len) * vocab_size_ *
               static_cast<int64_t>(sizeof(float))) {}

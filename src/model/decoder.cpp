@@ -10,6 +10,10 @@
 #include "model/model.h"
 #include "model/output_head.h"
 
+#ifdef LATHE_HAS_CUDA
+#include "model/cuda_decoder.h"
+#endif
+
 namespace lathe {
 namespace {
 
@@ -33,7 +37,6 @@ class Decoder final : public Model {
     RopeRows sliding;
   };
 
-  void check(const ForwardBatch& batch) const;
   float* embed(const ForwardBatch& batch, Exec& exec);
   Rotations rotations(const ForwardBatch& batch, Exec& exec);
   void run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Exec& exec);
@@ -85,7 +88,7 @@ Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec
     head = int8_output_head(std::move(head), exec);
   }
   const LinearWeights* part = &head;
-  lm_head_ = StackedLinear(std::span(&part, 1), options.compute, exec);
+  lm_head_ = StackedLinear(stack_linears({&part, 1}), options.compute, exec);
   if (lm_head_.n() != config_.vocab_size || lm_head_.k() != config_.hidden_size) {
     fail(ErrorCode::kCorruptData, "lm_head is [", lm_head_.n(), ", ", lm_head_.k(),
          "], the config asks for [", config_.vocab_size, ", ", config_.hidden_size, "]");
@@ -108,7 +111,7 @@ std::string Decoder::kernels() const {
 
 void Decoder::forward(const ForwardBatch& batch, KvCache& cache, float* logits, float* hidden,
                       Exec& exec) {
-  check(batch);
+  check_batch(batch);
   const Workspace::Scope scope(exec.workspace);
   const auto num_logits = static_cast<int64_t>(batch.logit_rows.size());
 
@@ -119,33 +122,6 @@ void Decoder::forward(const ForwardBatch& batch, KvCache& cache, float* logits, 
   final_norm(batch, x, hidden, exec);
   if (logits != nullptr) output_head(hidden, num_logits, logits, exec);
   if (profile_ != nullptr) ++profile_->steps;
-}
-
-void Decoder::check(const ForwardBatch& batch) const {
-  const auto num_rows = static_cast<int64_t>(batch.token_ids.size());
-  if (static_cast<int64_t>(batch.positions.size()) != num_rows) {
-    fail(ErrorCode::kInvalidArgument, "a batch of ", num_rows, " tokens has ",
-         batch.positions.size(), " positions");
-  }
-  int64_t covered = 0;
-  for (const KvRows& rows : batch.sequences) {
-    if (rows.row_begin != covered || rows.num_rows < 0 || rows.num_rows > num_rows - covered) break;
-    for (int64_t i = 0; i < rows.num_rows; ++i) {
-      const int64_t position = batch.positions[static_cast<std::size_t>(covered + i)];
-      if (position == rows.sequence->num_tokens + i) continue;
-      fail(ErrorCode::kInvalidArgument, "row ", covered + i, " has position ", position,
-           "; its sequence goes on at ", rows.sequence->num_tokens + i);
-    }
-    covered += rows.num_rows;
-  }
-  if (covered != num_rows) {
-    fail(ErrorCode::kInvalidArgument, "sequences cover ", covered, " of a batch's ", num_rows,
-         " rows");
-  }
-  for (const int32_t row : batch.logit_rows) {
-    if (row >= 0 && row < num_rows) continue;
-    fail(ErrorCode::kInvalidArgument, "logits wanted of row ", row, " of ", num_rows);
-  }
 }
 
 float* Decoder::embed(const ForwardBatch& batch, Exec& exec) {
@@ -216,10 +192,47 @@ void Decoder::output_head(const float* x, int64_t num_rows, float* logits, Exec&
 
 }  // namespace
 
+void Model::forward_and_sample(const ForwardBatch&, KvCache&, const SampleBatch&,
+                               const SampledBatch&, Exec&) {
+  fail(ErrorCode::kUnsupported, "this model leaves the choice of tokens to its caller");
+}
+
+void check_batch(const ForwardBatch& batch) {
+  const auto num_rows = static_cast<int64_t>(batch.token_ids.size());
+  if (static_cast<int64_t>(batch.positions.size()) != num_rows) {
+    fail(ErrorCode::kInvalidArgument, "a batch of ", num_rows, " tokens has ",
+         batch.positions.size(), " positions");
+  }
+  int64_t covered = 0;
+  for (const KvRows& rows : batch.sequences) {
+    if (rows.row_begin != covered || rows.num_rows < 0 || rows.num_rows > num_rows - covered) break;
+    for (int64_t i = 0; i < rows.num_rows; ++i) {
+      const int64_t position = batch.positions[static_cast<std::size_t>(covered + i)];
+      if (position == rows.sequence->num_tokens + i) continue;
+      fail(ErrorCode::kInvalidArgument, "row ", covered + i, " has position ", position,
+           "; its sequence goes on at ", rows.sequence->num_tokens + i);
+    }
+    covered += rows.num_rows;
+  }
+  if (covered != num_rows) {
+    fail(ErrorCode::kInvalidArgument, "sequences cover ", covered, " of a batch's ", num_rows,
+         " rows");
+  }
+  for (const int32_t row : batch.logit_rows) {
+    if (row >= 0 && row < num_rows) continue;
+    fail(ErrorCode::kInvalidArgument, "logits wanted of row ", row, " of ", num_rows);
+  }
+}
+
 std::unique_ptr<Model> Model::load(const Checkpoint& checkpoint, const ModelOptions& options,
                                    Exec& exec) {
-  return with_context("loading " + checkpoint.path(), [&] {
-    return std::unique_ptr<Model>(std::make_unique<Decoder>(checkpoint, options, exec));
+  return with_context("loading " + checkpoint.path(), [&]() -> std::unique_ptr<Model> {
+    if (!exec.on_cuda()) return std::make_unique<Decoder>(checkpoint, options, exec);
+#ifdef LATHE_HAS_CUDA
+    return load_cuda_model(checkpoint, options, exec);
+#else
+    fail(ErrorCode::kUnsupported, "this lathe was built without its CUDA backend (LATHE_CUDA=ON)");
+#endif
   });
 }
 

@@ -14,19 +14,7 @@ namespace {
 
 StackedLinear pack_kind(const LayerWeights& weights, LinearKind kind, int64_t expert, int64_t n,
                         int64_t k, ComputeType compute, Exec& exec) {
-  std::vector<const LinearWeights*> parts;
-  std::string name;
-  for (const LayerLinear& linear : weights.linears) {
-    if (linear.slot.kind != kind || linear.slot.expert != expert) continue;
-    parts.push_back(&linear.weights);
-    name = linear.slot.module;
-  }
-  StackedLinear stacked = with_context(name, [&] { return StackedLinear(parts, compute, exec); });
-  if (stacked.n() != n || stacked.k() != k) {
-    fail(ErrorCode::kCorruptData, name, ": with the weights that share its input it is [",
-         stacked.n(), ", ", stacked.k(), "], the config asks for [", n, ", ", k, "]");
-  }
-  return stacked;
+  return StackedLinear(layer_stacks(weights, kind, expert, n, k), compute, exec);
 }
 
 GatedMlp pack_mlp(const ModelConfig& config, const LayerWeights& weights, int64_t expert,
@@ -277,7 +265,7 @@ DecoderLayer pack_layer(const ModelConfig& config, const LayerWeights& weights, 
     LinearWeights router;
     router.dense = weights.router.clone();
     const LinearWeights* part = &router;
-    layer.router = StackedLinear(std::span(&part, 1), ComputeType::kF32, exec);
+    layer.router = StackedLinear(stack_linears({&part, 1}), ComputeType::kF32, exec);
   }
   const auto clone = [](const Tensor& gain) { return gain.empty() ? Tensor() : gain.clone(); };
   layer.input_norm = clone(weights.input_norm);

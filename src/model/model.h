@@ -10,6 +10,7 @@
 #include "cache/kv_cache.h"
 #include "formats/checkpoint.h"
 #include "kernels/linear/linear.h"
+#include "kernels/sampling/sampling_cuda.h"
 #include "model/step_profile.h"
 
 namespace lathe {
@@ -34,8 +35,28 @@ struct ForwardBatch {
   std::span<const int32_t> logit_rows;  // rows whose logits are wanted, in the order of output
 };
 
+// How the next tokens are chosen where the logits are, on a GPU. sampling_cuda.h has the meaning of
+// everything here; the spans must stay valid until forward_and_sample() returns.
+struct SampleBatch {
+  std::span<const SamplingRow> rows;  // [logit_rows.size()]
+  std::span<const SamplingCount> counts;
+  std::span<const SamplingBias> biases;
+  std::span<const uint64_t> masks;
+  int64_t max_logprobs = 0;  // columns of top_tokens and top_logprobs
+};
+struct SampledBatch {
+  std::span<int32_t> tokens;        // [logit_rows.size()]; -1: the largest logit was not finite
+  std::span<float> logprobs;        // likewise, or empty when no row wants any
+  std::span<int32_t> top_tokens;    // [logit_rows.size(), max_logprobs]
+  std::span<float> top_logprobs;
+};
+
+// Throws kInvalidArgument on a batch that contradicts itself.
+void check_batch(const ForwardBatch& batch);
+
 class Model {
  public:
+  // On the CPU, or on GPU exec.cuda_device (model/cuda_decoder.h).
   static std::unique_ptr<Model> load(const Checkpoint& checkpoint, const ModelOptions& options,
                                      Exec& exec);
   virtual ~Model() = default;
@@ -46,6 +67,12 @@ class Model {
   virtual std::string kernels() const = 0;
   // Adds the time of each stage to *profile from now on; null: stops.
   virtual void set_profile(StepProfile* profile) = 0;
+  // An empty cache for this model, in the memory that its kernels read. Throws what make_kv_cache()
+  // throws. The model must outlive it.
+  virtual std::unique_ptr<KvCache> make_cache(KvFormat format, int64_t num_tokens,
+                                              int64_t max_sequence_tokens) const {
+    return make_kv_cache(config(), format, num_tokens, max_sequence_tokens);
+  }
   // Writes logits [logit_rows.size(), vocab_size] (null: not computed). The rows must have been
   // reserved in the cache; they are appended and committed. `hidden` (optional): final hidden
   // states after the last norm, [logit_rows.size(), hidden_size]. Rows are independent: a row's
@@ -53,6 +80,15 @@ class Model {
   // batch that contradicts itself; nothing is committed then.
   virtual void forward(const ForwardBatch& batch, KvCache& cache, float* logits, float* hidden,
                        Exec& exec) = 0;
+  // Whether forward_and_sample() is there.
+  virtual bool can_sample() const { return false; }
+  // forward() of which only the chosen tokens come back to the host.
+  virtual void forward_and_sample(const ForwardBatch& batch, KvCache& cache,
+                                  const SampleBatch& sampling, const SampledBatch& sampled,
+                                  Exec& exec);
+  // How far a row's logits may move with what else is in the step, as ||difference|| / ||logits||:
+  // 0 on the CPU. A GPU takes other kernels for other numbers of rows.
+  virtual double batch_tolerance() const { return 0; }
 };
 
 }  // namespace lathe

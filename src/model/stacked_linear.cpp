@@ -32,26 +32,56 @@ LinearPart part_of(const LinearWeights& weights) {
   return part;
 }
 
+int64_t columns(const LinearWeights& weights) {
+  return weights.quantized ? weights.quantized->cols : weights.dense.dim(1);
+}
+
 }  // namespace
 
-StackedLinear::StackedLinear(std::span<const LinearWeights* const> parts, ComputeType compute,
-                             Exec& exec) {
+std::vector<LinearStack> stack_linears(std::span<const LinearWeights* const> parts) {
   LATHE_CHECK(!parts.empty());
-  std::vector<LinearPart> stack;
+  std::vector<LinearStack> stacks;
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    stack.push_back(part_of(*parts[i]));
-    if (i + 1 < parts.size() && can_stack(*parts[i], *parts[i + 1])) continue;
-    packed_.push_back(pack_linear(stack, parts[i]->scheme, compute, exec));
-    stack.clear();
+    if (columns(*parts[i]) != columns(*parts[0])) {
+      fail(ErrorCode::kCorruptData, "layers that share an input have ", columns(*parts[0]), " and ",
+           columns(*parts[i]), " input features");
+    }
+    if (i == 0 || !can_stack(*parts[i - 1], *parts[i])) {
+      stacks.push_back({.parts = {}, .scheme = parts[i]->scheme});
+    }
+    stacks.back().parts.push_back(part_of(*parts[i]));
+  }
+  return stacks;
+}
+
+std::vector<LinearStack> layer_stacks(const LayerWeights& weights, LinearKind kind, int64_t expert,
+                                      int64_t n, int64_t k) {
+  std::vector<const LinearWeights*> parts;
+  std::string name;
+  int64_t rows = 0;
+  for (const LayerLinear& linear : weights.linears) {
+    if (linear.slot.kind != kind || linear.slot.expert != expert) continue;
+    parts.push_back(&linear.weights);
+    rows += linear.weights.quantized ? linear.weights.quantized->rows : linear.weights.dense.dim(0);
+    name = linear.slot.module;
+  }
+  return with_context(name, [&] {
+    std::vector<LinearStack> stacks = stack_linears(parts);
+    if (rows != n || columns(*parts[0]) != k) {
+      fail(ErrorCode::kCorruptData, "with the weights that share its input it is [", rows, ", ",
+           columns(*parts[0]), "], the config asks for [", n, ", ", k, "]");
+    }
+    return stacks;
+  });
+}
+
+StackedLinear::StackedLinear(std::span<const LinearStack> stacks, ComputeType compute,
+                             Exec& exec) {
+  for (const LinearStack& stack : stacks) {
+    packed_.push_back(pack_linear(stack.parts, stack.scheme, compute, exec));
+    n_ += packed_.back()->n;
   }
   k_ = packed_.front()->k;
-  for (const auto& weight : packed_) {
-    if (weight->k != k_) {
-      fail(ErrorCode::kCorruptData, "layers that share an input have ", k_, " and ", weight->k,
-           " input features");
-    }
-    n_ += weight->n;
-  }
 }
 
 int64_t StackedLinear::weight_bytes() const {

@@ -8,16 +8,28 @@
 
 #include "formats/checkpoint.h"
 #include "kernels/linear/linear.h"
+#include "model/layer_weights.h"
 
 namespace lathe {
+
+// Neighbours that can be one packed weight; borrows the weights.
+struct LinearStack {
+  std::vector<LinearPart> parts;
+  LinearScheme scheme;
+};
+// The parts in their order: neighbours with the same format and scheme become one stack, others
+// follow as stacks of their own (checkpoints of mixed precision). Throws kCorruptData when they do
+// not have the same k.
+std::vector<LinearStack> stack_linears(std::span<const LinearWeights* const> parts);
+// Those of one kind (and expert) of a layer. Throws kCorruptData unless they are [n, k] together.
+std::vector<LinearStack> layer_stacks(const LayerWeights& weights, LinearKind kind, int64_t expert,
+                                      int64_t n, int64_t k);
 
 class StackedLinear {
  public:
   StackedLinear() = default;
-  // Stacks the parts along n in their order. Neighbours with the same format and scheme become one
-  // packed weight, others follow as weights of their own (checkpoints of mixed precision). The
-  // parts are not needed afterwards.
-  StackedLinear(std::span<const LinearWeights* const> parts, ComputeType compute, Exec& exec);
+  // One packed weight for each stack. The weights are not needed afterwards.
+  StackedLinear(std::span<const LinearStack> stacks, ComputeType compute, Exec& exec);
 
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }

@@ -1,5 +1,5 @@
 // What a kernel runs with: threads and scratch memory. Passed down as a parameter, so that two
-// engines can live in one process. A CUDA stream joins these when there is a CUDA backend.
+// engines can live in one process.
 #pragma once
 #include <cstdint>
 
@@ -51,6 +51,9 @@ class Workspace {
 struct Exec {
   ThreadPool& threads;
   Workspace& workspace;
+  int cuda_device = -1;  // the GPU that models are loaded to; -1: the CPU computes
+
+  bool on_cuda() const { return cuda_device >= 0; }
 };
 
 }  // namespace lathe

@@ -49,7 +49,7 @@ struct TinyEngine {
       : loaded(golden_path(std::string("tiny/") + name), num_threads),
         tokenizer(byte_tokenizer(loaded.config().vocab_size)),
         options(resolve(wanted, loaded.config())),
-        engine(*loaded.model, make_engine_cache(loaded.config(), options), &tokenizer, options,
+        engine(*loaded.model, make_engine_cache(*loaded.model, options), &tokenizer, options,
                loaded.owned.exec) {}
 
   void run() {

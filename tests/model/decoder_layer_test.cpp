@@ -147,7 +147,7 @@ TEST(StackedLinear, MixedFormatsGiveEachPartsRows) {
   parts[1].dense = convert(parts[1].dense.view(), DType::kBF16);
   const std::vector<float> x = normal_values(2 * k, 9);
   const LinearWeights* pointers[] = {&parts[0], &parts[1], &parts[2]};
-  const StackedLinear stacked(pointers, ComputeType::kF32, owned.exec);
+  const StackedLinear stacked(stack_linears(pointers), ComputeType::kF32, owned.exec);
   EXPECT_EQ(stacked.n(), 15);
   EXPECT_EQ(stacked.k(), k);
   std::vector<float> y(2 * 20, -1.0f);
@@ -155,7 +155,7 @@ TEST(StackedLinear, MixedFormatsGiveEachPartsRows) {
 
   int64_t column = 0;
   for (std::size_t i = 0; i < parts.size(); ++i) {
-    const StackedLinear single(std::span(pointers + i, 1), ComputeType::kF32, owned.exec);
+    const StackedLinear single(stack_linears({pointers + i, 1}), ComputeType::kF32, owned.exec);
     std::vector<float> expected(static_cast<std::size_t>(2 * rows[i]));
     single.run(x.data(), 2, expected.data(), rows[i], owned.exec);
     for (int64_t t = 0; t < 2; ++t) {

@@ -33,7 +33,7 @@ class SequenceRunner {
  public:
   SequenceRunner(LoadedModel& loaded, int64_t max_tokens, KvFormat format = KvFormat::kF32)
       : loaded_(loaded),
-        cache_(make_kv_cache(loaded.config(), format, max_tokens, max_tokens)),
+        cache_(loaded.model->make_cache(format, max_tokens, max_tokens)),
         sequence_(cache_->new_sequence()) {}
   ~SequenceRunner() { cache_->release(sequence_); }
 

@@ -111,7 +111,8 @@ TEST_P(TinyGolden, EveryAblationFails) {
   }
 }
 
-// A row's bits may not depend on the chunk that it came in.
+// A row's bits may not depend on the chunk that it came in; on a GPU, where other numbers of rows take
+// other kernels, its numbers may by what fp32 sums differ by.
 TEST_P(TinyGolden, ChunksOfAnySizeGiveTheSameBits) {
   const auto directory = tiny_directory(GetParam());
   LATHE_SKIP_WITHOUT(directory, GetParam());
@@ -127,7 +128,11 @@ TEST_P(TinyGolden, ChunksOfAnySizeGiveTheSameBits) {
       const auto part = runner.feed(std::span(ids).subspan(begin, size));
       logits.insert(logits.end(), part.logits.begin(), part.logits.end());
     }
-    EXPECT_TRUE(same_bits(logits, whole.logits));
+    if (loaded.model->batch_tolerance() == 0) {
+      EXPECT_TRUE(same_bits(logits, whole.logits));
+    } else {
+      EXPECT_TRUE(all_close(logits, whole.logits, 0, kTolerance));
+    }
   }
 }
 

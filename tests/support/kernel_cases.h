@@ -5,20 +5,28 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "kernels/registry.h"
 
 namespace lathe {
 
-// Threads and a workspace with one owner.
+// Threads and a workspace with one owner. LATHE_TEST_DEVICE=cuda makes models of it run on GPU 0.
 struct OwnedExec {
   explicit OwnedExec(int num_threads) : threads(num_threads) {}
   ThreadPool threads;
   Workspace workspace;
-  Exec exec{threads, workspace};
+  Exec exec{threads, workspace, cuda_device()};
+
+ private:
+  static int cuda_device() {
+    const char* device = std::getenv("LATHE_TEST_DEVICE");
+    return device != nullptr && std::string_view(device) == "cuda" ? 0 : -1;
+  }
 };
 
 // The rows of a table whose instructions this machine has; the reference is among them.

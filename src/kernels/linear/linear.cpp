@@ -36,6 +36,8 @@ int64_t choose_block_rows(int64_t row_bytes) {
   return std::clamp<int64_t>(kInputBlockBytes / row_bytes, 16, kMaxBlockRows);
 }
 
+}  // namespace
+
 LinearParts check_parts(std::span<const LinearPart> parts) {
   if (parts.empty()) fail(ErrorCode::kInvalidArgument, "a linear layer without a weight");
   LinearParts all{.parts = parts};
@@ -82,6 +84,8 @@ LinearParts check_parts(std::span<const LinearPart> parts) {
   }
   return all;
 }
+
+namespace {
 
 struct ArithmeticChoice {
   Arithmetic arithmetic;

@@ -52,6 +52,7 @@ struct LinearParts {
   const WeightFormat* format = nullptr;  // null: dense
 };
 int64_t part_rows(const LinearPart& part);
+LinearParts check_parts(std::span<const LinearPart> parts);
 
 // linear_ref.cpp: the reference keeps integers or floats as plain matrices.
 std::unique_ptr<PackedWeight> pack_linear_ref(const LinearParts& parts, Arithmetic arithmetic,

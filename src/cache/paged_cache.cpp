@@ -1,0 +1,72 @@
+#include "cache/paged_cache.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "base/error.h"
+
+namespace lathe {
+
+bool PagedCache::reserve(KvSequence& sequence, int64_t num_rows) {
+  LATHE_CHECK(num_rows >= 0);
+  const int64_t wanted_tokens = sequence.num_tokens + num_rows;
+  if (wanted_tokens > max_sequence_tokens_) {
+    fail(ErrorCode::kInvalidArgument, "a sequence of ", wanted_tokens,
+         " tokens; the cache was made for at most ", max_sequence_tokens_);
+  }
+  auto& blocks = sequence.blocks;
+  const auto num_old = static_cast<int64_t>(blocks.size());
+  const int64_t num_new = std::max<int64_t>(0, blocks_for(wanted_tokens) - num_old);
+  const int64_t first_block = sequence.num_tokens / kBlockSize;  // written by the first row
+  const bool copies = num_rows > 0 && first_block < num_old &&
+                      pool_.num_references(blocks[static_cast<std::size_t>(first_block)]) > 1;
+  if (num_new + (copies ? 1 : 0) > pool_.num_free()) return false;
+  if (copies) {
+    BlockId& shared = blocks[static_cast<std::size_t>(first_block)];
+    const BlockId own = *pool_.allocate();
+    copy_block(shared, own);
+    pool_.release(shared);
+    shared = own;
+  }
+  for (int64_t i = 0; i < num_new; ++i) blocks.push_back(*pool_.allocate());
+  return true;
+}
+
+void PagedCache::truncate(KvSequence& sequence, int64_t num_tokens) {
+  LATHE_CHECK(num_tokens >= 0 && num_tokens <= sequence.num_tokens);
+  const auto kept = static_cast<std::size_t>(blocks_for(num_tokens));
+  while (sequence.blocks.size() > kept) {
+    pool_.release(sequence.blocks.back());
+    sequence.blocks.pop_back();
+  }
+  sequence.num_tokens = num_tokens;
+}
+
+void PagedCache::fork(const KvSequence& source, int64_t num_tokens, KvSequence& target) {
+  LATHE_CHECK(num_tokens >= 0 && num_tokens <= source.num_tokens);
+  LATHE_CHECK(target.blocks.empty() && target.num_tokens == 0);
+  for (int64_t b = 0; b < blocks_for(num_tokens); ++b) {
+    const BlockId block = source.blocks[static_cast<std::size_t>(b)];
+    pool_.add_reference(block);
+    target.blocks.push_back(block);
+  }
+  target.num_tokens = num_tokens;
+}
+
+void PagedCache::begin_step(std::span<const KvRows> rows, Exec&) {
+  LATHE_CHECK(!in_step_);
+  for (const KvRows& run : rows) {
+    const int64_t num_tokens = run.sequence->num_tokens + run.num_rows;
+    LATHE_CHECK(static_cast<int64_t>(run.sequence->blocks.size()) >= blocks_for(num_tokens));
+  }
+  in_step_ = true;
+  rows_ = rows;
+}
+
+void PagedCache::commit() {
+  LATHE_CHECK(in_step_);
+  for (const KvRows& run : rows_) run.sequence->num_tokens += run.num_rows;
+  in_step_ = false;
+}
+
+}  // namespace lathe

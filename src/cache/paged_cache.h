@@ -1,0 +1,41 @@
+// What every cache of live blocks has in common: block tables, references and the life of a step.
+// Where the blocks lie (memory of the host, of a GPU) is the derived class's business.
+#pragma once
+#include <cstdint>
+#include <span>
+
+#include "cache/block_pool.h"
+#include "cache/kv_cache.h"
+
+namespace lathe {
+
+class PagedCache : public KvCache {
+ public:
+  int64_t num_blocks() const override { return pool_.num_blocks(); }
+  int64_t num_free_blocks() const override { return pool_.num_free(); }
+  int64_t max_sequence_tokens() const override { return max_sequence_tokens_; }
+
+  bool reserve(KvSequence& sequence, int64_t num_rows) override;
+  void truncate(KvSequence& sequence, int64_t num_tokens) override;
+  void release(KvSequence& sequence) override { truncate(sequence, 0); }
+  void fork(const KvSequence& source, int64_t num_tokens, KvSequence& target) override;
+  void begin_step(std::span<const KvRows> rows, Exec& exec) override;
+  void commit() override;
+  void abandon_step() override { in_step_ = false; }
+
+ protected:
+  PagedCache(int64_t num_blocks, int64_t max_sequence_tokens)
+      : max_sequence_tokens_(max_sequence_tokens), pool_(num_blocks) {}
+  virtual void copy_block(BlockId from, BlockId to) = 0;
+
+  bool in_step() const { return in_step_; }
+  std::span<const KvRows> rows() const { return rows_; }  // of the step in progress
+
+ private:
+  int64_t max_sequence_tokens_;
+  BlockPool pool_;
+  bool in_step_ = false;
+  std::span<const KvRows> rows_;
+};
+
+}  // namespace lathe

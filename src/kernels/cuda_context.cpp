@@ -1,0 +1,93 @@
+#include "kernels/cuda_context.h"
+
+#include <cublas_v2.h>
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "tensor/cuda_check.h"
+
+namespace lathe {
+namespace {
+
+// What NVIDIA recommends for Hopper; given explicitly, so that cuBLAS allocates nothing while a
+// graph is being captured.
+constexpr int64_t kCublasWorkspaceBytes = int64_t{32} << 20;
+
+void check_driver(int device) {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice || count == 0) {
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    if (driver == 0) {
+      fail(ErrorCode::kDevice, "this machine has no NVIDIA driver; use --device cpu");
+    }
+    fail(ErrorCode::kDevice, "no GPU can be used (", cudaGetErrorString(status),
+         "; the driver is for CUDA ", driver / 1000, ".", driver % 1000 / 10,
+         "); use --device cpu");
+  }
+  cuda_check(status, "looking for GPUs");
+  if (device < 0 || device >= count) {
+    fail(ErrorCode::kDevice, "there is no GPU ", device, "; this machine has ", count,
+         ", counted from 0");
+  }
+}
+
+}  // namespace
+
+std::byte* DeviceWorkspace::allocate(int64_t num_bytes) {
+  LATHE_CHECK(num_bytes >= 0);
+  const int64_t padded = (num_bytes + 255) / 256 * 256;
+  const int64_t offset = used_;
+  used_ += padded;
+  high_water_ = std::max(high_water_, used_);
+  if (used_ <= arena_.size()) return arena_.data() + offset;
+  overflow_.emplace_back(std::max<int64_t>(padded, 256));
+  return overflow_.back().data();
+}
+
+void DeviceWorkspace::release_to(int64_t mark) {
+  used_ = mark;
+  if (used_ > 0 || overflow_.empty()) return;
+  overflow_.clear();  // cudaFree waits for the kernels that still use the memory
+  arena_ = DeviceBuffer();
+  arena_ = DeviceBuffer(high_water_ + high_water_ / 8);
+  ++generation_;
+}
+
+CudaContext::CudaContext(int device) : device_(device) {
+  check_driver(device);
+  cuda_check(cudaSetDevice(device), "using GPU ", device);
+  cudaDeviceProp properties{};
+  cuda_check(cudaGetDeviceProperties(&properties, device), "reading what GPU ", device, " is");
+  name_ = properties.name;
+  num_sms_ = properties.multiProcessorCount;
+  if (properties.major != 9) {
+    fail(ErrorCode::kDevice, "GPU ", device, " is an ", name_, " (compute capability ",
+         properties.major, ".", properties.minor,
+         "); lathe's kernels are for Hopper (9.0: H100, H200); use --device cpu");
+  }
+  cuda_check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+  if (cublasCreate(&cublas_) != CUBLAS_STATUS_SUCCESS) {
+    cudaStreamDestroy(stream_);
+    fail(ErrorCode::kDevice, "cuBLAS could not be started on GPU ", device);
+  }
+  cublas_workspace_ = DeviceBuffer(kCublasWorkspaceBytes);
+  cublasSetStream(cublas_, stream_);
+  cublasSetWorkspace(cublas_, cublas_workspace_.data(), kCublasWorkspaceBytes);
+  cublasSetMathMode(cublas_, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
+}
+
+CudaContext::~CudaContext() {
+  cublasDestroy(cublas_);
+  cudaStreamDestroy(stream_);
+}
+
+void CudaContext::use() const { cuda_check(cudaSetDevice(device_), "using GPU ", device_); }
+
+void CudaContext::synchronize() const {
+  cuda_check(cudaStreamSynchronize(stream_), "running on ", name_);
+}
+
+}  // namespace lathe

@@ -1,0 +1,458 @@
+#include "model/cuda_decoder.h"
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "cache/cuda_kv_cache.h"
+#include "kernels/activation/softcap_cuda.h"
+#include "kernels/embedding/embedding_cuda.h"
+#include "model/cuda_layer.h"
+#include "model/output_head.h"
+#include "model/rope_table.h"
+#include "model/step_buffers.h"
+#include "tensor/cuda_check.h"
+
+namespace lathe {
+namespace {
+
+constexpr const char* kEmbeddingName = "model.embed_tokens.weight";
+
+// Steps of at most so many rows, one for each sequence, are captured once per size and replayed.
+constexpr int64_t kMaxGraphRows = 256;
+constexpr int64_t kMinGraphContext = 512;
+
+// Sizes that steps are padded to, so that a few graphs serve all: 1, 2, 4, 8, 16, 24, 32, 48, 64,
+// 96, ... At most a half of the rows is padding, a third from 16 on.
+int64_t graph_rows(int64_t rows) {
+  int64_t size = 1;
+  while (size < rows) {
+    if (size >= 16 && size + size / 2 >= rows) return size + size / 2;
+    size *= 2;
+  }
+  return size;
+}
+
+struct GraphDeleter {
+  void operator()(cudaGraphExec_t graph) const { cudaGraphExecDestroy(graph); }
+};
+using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, GraphDeleter>;
+
+class CudaDecoder final : public Model {
+ public:
+  CudaDecoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec);
+
+  const ModelConfig& config() const override { return config_; }
+  int64_t weight_bytes() const override;
+  std::string kernels() const override;
+  // Stages overlap on a GPU; only steps are counted.
+  void set_profile(StepProfile* profile) override { profile_ = profile; }
+  std::unique_ptr<KvCache> make_cache(KvFormat format, int64_t num_tokens,
+                                      int64_t max_sequence_tokens) const override;
+  void forward(const ForwardBatch& batch, KvCache& cache, float* logits, float* hidden,
+               Exec& exec) override;
+  bool can_sample() const override { return true; }
+  void forward_and_sample(const ForwardBatch& batch, KvCache& cache, const SampleBatch& sampling,
+                          const SampledBatch& sampled, Exec& exec) override;
+  // bf16 between the kernels, and FP8 inputs of MXFP4 layers in steps of more than 64 rows.
+  double batch_tolerance() const override { return element_ == CudaElement::kF32 ? 1e-4 : 0.1; }
+
+ private:
+  // What a graph remembers of the cache it reads.
+  struct CachePlace {
+    KvCudaElement element;
+    const void* first;
+    const void* last;
+    bool operator==(const CachePlace&) const = default;
+  };
+  struct CapturedStep {
+    StepShape shape;
+    CachePlace cache;
+    int64_t generation;
+    Graph graph;  // null: run once, so that memory has grown; capture the next time
+  };
+
+  DeviceBuffer upload_frequencies(const RopeFrequencies& frequencies) {
+    return DeviceBuffer::from_host(frequencies.inverse.data(),
+                                   static_cast<int64_t>(frequencies.inverse.size() * sizeof(float)));
+  }
+  // What forward() and forward_and_sample() share: enqueues the step; `finish` enqueues what reads
+  // its results, and the host waits for both.
+  template <typename Finish>
+  void run_step(const ForwardBatch& batch, KvCache& cache, bool wants_logits, Exec& exec,
+                const Finish& finish);
+  void copy_hidden(int64_t num_logits, float* hidden);
+  void reserve(const StepShape& shape);
+  void run(const StepShape& shape, CudaKvCache& cache, bool wants_logits);
+  void run_layers(CudaKvCache& cache, float* hidden);
+  void run_head(const float* hidden, int64_t num_logits);
+  bool replay(const StepShape& shape, CudaKvCache& cache);
+  CapturedStep& captured(const StepShape& shape, CudaKvCache& cache);
+  template <typename T>
+  void copy_to_host(T* to, const void* from, int64_t count) {
+    cuda_check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T),
+                               cudaMemcpyDeviceToHost, context_->stream()),
+               "copying results from the GPU");
+  }
+  // Into the workspace; null for nothing.
+  template <typename T>
+  const T* copy_to_device(std::span<const T> from) {
+    if (from.empty()) return nullptr;
+    T* to = context_->workspace().allocate_as<T>(static_cast<int64_t>(from.size()));
+    cuda_check(cudaMemcpyAsync(to, from.data(), from.size_bytes(), cudaMemcpyHostToDevice,
+                               context_->stream()),
+               "copying to the GPU");
+    return to;
+  }
+  int64_t generation() const {
+    return steps_.generation() + context_->workspace().generation() + own_generation_;
+  }
+
+  ModelConfig config_;
+  std::unique_ptr<CudaContext> context_;
+  CudaElement element_ = CudaElement::kBF16;
+  DeviceBuffer rope_full_;  // inverse frequencies
+  DeviceBuffer rope_sliding_;
+  float rope_full_factor_ = 1;
+  float rope_sliding_factor_ = 1;
+  bool has_two_ropes_ = false;
+  DeviceBuffer embedding_;
+  CudaElement embedding_element_ = CudaElement::kBF16;
+  std::vector<CudaDecoderLayer> layers_;
+  DeviceBuffer final_norm_;
+  CudaStackedLinear lm_head_;
+  StepProfile* profile_ = nullptr;
+
+  // The step in progress, and what is kept from one to the next.
+  StepBuffers steps_;
+  DeviceBuffer attention_workspace_;
+  DeviceBuffer hidden_;  // [num_rows, hidden_size] f32
+  DeviceBuffer logits_;  // [num_logits, vocab_size] f32
+  int64_t own_generation_ = 0;
+  std::vector<CapturedStep> captured_;
+};
+
+CudaDecoder::CudaDecoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec)
+    : config_(checkpoint.config()), context_(std::make_unique<CudaContext>(exec.cuda_device)) {
+  const int64_t max_tokens = options.max_sequence_tokens > 0 ? options.max_sequence_tokens
+                                                             : config_.max_position_embeddings;
+  const auto frequencies = [&](const RopeConfig& rope) {
+    return rope_frequencies(rope, config_.rotary_dim, config_.max_position_embeddings, max_tokens);
+  };
+  const RopeFrequencies full = frequencies(config_.rope);
+  const RopeFrequencies sliding = frequencies(config_.rope_local);
+  rope_full_ = upload_frequencies(full);
+  rope_sliding_ = upload_frequencies(sliding);
+  rope_full_factor_ = static_cast<float>(full.attention_factor);
+  rope_sliding_factor_ = static_cast<float>(sliding.attention_factor);
+  has_two_ropes_ = !(config_.rope == config_.rope_local);
+  if (options.compute == ComputeType::kF32) element_ = CudaElement::kF32;
+
+  const DType dense = options.dense_dtype;
+  {
+    const Tensor embedding = checkpoint.load(kEmbeddingName, dense);
+    if (embedding.shape() != Shape{config_.vocab_size, config_.hidden_size}) {
+      fail(ErrorCode::kCorruptData, checkpoint.path(), ": tensor '", kEmbeddingName, "' is ",
+           to_string(embedding.shape()), ", the config asks for [", config_.vocab_size, ", ",
+           config_.hidden_size, "]");
+    }
+    embedding_ = DeviceBuffer::from_host(embedding.data(), embedding.num_bytes());
+    embedding_element_ = dense == DType::kF32 ? CudaElement::kF32 : CudaElement::kBF16;
+  }
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    with_context(str("layer ", layer), [&] {
+      layers_.push_back(make_cuda_layer(config_, load_layer_weights(checkpoint, layer, dense),
+                                        options.compute, *context_));
+    });
+    checkpoint.release_pages();
+    if (options.on_layer_loaded) options.on_layer_loaded(layer + 1, config_.num_layers);
+  }
+  const Tensor norm = load_norm(checkpoint, "model.norm.weight");
+  final_norm_ = DeviceBuffer::from_host(norm.data(), norm.num_bytes());
+  LinearWeights head = checkpoint.load_linear("lm_head", dense);
+  if (options.compute == ComputeType::kAuto && options.int8_head) {
+    head = int8_output_head(std::move(head), exec);
+  }
+  const LinearWeights* part = &head;
+  lm_head_ = CudaStackedLinear(stack_linears({&part, 1}), options.compute, *context_);
+  if (lm_head_.n() != config_.vocab_size || lm_head_.k() != config_.hidden_size) {
+    fail(ErrorCode::kCorruptData, "lm_head is [", lm_head_.n(), ", ", lm_head_.k(),
+         "], the config asks for [", config_.vocab_size, ", ", config_.hidden_size, "]");
+  }
+  context_->synchronize();
+}
+
+int64_t CudaDecoder::weight_bytes() const {
+  int64_t bytes = lm_head_.weight_bytes();
+  for (const CudaDecoderLayer& layer : layers_) bytes += layer.weight_bytes(config_);
+  return bytes;
+}
+
+std::string CudaDecoder::kernels() const {
+  const CudaDecoderLayer& layer = layers_.front();
+  return str(context_->name(), "\nqkv: ", layer.qkv.kernels(), "\no: ", layer.o.kernels(),
+             "\ngate_up: ", layer.mlps.front().gate_up.kernels(),
+             "\ndown: ", layer.mlps.front().down.kernels(), "\nlm_head: ", lm_head_.kernels(),
+             "\n");
+}
+
+std::unique_ptr<KvCache> CudaDecoder::make_cache(KvFormat format, int64_t num_tokens,
+                                                 int64_t max_sequence_tokens) const {
+  context_->use();
+  if (element_ == CudaElement::kF32 && format != KvFormat::kF32) {
+    fail(ErrorCode::kUnsupported, "a cache of ", kv_format_name(format),
+         " with fp32 arithmetic on a GPU; use f32");
+  }
+  if (element_ != CudaElement::kF32 && format == KvFormat::kF32) format = KvFormat::kBF16;
+  return std::make_unique<CudaKvCache>(config_, format, num_tokens, max_sequence_tokens,
+                                       context_->stream());
+}
+
+template <typename Finish>
+void CudaDecoder::run_step(const ForwardBatch& batch, KvCache& cache, bool wants_logits, Exec& exec,
+                           const Finish& finish) {
+  check_batch(batch);
+  context_->use();
+  auto& gpu_cache = static_cast<CudaKvCache&>(cache);
+  StepShape shape = {.num_rows = static_cast<int64_t>(batch.token_ids.size()),
+                     .num_sequences = static_cast<int64_t>(batch.sequences.size()),
+                     .num_logits = static_cast<int64_t>(batch.logit_rows.size())};
+  for (const KvRows& rows : batch.sequences) {
+    shape.max_rows_per_sequence = std::max(shape.max_rows_per_sequence, rows.num_rows);
+    shape.max_context = std::max(shape.max_context, rows.sequence->num_tokens + rows.num_rows);
+  }
+  if (shape.num_rows == 0) return;
+  const bool is_decode = shape.max_rows_per_sequence == 1 && wants_logits &&
+                         shape.num_logits == shape.num_rows &&
+                         shape.num_sequences == shape.num_rows &&
+                         shape.num_rows <= kMaxGraphRows && config_.num_experts == 0;
+  if (is_decode) {
+    shape.num_rows = shape.num_sequences = shape.num_logits = graph_rows(shape.num_rows);
+    const auto context = static_cast<uint64_t>(std::max(shape.max_context, kMinGraphContext));
+    shape.max_context = static_cast<int64_t>(std::bit_ceil(context));
+  }
+
+  cache.begin_step(batch.sequences, exec);
+  try {
+    steps_.send(batch, shape, context_->stream());
+    reserve(shape);
+    if (!is_decode || !replay(shape, gpu_cache)) run(shape, gpu_cache, wants_logits);
+    finish();
+    context_->synchronize();
+  } catch (...) {
+    cache.abandon_step();
+    throw;
+  }
+  cache.commit();
+  if (profile_ != nullptr) ++profile_->steps;
+}
+
+void CudaDecoder::forward(const ForwardBatch& batch, KvCache& cache, float* logits, float* hidden,
+                          Exec& exec) {
+  const auto num_logits = static_cast<int64_t>(batch.logit_rows.size());
+  run_step(batch, cache, logits != nullptr, exec, [&] {
+    if (logits != nullptr) {
+      copy_to_host(logits, logits_.data(), num_logits * config_.vocab_size);
+    }
+    if (hidden != nullptr) copy_hidden(num_logits, hidden);
+  });
+}
+
+void CudaDecoder::copy_hidden(int64_t num_logits, float* hidden) {
+  const DeviceWorkspace::Scope scope(context_->workspace());
+  auto* rows = context_->workspace().allocate_as<float>(num_logits * config_.hidden_size);
+  add_norm_quantize_cuda({.hidden = hidden_.as<float>(),
+                          .m = num_logits,
+                          .k = config_.hidden_size,
+                          .gain = final_norm_.as<float>(),
+                          .eps = static_cast<float>(config_.rms_norm_eps),
+                          .rows = steps_.logit_rows(),
+                          .target = {.element = CudaElement::kF32, .data = rows}},
+                         context_->stream());
+  copy_to_host(hidden, rows, num_logits * config_.hidden_size);
+}
+
+void CudaDecoder::forward_and_sample(const ForwardBatch& batch, KvCache& cache,
+                                     const SampleBatch& sampling, const SampledBatch& sampled,
+                                     Exec& exec) {
+  const auto num_rows = static_cast<int64_t>(batch.logit_rows.size());
+  run_step(batch, cache, true, exec, [&] {
+    if (num_rows == 0) return;
+    DeviceWorkspace& workspace = context_->workspace();
+    const DeviceWorkspace::Scope scope(workspace);
+    const int64_t num_top = num_rows * sampling.max_logprobs;
+    const bool has_logprobs = !sampled.logprobs.empty();
+    const SamplingCudaArgs args = {
+        .logits = logits_.as<float>(),
+        .num_rows = num_rows,
+        .vocab_size = config_.vocab_size,
+        .rows = copy_to_device(sampling.rows),
+        .counts = copy_to_device(sampling.counts),
+        .biases = copy_to_device(sampling.biases),
+        .masks = copy_to_device(sampling.masks),
+        .tokens = workspace.allocate_as<int32_t>(num_rows),
+        .logprobs = has_logprobs ? workspace.allocate_as<float>(num_rows) : nullptr,
+        .max_logprobs = sampling.max_logprobs,
+        .top_tokens = num_top > 0 ? workspace.allocate_as<int32_t>(num_top) : nullptr,
+        .top_logprobs = num_top > 0 ? workspace.allocate_as<float>(num_top) : nullptr};
+    sample_cuda(args, context_->stream());
+    copy_to_host(sampled.tokens.data(), args.tokens, num_rows);
+    if (has_logprobs) copy_to_host(sampled.logprobs.data(), args.logprobs, num_rows);
+    if (num_top > 0) {
+      copy_to_host(sampled.top_tokens.data(), args.top_tokens, num_top);
+      copy_to_host(sampled.top_logprobs.data(), args.top_logprobs, num_top);
+    }
+  });
+}
+
+// Memory whose size the shape decides, and which graphs remember.
+void CudaDecoder::reserve(const StepShape& shape) {
+  const auto grow = [&](DeviceBuffer& buffer, int64_t bytes, bool zeroed) {
+    if (bytes <= buffer.size()) return;
+    context_->synchronize();
+    buffer.reserve(bytes + bytes / 8);
+    if (zeroed) {
+      cuda_check(cudaMemsetAsync(buffer.data(), 0, static_cast<std::size_t>(buffer.size()),
+                                 context_->stream()),
+                 "clearing memory");
+    }
+    ++own_generation_;
+  };
+  const int64_t float_bytes = sizeof(float);
+  grow(hidden_, shape.num_rows * config_.hidden_size * float_bytes, false);
+  grow(logits_, shape.num_logits * config_.vocab_size * float_bytes, false);
+  const AttentionCudaArgs attention = {.element = element_,
+                                       .q_stride = layers_.front().qkv.n(),
+                                       .num_heads = config_.num_heads,
+                                       .num_kv_heads = config_.num_kv_heads,
+                                       .head_dim = config_.head_dim};
+  grow(attention_workspace_, attention_cuda_workspace_bytes(attention, steps_.batch()), true);
+}
+
+void CudaDecoder::run(const StepShape& shape, CudaKvCache& cache, bool wants_logits) {
+  const DeviceWorkspace::Scope scope(context_->workspace());
+  auto* hidden = hidden_.as<float>();
+  embedding_lookup_cuda({.table = embedding_.data(),
+                         .element = embedding_element_,
+                         .vocab_size = config_.vocab_size,
+                         .hidden_size = config_.hidden_size,
+                         .token_ids = steps_.token_ids(),
+                         .num_tokens = shape.num_rows,
+                         .scale = static_cast<float>(config_.embedding_scale),
+                         .hidden = hidden},
+                        context_->stream());
+  run_layers(cache, hidden);
+  if (wants_logits) run_head(hidden, shape.num_logits);
+}
+
+void CudaDecoder::run_layers(CudaKvCache& cache, float* hidden) {
+  DeviceWorkspace& workspace = context_->workspace();
+  const DeviceWorkspace::Scope scope(workspace);
+  const CudaBatch batch = steps_.batch();
+  const int64_t half = config_.rotary_dim / 2;
+  const auto rope = [&](const DeviceBuffer& frequencies, float factor) {
+    auto* cos = workspace.allocate_as<float>(batch.num_rows * half);
+    auto* sin = workspace.allocate_as<float>(batch.num_rows * half);
+    rope_tables_cuda(frequencies.as<float>(), factor, half, batch.positions, batch.num_rows, cos,
+                     sin, context_->stream());
+    return CudaRopeRows{cos, sin};
+  };
+  const CudaRopeRows full = rope(rope_full_, rope_full_factor_);
+  const CudaRopeRows sliding = has_two_ropes_ ? rope(rope_sliding_, rope_sliding_factor_) : full;
+  void* branch = workspace.allocate(batch.num_rows * config_.hidden_size *
+                                    (element_ == CudaElement::kF32 ? 4 : 2));
+  PendingBranch pending;
+  for (const CudaDecoderLayer& layer : layers_) {
+    const CudaLayerStep step = {.config = config_,
+                                .rope = layer.is_sliding ? sliding : full,
+                                .batch = batch,
+                                .cache = cache.layer(layer.index),
+                                .attention_workspace = attention_workspace_.data()};
+    pending = forward_cuda_layer(layer, step, hidden, pending, branch, *context_);
+  }
+  add_pending(pending, config_, hidden, batch.num_rows, *context_);
+}
+
+void CudaDecoder::run_head(const float* hidden, int64_t num_logits) {
+  if (num_logits == 0) return;
+  DeviceWorkspace& workspace = context_->workspace();
+  const DeviceWorkspace::Scope scope(workspace);
+  const CudaLinear& head = *lm_head_.weights().front();
+  const CudaInputClass input = head.input_class(num_logits);
+  const QuantizedTarget target = {.format = input.format,
+                                  .hadamard = input.hadamard,
+                                  .element = input.element,
+                                  .data = workspace.allocate(num_logits * config_.hidden_size * 4),
+                                  .row_scales = workspace.allocate_as<float>(num_logits),
+                                  .global_scale = input.global_scale};
+  add_norm_quantize_cuda({.hidden = const_cast<float*>(hidden),  // without a branch only read
+                          .m = num_logits,
+                          .k = config_.hidden_size,
+                          .gain = final_norm_.as<float>(),
+                          .eps = static_cast<float>(config_.rms_norm_eps),
+                          .rows = steps_.logit_rows(),
+                          .target = target},
+                         context_->stream());
+  head.run({.element = target.element,
+            .data = target.data,
+            .row_scales = target.row_scales,
+            .m = num_logits,
+            .k = config_.hidden_size},
+           {.element = CudaElement::kF32, .data = logits_.data(), .stride = config_.vocab_size});
+  softcap_cuda(logits_.as<float>(), num_logits * config_.vocab_size,
+               static_cast<float>(config_.final_logit_softcap), context_->stream());
+}
+
+CudaDecoder::CapturedStep& CudaDecoder::captured(const StepShape& shape,
+                                                 CudaKvCache& cache) {
+  const KvCudaLayer last = cache.layer(config_.num_layers - 1);
+  const CachePlace place = {last.element, cache.layer(0).keys, last.values};
+  for (CapturedStep& step : captured_) {
+    if (step.shape == shape && step.cache == place) return step;
+  }
+  captured_.push_back({.shape = shape, .cache = place, .generation = -1, .graph = nullptr});
+  return captured_.back();
+}
+
+// Runs the step from its graph. False: not yet, the caller runs it. A shape's first step only shows
+// how much memory it takes, the second captures.
+bool CudaDecoder::replay(const StepShape& shape, CudaKvCache& cache) {
+  CapturedStep& step = captured(shape, cache);
+  if (step.generation != generation()) {
+    step.generation = generation();
+    step.graph = nullptr;
+    return false;
+  }
+  if (step.graph == nullptr) {
+    const CudaStream stream = context_->stream();
+    cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
+               "capturing a step");
+    cudaGraph_t graph = nullptr;
+    try {
+      run(shape, cache, true);
+    } catch (...) {
+      cudaStreamEndCapture(stream, &graph);
+      if (graph != nullptr) cudaGraphDestroy(graph);
+      throw;
+    }
+    cuda_check(cudaStreamEndCapture(stream, &graph), "capturing a step");
+    cudaGraphExec_t instance = nullptr;
+    const cudaError_t status = cudaGraphInstantiate(&instance, graph, 0);
+    cudaGraphDestroy(graph);
+    cuda_check(status, "making a graph of a step");
+    step.graph = Graph(instance);
+  }
+  cuda_check(cudaGraphLaunch(step.graph.get(), context_->stream()), "replaying a step");
+  return true;
+}
+
+}  // namespace
+
+std::unique_ptr<Model> load_cuda_model(const Checkpoint& checkpoint, const ModelOptions& options,
+                                       Exec& exec) {
+  return std::make_unique<CudaDecoder>(checkpoint, options, exec);
+}
+
+}  // namespace lathe
