@@ -10,7 +10,7 @@ namespace lathe {
 
 inline constexpr int kW8SmallMaxRows = 64;
 
-// An 8-bit weight on the device. k is a multiple of 64.
+// An 8-bit weight on the device. k is a multiple of 32.
 //   kInt8, kE4M3     with kBF16 or kE8M0 per 32 columns, or kF32 per row (group_size 0)
 // E4M3 codes are numbers, not NaN.
 struct W8Matrix {
