@@ -51,6 +51,11 @@ constexpr int kGroups = 4;  // of consumers
 constexpr int kConsumers = kGroups * 128;
 constexpr int kThreads = kConsumers + 128;
 constexpr int kReducers = 96;
+// A block starts with 96 registers a thread (65536 / kThreads, rounded down to a multiple of 8), and
+// shares out no more than these.
+constexpr int kConsumerRegisters = 104;
+constexpr int kHelperRegisters = 64;
+static_assert(kConsumers * kConsumerRegisters + 128 * kHelperRegisters <= kThreads * 96);
 constexpr int kChunkTiles = 2;
 constexpr int kPanelRows = 64;
 constexpr int kMaxShared = 227 * 1024;
@@ -70,6 +75,16 @@ constexpr int shared_bytes(int rows, int cluster, int x_tiles, int slots, int ti
 
 // ---- PTX beyond async_copy_sm90.h
 
+// Contiguous bytes from global memory; addresses and size are multiples of 16.
+__device__ __forceinline__ void copy_bulk(uint32_t target, const void* source, uint32_t bytes,
+                                          uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          target),
+      "l"(source), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+// The address in block `rank` of the cluster of what has this address here.
 __device__ __forceinline__ uint32_t remote_address(uint32_t address, uint32_t rank) {
   uint32_t remote;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
@@ -101,6 +116,11 @@ __device__ __forceinline__ void order_operands(uint32_t (&a)[2][2][4]) {
                  "+r"(a[0][1][0]), "+r"(a[0][1][1]), "+r"(a[0][1][2]), "+r"(a[0][1][3]),
                  "+r"(a[1][0][0]), "+r"(a[1][0][1]), "+r"(a[1][0][2]), "+r"(a[1][0][3]),
                  "+r"(a[1][1][0]), "+r"(a[1][1][1]), "+r"(a[1][1][2]), "+r"(a[1][1][3])::"memory");
+}
+
+// Tells a block of the cluster that this one has read what it had sent.
+__device__ __forceinline__ void arrive_remote(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // One wgmma m64nNk16 of bf16 with fp32 sums.
@@ -242,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   allow_next_kernel();
 
   if (warp < kGroups * 4) {
-    take_registers<112>();
+    take_registers<kConsumerRegisters>();
     const int group = warp / 4;
     const int thread = threadIdx.x % 128;
     wait_for_previous_kernel();
@@ -326,7 +346,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   } else {
-    give_registers<56>();
+    give_registers<kHelperRegisters>();
     if (warp == kGroups * 4) {
       if (lane == 0) {
         int slot[kGroups] = {}, parity[kGroups];
@@ -403,7 +423,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           if (thread == 0) {
             barrier_arrive_expect(sums_full + buffer * 8, expected);
             for (int other = 0; other < cluster; ++other) {
-              barrier_arrive_cluster(sums_empty + buffer * 8, other);
+              arrive_remote(remote_address(sums_empty + buffer * 8, static_cast<uint32_t>(other)));
             }
           }
           if (++buffer == kBuffers) {
