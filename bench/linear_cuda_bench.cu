@@ -478,7 +478,7 @@ int check_all() {
       const Input x = make_input(s.m, s.k, kind == Kind::kMxfp4, true);
       const int64_t stride = s.n + s.pad;
       if (kind == Kind::kMxfp4) {
-        for (const Mxfp4Config& config : mxfp4_configs()) {
+        for (const Mxfp4Config& config : mxfp4_configs(s.k)) {
           const auto r = compare(weights.copies[0], c.order(), x.view, stride, s.f32,
                                  [&](const CudaLinearOutput& y) {
                                    linear_mxfp4_sm90(weights.copies[0], weights.exponents[0],
@@ -488,7 +488,7 @@ int check_all() {
           failures += !report("mxfp4", to_string(config), s.m, s.n, s.k, r, kFp8Limit);
         }
       } else {
-        for (const Bf16GemmConfig& config : nvfp4_configs()) {
+        for (const Bf16GemmConfig& config : nvfp4_configs(s.k)) {
           const auto r = compare(weights.copies[0], c.order(), x.view, stride, s.f32,
                                  [&](const CudaLinearOutput& y) {
                                    linear_nvfp4_sm90(weights.copies[0], x.view, y, config, nullptr);
@@ -513,7 +513,7 @@ void accuracy() {
     const Case c{4096, k, Kind::kMxfp4};
     const Weights weights = make_weights(c, 1, nullptr, nullptr);
     const Input x = make_input(512, k, true, false);
-    for (const Mxfp4Config& config : mxfp4_configs()) {
+    for (const Mxfp4Config& config : mxfp4_configs(k)) {
       const auto r = compare(weights.copies[0], c.order(), x.view, c.n, true,
                              [&](const CudaLinearOutput& y) {
                                linear_mxfp4_sm90(weights.copies[0], weights.exponents[0], x.view, y,
@@ -544,7 +544,7 @@ void emulation() {
   cuda_check(cudaMemcpy(samples, host_samples.data(), count * sizeof(int2), cudaMemcpyHostToDevice),
              "samples");
   const CudaLinearOutput out{CudaElement::kF32, y, c.n};
-  linear_mxfp4_sm90(weights.copies[0], weights.exponents[0], x.view, out, {64, 2, 0}, nullptr);
+  linear_mxfp4_sm90(weights.copies[0], weights.exponents[0], x.view, out, {128, 2, 1}, nullptr);
   gather_kernel<<<count / 256, 256>>>(y, true, c.n, samples, count, actual);
   std::vector<float> a(count), b(count);
   cuda_check(cudaMemcpy(a.data(), actual, count * 4, cudaMemcpyDeviceToHost), "result");
@@ -609,7 +609,7 @@ void time_all(const std::vector<Shape>& shapes, const std::vector<int64_t>& ms, 
         };
         if (kind == Kind::kMxfp4) {
           const Mxfp4Config best = choose_mxfp4_config(m, shape.n, shape.k, num_sms);
-          for (const Mxfp4Config& config : mxfp4_configs()) {
+          for (const Mxfp4Config& config : mxfp4_configs(shape.k)) {
             if (!all && !(config == best)) continue;
             one(to_string(config), kFp8Limit, config == best,
                 [&](int i, const CudaLinearOutput& out, cudaStream_t s) {
@@ -619,7 +619,7 @@ void time_all(const std::vector<Shape>& shapes, const std::vector<int64_t>& ms, 
           }
         } else {
           const Bf16GemmConfig best = choose_nvfp4_config(m, shape.n, shape.k, num_sms);
-          for (const Bf16GemmConfig& config : nvfp4_configs()) {
+          for (const Bf16GemmConfig& config : nvfp4_configs(shape.k)) {
             if (!all && !(config == best)) continue;
             one(to_string(config), kBf16Limit, config == best,
                 [&](int i, const CudaLinearOutput& out, cudaStream_t s) {

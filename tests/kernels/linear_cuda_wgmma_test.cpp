@@ -220,7 +220,7 @@ TEST(LinearMxfp4Sm90, ChoiceFollowsTheSizesAndPrints) {
   const Mxfp4Config large = choose_mxfp4_config(4096, 28672, 4096, 132);
   EXPECT_EQ(large.tokens, 256);
   EXPECT_NE(to_string(large).find("256"), std::string::npos);
-  EXPECT_LT(choose_mxfp4_config(65, 4096, 4096, 132).tokens, 256);
+  EXPECT_EQ(choose_mxfp4_config(65, 4096, 4096, 132).tokens, 128);
   EXPECT_EQ(choose_mxfp4_config(4096, 28672, 4096, 132), large);
 }
 
@@ -230,7 +230,7 @@ TEST(LinearMxfp4Sm90, IntegersAreExactInEveryVersion) {
     const DeviceWeight w(integer_weights("mxfp4", size.n, size.k, 1), Fp4Order::kByteFragments);
     const DeviceInput x(trits(size.m * size.k, 2), size.m, size.k, CudaElement::kE4M3);
     const std::vector<float> expected = exact_output(w, x);
-    for (const Mxfp4Config& config : mxfp4_configs()) {
+    for (const Mxfp4Config& config : mxfp4_configs(size.k)) {
       for (const CudaElement element : {CudaElement::kBF16, CudaElement::kF32}) {
         SCOPED_TRACE(testing::Message() << to_string(config) << " m " << size.m << " n " << size.n
                                         << " k " << size.k << " +" << size.padding);
@@ -301,7 +301,7 @@ TEST(LinearMxfp4Sm90, RandomNumbersStayWithinTheAccumulatorsError) {
       bound[i * n + j] = error * x.row_scales[i] * w.row_scales[j];
     }
   }
-  for (const Mxfp4Config& config : mxfp4_configs()) {
+  for (const Mxfp4Config& config : mxfp4_configs(k)) {
     const auto y = run_to_host(m, n, 0, CudaElement::kF32, [&](const CudaLinearOutput& out) {
       linear_mxfp4_sm90(w.view, w.exponents.data(), x.view, out, config, nullptr);
     });
@@ -320,7 +320,7 @@ TEST(LinearMxfp4Sm90, ARowDoesNotDependOnTheOthers) {
                                  normal_values(n * k, 21, 0.1).data(), n, k),
                  Fp4Order::kByteFragments);
   const std::vector<float> values = normal_values(m * k, 22, 100);
-  for (const Mxfp4Config& config : mxfp4_configs()) {
+  for (const Mxfp4Config& config : mxfp4_configs(k)) {
     const DeviceInput all(values, m, k, CudaElement::kE4M3);
     const auto run = [&](const DeviceInput& x) {
       return run_to_host(x.view.m, n, 0, CudaElement::kF32, [&](const CudaLinearOutput& out) {
@@ -375,12 +375,12 @@ TEST(LinearMxfp4Sm90, RefusesWhatItCannotHave) {
 
 TEST(LinearNvfp4Sm90, IntegersAreExactInEveryVersion) {
   LATHE_NEEDS_GPU();
-  for (const std::string format : {"nvfp4", "mxfp4"}) {
+  for (const std::string format : {"nvfp4", "mxfp4", "int4"}) {
     for (const Size& size : kSizes) {
       const DeviceWeight w(integer_weights(format, size.n, size.k, 1), Fp4Order::kHalfFragments);
       const DeviceInput x(trits(size.m * size.k, 2), size.m, size.k, CudaElement::kBF16);
       const std::vector<float> expected = exact_output(w, x);
-      for (const Bf16GemmConfig& config : nvfp4_configs()) {
+      for (const Bf16GemmConfig& config : nvfp4_configs(size.k)) {
         for (const CudaElement element : {CudaElement::kBF16, CudaElement::kF32}) {
           SCOPED_TRACE(testing::Message() << format << " " << to_string(config) << " m " << size.m
                                           << " n " << size.n << " k " << size.k);
@@ -431,7 +431,7 @@ TEST(LinearNvfp4Sm90, RandomNumbersStayWithinFp32Sums) {
     for (float& value : values) value = float_from_bf16(bf16_from_float(value));
     const DeviceInput x(std::move(values), m, k, CudaElement::kBF16);
     const std::vector<float> expected = exact_output(w, x);
-    for (const Bf16GemmConfig& config : nvfp4_configs()) {
+    for (const Bf16GemmConfig& config : nvfp4_configs(k)) {
       const auto y = run_to_host(m, n, 0, CudaElement::kF32, [&](const CudaLinearOutput& out) {
         linear_nvfp4_sm90(w.view, x.view, out, config, nullptr);
       });

@@ -28,16 +28,11 @@ __device__ __forceinline__ void barrier_arrive_expect(uint32_t barrier, uint32_t
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Arrives at the barrier at the same address in block `rank` of the cluster. For telling that this
-// thread has read what lay there; it does not make writes visible beyond the block (a release at
-// cluster scope costs a fence of the whole GPU).
-__device__ __forceinline__ void barrier_arrive_cluster(uint32_t barrier, uint32_t rank) {
-  asm volatile(
-      "{\n.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
+// Arrives at a barrier of the cluster, an address by cluster_address(). For telling that this thread
+// has read what lay there; it does not make writes visible beyond the block (a release at cluster
+// scope costs a fence of the whole GPU).
+__device__ __forceinline__ void barrier_arrive_cluster(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 // Until the phase of this parity has ended.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
@@ -51,16 +46,8 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
       "r"(parity)
       : "memory");
 }
-// Contiguous bytes from global memory; addresses and size are multiples of 16.
-__device__ __forceinline__ void copy_bulk(uint32_t target, const void* source, uint32_t bytes,
-                                          uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          target),
-      "l"(source), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-// A box of a tensor map at (column, row).
+// A box of a tensor map at (column, row) or, of three dimensions, (0, y, z). What lies outside the
+// tensor becomes zero.
 __device__ __forceinline__ void copy_tile(uint32_t target, const CUtensorMap* map, int column,
                                           int row, uint32_t barrier) {
   asm volatile(
@@ -69,7 +56,15 @@ __device__ __forceinline__ void copy_tile(uint32_t target, const CUtensorMap* ma
       "l"(map), "r"(barrier), "r"(column), "r"(row)
       : "memory");
 }
-// The same into every block of the cluster named by the bits of `blocks`, at the same address, each
+__device__ __forceinline__ void copy_tile_3d(uint32_t target, const CUtensorMap* map, int y, int z,
+                                             uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
+      "%4, %5}], [%2];" ::"r"(target),
+      "l"(map), "r"(barrier), "r"(0), "r"(y), "r"(z)
+      : "memory");
+}
+// copy_tile into every block of the cluster named by the bits of `blocks`, at the same address, each
 // completing on its own barrier.
 __device__ __forceinline__ void copy_tile_multicast(uint32_t target, const CUtensorMap* map,
                                                     int column, int row, uint32_t barrier,
@@ -106,6 +101,23 @@ __device__ __forceinline__ void fence_async_proxy() {
 }
 __device__ __forceinline__ void prefetch_tensor_map(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+// The address of shared memory of block `rank` of the cluster that corresponds to one of ours.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  return remote;
+}
+// Four words into shared memory of another block of the cluster; `barrier` (there, too) is told of
+// the 16 bytes. Both addresses by cluster_address().
+__device__ __forceinline__ void store_cluster(uint32_t address, float a, float b, float c, float d,
+                                              uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(address),
+      "f"(a), "f"(b), "f"(c), "f"(d), "r"(barrier)
+      : "memory");
 }
 
 __device__ __forceinline__ uint32_t cluster_rank() {

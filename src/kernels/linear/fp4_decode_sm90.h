@@ -1,7 +1,9 @@
-// From the 4-bit words of a weight tile (fp4_tiles.h) to the registers of wgmma's left operand.
-// Each decoder takes the codes of one pipeline stage: 64 rows x kColumns columns, 128 bytes of x.
-//   load     the words and scales of this thread, from shared memory
-//   decode   half a stage: the left operand of two products of 32 bytes of K
+// From the 4-bit words of a weight tile (fp4_tiles.h) to the registers of wgmma's left operand. A
+// pipeline stage holds 64 rows x kColumns columns of codes, 128 bytes of x; a decoder takes half of
+// it at a time:
+//   load<half>   the words and scales of this thread, from shared memory; `codes` and `scales` are
+//                the addresses of the thread's first word and scale in the stage
+//   decode       the left operand of two products of 32 bytes of K
 #pragma once
 #include <cstdint>
 
@@ -21,6 +23,25 @@ __device__ __forceinline__ uint32_t select_bytes(uint32_t low, uint32_t high, ui
 __device__ __forceinline__ uint32_t byte_of(uint32_t word, int i) {
   return select_bytes(word, 0, 0x4440u + static_cast<uint32_t>(i));
 }
+
+__device__ __forceinline__ uint32_t load_shared_32(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address));
+  return value;
+}
+__device__ __forceinline__ uint2 load_shared_64(uint32_t address) {
+  uint2 value;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address));
+  return value;
+}
+__device__ __forceinline__ uint4 load_shared_128(uint32_t address) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(address));
+  return value;
+}
+
 constexpr uint32_t kMagnitudeBits = 0x77777777;
 constexpr uint32_t kByteSigns = 0x80808080;
 
@@ -28,23 +49,21 @@ constexpr uint32_t kByteSigns = 0x80808080;
 // so the scale of a group is an addition to the exponents of a table of eight magnitudes, made
 // once for the eight codes of a word. With e the scale's exponent byte and e_max the largest of
 // the row, a weight becomes
-//   element * 2^(max(e, e_max - 26) - e_max + 13)
-// which is exact wherever a row's exponents span at most 26, and `2^(e_max - 140)` is left to the
-// row's factor. Groups below that are raised to e_max - 26: an error of at most 6 * 2^(e_max - 153),
-// 2^-26 of the row's largest representable weight.
+//   element * 2^(e - e_max + 13)
+// and `2^(e_max - 140)` is left to the row's factor. e lies in e_max - 26 .. e_max
+// (mxfp4_row_exponents sees to it), but for codes that are all zero: code 0 is 0 in every table.
 struct DecodeMxfp4ToE5m2 {
   static constexpr WgmmaType kType = WgmmaType::kFp8;
   static constexpr int kColumns = 128;
   static constexpr int kTileScaleBytes = 128;
-  static constexpr int kMinStep = 26;
+  static constexpr int kThreadScaleBytes = 4;
 
   struct Row {
     uint32_t low[2], high[2];  // tables at e = 0, rows g and g + 8 (modulo 2^32)
-    uint32_t min_exponent[2];
   };
   struct Raw {
-    uint4 codes[2];
-    uint32_t scales[2];
+    uint4 codes;
+    uint32_t scales;
   };
 
   static __device__ __forceinline__ Row begin_row(const uint8_t* exponents, int row) {
@@ -55,7 +74,6 @@ struct DecodeMxfp4ToE5m2 {
       // 0, .5, 1, 1.5 and 2, 3, 4, 6 times 2^13 in E5M2; an exponent step is 4 in every byte.
       state.low[i] = 0x3E3C3800u + 13u * 0x04040400u - e_max * 0x04040400u;
       state.high[i] = 0x46444240u + 13u * 0x04040404u - e_max * 0x04040404u;
-      state.min_exponent[i] = e_max < kMinStep ? 0 : e_max - kMinStep;
     }
     return state;
   }
@@ -64,24 +82,18 @@ struct DecodeMxfp4ToE5m2 {
     return e < -100 ? __int_as_float((e + 100 + 127) << 23) * __int_as_float((-100 + 127) << 23)
                     : __int_as_float((e + 127) << 23);
   }
-  static __device__ __forceinline__ Raw load(const std::byte* codes, const std::byte* scales,
-                                             int thread) {
-    Raw raw;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      raw.codes[i] = *reinterpret_cast<const uint4*>(codes + i * kTileCodeBytes + thread * 16);
-      raw.scales[i] = *reinterpret_cast<const uint32_t*>(scales + i * kTileScaleBytes + thread / 4 * 4);
-    }
-    return raw;
+  template <int kHalf>
+  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales) {
+    return {load_shared_128(codes + kHalf * kTileCodeBytes),
+            load_shared_32(scales + kHalf * kTileScaleBytes)};
   }
   template <int kHalf>
   static __device__ __forceinline__ void decode(const Raw& raw, const Row& row,
                                                 uint32_t (&a)[2][4]) {
-    const uint32_t words[4] = {raw.codes[kHalf].x, raw.codes[kHalf].y, raw.codes[kHalf].z,
-                               raw.codes[kHalf].w};
+    const uint32_t words[4] = {raw.codes.x, raw.codes.y, raw.codes.z, raw.codes.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {  // word i: row i % 2, group i / 2, as the scale bytes lie
-      const uint32_t e = max(byte_of(raw.scales[kHalf], i), row.min_exponent[i % 2]);
+      const uint32_t e = byte_of(raw.scales, i);
       const uint32_t low = row.low[i % 2] + e * 0x04040400u;
       const uint32_t high = row.high[i % 2] + e * 0x04040404u;
       const uint32_t selectors = words[i] & kMagnitudeBits;
@@ -121,34 +133,32 @@ struct DecodeNvfp4ToBf16 {
   static constexpr WgmmaType kType = WgmmaType::kBf16;
   static constexpr int kColumns = 64;
   static constexpr int kTileScaleBytes = 256;
+  static constexpr int kThreadScaleBytes = 8;
 
   struct Row {};
   struct Raw {
-    uint4 codes;
-    uint2 scales;
+    uint2 codes;
+    uint32_t scales;
   };
 
   static __device__ __forceinline__ Row begin_row(const uint8_t*, int) { return {}; }
   static __device__ __forceinline__ float row_factor(const uint8_t*, int) { return 1; }
-  static __device__ __forceinline__ Raw load(const std::byte* codes, const std::byte* scales,
-                                             int thread) {
-    return {*reinterpret_cast<const uint4*>(codes + thread * 16),
-            *reinterpret_cast<const uint2*>(scales + thread / 4 * 8)};
+  template <int kHalf>
+  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales) {
+    return {load_shared_64(codes + kHalf * 8), load_shared_32(scales + kHalf * 4)};
   }
   template <int kHalf>
   static __device__ __forceinline__ void decode(const Raw& raw, const Row&, uint32_t (&a)[2][4]) {
-    const uint32_t words[2] = {kHalf == 0 ? raw.codes.x : raw.codes.z,
-                               kHalf == 0 ? raw.codes.y : raw.codes.w};
-    const uint32_t scales = kHalf == 0 ? raw.scales.x : raw.scales.y;
+    const uint32_t words[2] = {raw.codes.x, raw.codes.y};
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {  // row g + 8 i; bytes of `scales`: (g, 0) (g + 8, 0) (g, 1) (g + 8, 1)
+    for (int i = 0; i < 2; ++i) {  // row g + 8 i; scale bytes: (g, 0) (g + 8, 0) (g, 1) (g + 8, 1)
       const uint32_t selectors = words[i] & kMagnitudeBits;
       e2m1_to_bf16<120>(selectors, words[i], a[0][i], a[0][2 + i]);
       e2m1_to_bf16<120>(selectors >> 16, words[i] << 4, a[1][i], a[1][2 + i]);
       // The scale in both halves of a word, shifted by four: x * (1 + 2^16) * 2^4.
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const uint32_t scale = byte_of(scales, i + 2 * j) * 0x00100010u;
+        const uint32_t scale = byte_of(raw.scales, i + 2 * j) * 0x00100010u;
         a[j][i] = multiply_bf16x2(a[j][i], scale);
         a[j][2 + i] = multiply_bf16x2(a[j][2 + i], scale);
       }
@@ -162,24 +172,23 @@ struct DecodeMxfp4ToBf16 {
   static constexpr WgmmaType kType = WgmmaType::kBf16;
   static constexpr int kColumns = 64;
   static constexpr int kTileScaleBytes = 128;
+  static constexpr int kThreadScaleBytes = 4;
 
   struct Row {};
   struct Raw {
-    uint4 codes;
+    uint2 codes;
     uint32_t scales;
   };
 
   static __device__ __forceinline__ Row begin_row(const uint8_t*, int) { return {}; }
   static __device__ __forceinline__ float row_factor(const uint8_t*, int) { return 1; }
-  static __device__ __forceinline__ Raw load(const std::byte* codes, const std::byte* scales,
-                                             int thread) {
-    return {*reinterpret_cast<const uint4*>(codes + thread * 16),
-            *reinterpret_cast<const uint32_t*>(scales + thread / 4 * 4)};
+  template <int kHalf>
+  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales) {
+    return {load_shared_64(codes + kHalf * 8), load_shared_32(scales)};
   }
   template <int kHalf>
   static __device__ __forceinline__ void decode(const Raw& raw, const Row&, uint32_t (&a)[2][4]) {
-    const uint32_t words[2] = {kHalf == 0 ? raw.codes.x : raw.codes.z,
-                               kHalf == 0 ? raw.codes.y : raw.codes.w};
+    const uint32_t words[2] = {raw.codes.x, raw.codes.y};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const uint32_t selectors = words[i] & kMagnitudeBits;
@@ -192,6 +201,47 @@ struct DecodeMxfp4ToBf16 {
       for (int j = 0; j < 2; ++j) {
         a[j][i] = multiply_bf16x2(a[j][i], scale);
         a[j][2 + i] = multiply_bf16x2(a[j][2 + i], scale);
+      }
+    }
+  }
+};
+
+// INT4 with a bf16 scale per 32, to bf16: (nibble - 8) * scale, rounded to bf16 (2^-9 relative), as
+// the product may have 12 significant bits.
+struct DecodeInt4ToBf16 {
+  static constexpr WgmmaType kType = WgmmaType::kBf16;
+  static constexpr int kColumns = 64;
+  static constexpr int kTileScaleBytes = 256;
+  static constexpr int kThreadScaleBytes = 8;
+
+  struct Row {};
+  struct Raw {
+    uint2 codes;
+    uint32_t scales;
+  };
+
+  static __device__ __forceinline__ Row begin_row(const uint8_t*, int) { return {}; }
+  static __device__ __forceinline__ float row_factor(const uint8_t*, int) { return 1; }
+  template <int kHalf>
+  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales) {
+    return {load_shared_64(codes + kHalf * 8), load_shared_32(scales + kHalf * 4)};
+  }
+  template <int kHalf>
+  static __device__ __forceinline__ void decode(const Raw& raw, const Row&, uint32_t (&a)[2][4]) {
+    const uint32_t words[2] = {raw.codes.x, raw.codes.y};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t scale = select_bytes(raw.scales, 0, i == 0 ? 0x1010 : 0x3232);
+      const uint32_t odd = words[i] >> 4;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {  // codes 2 j and 2 j + 1: the nibbles of byte j
+        // 0x4300 | v is 128 + v in bf16.
+        const uint32_t pair =
+            (select_bytes(words[i], odd, 0x0400u + 0x0101u * static_cast<uint32_t>(j)) &
+             0x000F000Fu) | 0x43004300u;
+        uint32_t centred;
+        asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(centred) : "r"(pair), "r"(0x43084308u));
+        a[j / 2][i + 2 * (j % 2)] = multiply_bf16x2(centred, scale);
       }
     }
   }

@@ -1,19 +1,19 @@
 // The linear layer for many rows of x on Hopper: y^T = W x^T with 4-bit W as wgmma's left operand.
 //
-// A block of three warpgroups owns a tile of 128 outputs x kTokens tokens at a time and walks over
-// K in stages of 128 bytes of x (128 columns of 8 bits, 64 of 16):
-//   producer (one thread)   copies x by the copy engine with the 128-byte swizzle, and codes and
-//                           scales, which are contiguous in their tiles, by bulk copies, into a ring
-//                           of stages
-//   consumers (2 x 128)     64 outputs each: codes to registers, decoded there while the products
-//                           of the half stage before run, then two products per half stage
-// A cluster of kCluster blocks shares the tokens: each copies its part of x to all of them, so x,
-// the wider operand, is read from L2 once for 128 * kCluster outputs.
+// A block owns a tile of 128 outputs x kTokens tokens at a time and walks over K in stages of 128
+// bytes of x (128 columns of 8 bits, 64 of 16):
+//   producers (one thread each)  x, with the 128-byte swizzle; codes and scales
+//   consumers (2 x 128)          64 outputs each: codes to registers, decoded there while the
+//                                products of the half stage before run, then two products
+// kShare blocks of a cluster share the tokens: each copies its part of x to all of them, so x, the
+// wider operand, is read from L2 once for 128 kShare outputs. kSplits blocks of a cluster share a
+// tile: each sums over a part of K, then they exchange parts of the tile through shared memory and
+// add them in the order of K, so that few tiles still fill the chip.
 // The grid is persistent; a tile's result goes through shared memory (transposed by stmatrix) to
 // the copy engine, which writes it while the next tile runs.
 //
-// Rows of x meet only in the copy: every element of y is a sum over K in one fixed order, whatever
-// m is and wherever the row stands.
+// Rows of x meet only in the copy: every element of y is a sum over K in one order, whatever m is
+// and wherever the row stands.
 #pragma once
 #include <cuda_bf16.h>
 
@@ -27,10 +27,10 @@ namespace lathe {
 enum class Fp4OutputPath { kBf16Tiles, kBf16, kF32 };  // by the copy engine, or element by element
 
 struct Fp4GemmParams {
-  CUtensorMap x_map;  // [m, k], boxes of kTokens / kCluster rows
-  CUtensorMap y_map;  // [m, n] bf16, boxes of 64 x 64 (kBf16Tiles only)
-  const std::byte* codes;
-  const std::byte* scales;
+  CUtensorMap x_map;           // [m, k], boxes of kTokens / kShare rows
+  CUtensorMap code_map;        // [panels, k / 64, 2048], boxes of two panels and a stage
+  CUtensorMap scale_map;       // [panels, k / 64, bytes of a tile], the same
+  CUtensorMap y_map;           // [m, n] bf16, boxes of kChunk x 64 (kBf16Tiles only)
   const uint8_t* exponents;    // [64 ceil(n / 64)] or null
   const float* row_scales;     // [n] or null
   const float* bias;           // [n] or null
@@ -39,30 +39,39 @@ struct Fp4GemmParams {
   int64_t y_stride;
   int m, n;
   int num_panels;              // ceil(n / 64)
-  int k_tiles;                 // k / 64
-  int row_tiles, token_tiles;  // of 128 kCluster outputs, of kTokens tokens
+  int steps;                   // stages along k
+  int row_tiles, token_tiles;  // of 128 kShare outputs, of kTokens tokens
   int group;                   // token tiles that are worked on together
   Fp4OutputPath path;
 };
 
-template <class Decode, int kTokensArg, int kClusterArg, int kStagesArg, int kPromoteArg>
+template <class Decode, int kTokensArg, int kShareArg, int kSplitsArg, int kStagesArg>
 struct Fp4GemmShape {
-  static constexpr int kTokens = kTokensArg, kCluster = kClusterArg, kStages = kStagesArg;
-  // Stages between additions to a second accumulator; 0: one accumulator.
-  static constexpr int kPromote = kPromoteArg;
+  static constexpr int kTokens = kTokensArg, kShare = kShareArg, kSplits = kSplitsArg;
+  static constexpr int kStages = kStagesArg;
+  static constexpr int kCluster = kShare * kSplits;
   static constexpr int kStageTiles = Decode::kColumns / 64;
+  // Tokens whose results go through shared memory at a time, and those that one of kSplits blocks
+  // finishes.
+  static constexpr int kOwned = kTokens / kSplits;
+  static constexpr int kChunk = kOwned < 64 ? kOwned : 64;
   static constexpr int kXBytes = kTokens * 128;
   static constexpr int kPanelCodeBytes = kStageTiles * kTileCodeBytes;
   static constexpr int kPanelScaleBytes = kStageTiles * Decode::kTileScaleBytes;
-  static constexpr int kStageBytes = kXBytes + 2 * (kPanelCodeBytes + kPanelScaleBytes);
-  static constexpr int kOutputBytes = 2 * 2 * 8192;  // two buffers of 64 x 64 bf16 per warpgroup
-  static constexpr int kXOffset = kOutputBytes;
+  static constexpr int kWeightBytes = 2 * (kPanelCodeBytes + kPanelScaleBytes);
+  static constexpr int kOutputBytes = kChunk * 128;  // a buffer of one warpgroup
+  static constexpr int kReceivedBytes = (kSplits - 1) * kOwned * 128 * 4;
+
+  static constexpr int kOutputOffset = 0;
+  static constexpr int kXOffset = kOutputOffset + 2 * kOutputBytes;
   static constexpr int kCodeOffset = kXOffset + kStages * kXBytes;
   static constexpr int kScaleOffset = kCodeOffset + kStages * 2 * kPanelCodeBytes;
-  static constexpr int kTokenScaleOffset = kScaleOffset + kStages * 2 * kPanelScaleBytes;
-  static constexpr int kBarrierOffset = kTokenScaleOffset + kTokens * 4;
-  static constexpr int kSharedBytes = kBarrierOffset + 2 * kStages * 8;
+  static constexpr int kReceivedOffset = kScaleOffset + kStages * 2 * kPanelScaleBytes;
+  static constexpr int kTokenScaleOffset = kReceivedOffset + kReceivedBytes;
+  static constexpr int kBarrierOffset = kTokenScaleOffset + 2 * kTokens * 4;
+  static constexpr int kSharedBytes = kBarrierOffset + (2 * kStages + 1) * 8;
   static_assert(kSharedBytes <= 232448);
+  static_assert((kStages & (kStages - 1)) == 0);
 };
 
 struct Fp4Tile {
@@ -79,63 +88,118 @@ __device__ __forceinline__ Fp4Tile fp4_tile(const Fp4GemmParams& p, int index) {
   return {rest / tokens, first + rest % tokens};
 }
 
-template <class Decode, class Shape>
-__device__ __forceinline__ void fp4_produce(const Fp4GemmParams& p, std::byte* shared,
-                                            uint32_t full, uint32_t empty) {
-  const int rank = Shape::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;
+// The barriers of the ring of stages: full[kStages], then empty[kStages], then one for what other
+// blocks send at the end of a tile (kSplits > 1).
+struct Fp4Barriers {
+  uint32_t full, empty, received;
+};
+
+// Which part of the cluster's work is this block's.
+template <class Shape>
+struct Fp4Place {
+  int share, split;
+  int first_step, end_step;
+
+  __device__ __forceinline__ explicit Fp4Place(const Fp4GemmParams& p) {
+    const int rank = Shape::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;
+    share = rank % Shape::kShare;
+    split = rank / Shape::kShare;
+    first_step = p.steps * split / Shape::kSplits;
+    end_step = p.steps * (split + 1) / Shape::kSplits;
+  }
+};
+
+// kWeights: codes and scales, else x.
+template <class Decode, class Shape, bool kWeights>
+__device__ __forceinline__ void fp4_produce(const Fp4GemmParams& p, uint32_t shared,
+                                            const Fp4Barriers& barriers) {
+  const Fp4Place<Shape> place(p);
   const int num_tiles = p.row_tiles * p.token_tiles;
-  const int steps = (p.k_tiles + Shape::kStageTiles - 1) / Shape::kStageTiles;
-  constexpr int kBox = Shape::kTokens / Shape::kCluster;
-  const uint32_t base = shared_address(shared);
-  int stage = 0;
-  uint32_t phase = 0;
+  constexpr int kBox = Shape::kTokens / Shape::kShare;
+  constexpr auto kBlocks = static_cast<uint16_t>((1 << Shape::kShare) - 1);
+  const auto blocks = static_cast<uint16_t>(kBlocks << (place.split * Shape::kShare));
+  uint32_t count = 0;
   for (int index = blockIdx.x / Shape::kCluster; index < num_tiles;
        index += gridDim.x / Shape::kCluster) {
     const Fp4Tile tile = fp4_tile(p, index);
-    int64_t panel_tile[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      // Panels beyond the last one repeat it; nothing of them is stored.
-      const int panel = min((tile.row * Shape::kCluster + rank) * 2 + i, p.num_panels - 1);
-      panel_tile[i] = int64_t{panel} * p.k_tiles;
-    }
-    for (int step = 0; step < steps; ++step) {
-      barrier_wait(empty + stage * 8, phase ^ 1);
-      const uint32_t barrier = full + stage * 8;
-      barrier_arrive_expect(barrier, Shape::kStageBytes);
-      const uint32_t x = base + Shape::kXOffset + stage * Shape::kXBytes + rank * kBox * 128;
-      const int column = step * Decode::kColumns;
-      const int token = tile.token * Shape::kTokens + rank * kBox;
-      if constexpr (Shape::kCluster > 1) {
-        copy_tile_multicast(x, &p.x_map, column, token, barrier, (1 << Shape::kCluster) - 1);
+    const int panel = (tile.row * Shape::kShare + place.share) * 2;
+    const int token = tile.token * Shape::kTokens + place.share * kBox;
+    for (int step = place.first_step; step < place.end_step; ++step, ++count) {
+      const uint32_t stage = count % Shape::kStages;
+      const uint32_t full = barriers.full + stage * 8;
+      barrier_wait(barriers.empty + stage * 8, (count / Shape::kStages & 1) ^ 1);
+      if constexpr (kWeights) {
+        barrier_arrive_expect(full, Shape::kWeightBytes);
+        copy_tile_3d(shared + Shape::kCodeOffset + stage * 2 * Shape::kPanelCodeBytes, &p.code_map,
+                     step * Shape::kStageTiles, panel, full);
+        copy_tile_3d(shared + Shape::kScaleOffset + stage * 2 * Shape::kPanelScaleBytes,
+                     &p.scale_map, step * Shape::kStageTiles, panel, full);
       } else {
-        copy_tile(x, &p.x_map, column, token, barrier);
-      }
-      const int k_tile = step * Shape::kStageTiles;
-      const bool whole = k_tile + Shape::kStageTiles <= p.k_tiles;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint32_t codes =
-            base + Shape::kCodeOffset + (stage * 2 + i) * Shape::kPanelCodeBytes;
-        const uint32_t scales =
-            base + Shape::kScaleOffset + (stage * 2 + i) * Shape::kPanelScaleBytes;
-        const std::byte* code_source = p.codes + (panel_tile[i] + k_tile) * kTileCodeBytes;
-        const std::byte* scale_source =
-            p.scales + (panel_tile[i] + k_tile) * Decode::kTileScaleBytes;
-        if (whole) {
-          copy_bulk(codes, code_source, Shape::kPanelCodeBytes, barrier);
-          copy_bulk(scales, scale_source, Shape::kPanelScaleBytes, barrier);
+        barrier_arrive_expect(full, Shape::kXBytes);
+        const uint32_t x =
+            shared + Shape::kXOffset + stage * Shape::kXBytes + place.share * kBox * 128;
+        if constexpr (Shape::kShare > 1) {
+          copy_tile_multicast(x, &p.x_map, step * Decode::kColumns, token, full, blocks);
         } else {
-          // Columns beyond k: x is zero there, W any finite number, so the last tile once more.
-#pragma unroll
-          for (int j = 0; j < Shape::kStageTiles; ++j) {
-            copy_bulk(codes + j * kTileCodeBytes, code_source, kTileCodeBytes, barrier);
-            copy_bulk(scales + j * Decode::kTileScaleBytes, scale_source, Decode::kTileScaleBytes,
-                      barrier);
-          }
+          copy_tile(x, &p.x_map, step * Decode::kColumns, token, full);
         }
       }
-      if (++stage == Shape::kStages) stage = 0, phase ^= 1;
+    }
+  }
+}
+
+// The epilogue's factors of this thread's two outputs.
+struct Fp4OutputFactors {
+  float factor[2], bias[2];
+};
+
+// What other blocks have summed over their parts of K is added in the order of K: every block
+// sends those chunks of d that it does not finish to the blocks that do.
+template <class Shape>
+__device__ __forceinline__ void fp4_exchange(float (&d)[Shape::kTokens / 2],
+                                             const Fp4Place<Shape>& place, uint32_t shared,
+                                             const Fp4Barriers& barriers) {
+  constexpr int kColumns = Shape::kOwned / 8;  // of 8 tokens: four numbers a thread
+  const int thread = threadIdx.x - 128;
+  const uint32_t received = shared + Shape::kReceivedOffset + thread * 16;
+#pragma unroll
+  for (int owner = 0; owner < Shape::kSplits; ++owner) {
+    if (owner == place.split) continue;
+    const int slot = place.split < owner ? place.split : place.split - 1;
+    const uint32_t rank = owner * Shape::kShare + place.share;
+    const uint32_t target = cluster_address(received + slot * kColumns * 4096, rank);
+    const uint32_t barrier = cluster_address(barriers.received, rank);
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      const int i = 4 * (owner * kColumns + j);
+      store_cluster(target + j * 4096, d[i], d[i + 1], d[i + 2], d[i + 3], barrier);
+    }
+  }
+  if (thread == 0) barrier_arrive_expect(barriers.received, Shape::kReceivedBytes);
+  barrier_wait(barriers.received, 0);
+#pragma unroll
+  for (int owner = 0; owner < Shape::kSplits; ++owner) {
+    if (owner != place.split) continue;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      const int i = 4 * (owner * kColumns + j);
+      float sum[4];
+#pragma unroll
+      for (int part = 0; part < Shape::kSplits; ++part) {
+        float4 value = {d[i], d[i + 1], d[i + 2], d[i + 3]};
+        if (part != owner) {
+          const int slot = part < owner ? part : part - 1;
+          const uint4 bits = load_shared_128(received + (slot * kColumns + j) * 4096);
+          value = {__uint_as_float(bits.x), __uint_as_float(bits.y), __uint_as_float(bits.z),
+                   __uint_as_float(bits.w)};
+        }
+        sum[0] = part == 0 ? value.x : sum[0] + value.x;
+        sum[1] = part == 0 ? value.y : sum[1] + value.y;
+        sum[2] = part == 0 ? value.z : sum[2] + value.z;
+        sum[3] = part == 0 ? value.w : sum[3] + value.w;
+      }
+#pragma unroll
+      for (int l = 0; l < 4; ++l) d[i + l] = sum[l];
     }
   }
 }
@@ -143,34 +207,32 @@ __device__ __forceinline__ void fp4_produce(const Fp4GemmParams& p, std::byte* s
 // Results of one warpgroup: 64 outputs x kTokens tokens, d as wgmma leaves it.
 template <class Shape>
 __device__ __forceinline__ void fp4_store(const Fp4GemmParams& p, float (&d)[Shape::kTokens / 2],
-                                          const float (&factor)[2], const float (&bias)[2],
-                                          int first_row, int first_token, int group,
-                                          std::byte* shared) {
+                                          const Fp4OutputFactors& f, int split, int first_row,
+                                          int first_token, int group, uint32_t shared,
+                                          uint32_t token_scales) {
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
   const int t = lane % 4;
-  const float* token_scales =
-      reinterpret_cast<const float*>(shared + Shape::kTokenScaleOffset) + 2 * t;
-  const uint32_t buffers = shared_address(shared) + group * 2 * 8192;
+  const uint32_t buffer = shared + Shape::kOutputOffset + group * Shape::kOutputBytes;
   const int row = first_row + warp * 16 + lane / 4;
-  constexpr int kChunks = Shape::kTokens / 64;
 #pragma unroll
-  for (int chunk = 0; chunk < kChunks; ++chunk) {
-    const int chunk_token = first_token + chunk * 64;
+  for (int chunk = 0; chunk < Shape::kTokens / Shape::kChunk; ++chunk) {
+    if (Shape::kSplits > 1 && chunk / (Shape::kOwned / Shape::kChunk) != split) continue;
+    constexpr int kColumns = Shape::kChunk / 8;
+    const int chunk_token = first_token + chunk * Shape::kChunk;
 #pragma unroll
-    for (int j = chunk * 8; j < chunk * 8 + 8; ++j) {
-      const float2 scale = *reinterpret_cast<const float2*>(token_scales + 8 * j);
-      d[4 * j] = fmaf(d[4 * j] * factor[0], scale.x, bias[0]);
-      d[4 * j + 1] = fmaf(d[4 * j + 1] * factor[0], scale.y, bias[0]);
-      d[4 * j + 2] = fmaf(d[4 * j + 2] * factor[1], scale.x, bias[1]);
-      d[4 * j + 3] = fmaf(d[4 * j + 3] * factor[1], scale.y, bias[1]);
+    for (int j = chunk * kColumns; j < (chunk + 1) * kColumns; ++j) {
+      const uint2 bits = load_shared_64(token_scales + (8 * j + 2 * t) * 4);
+      const float2 scale = {__uint_as_float(bits.x), __uint_as_float(bits.y)};
+      d[4 * j] = fmaf(d[4 * j] * f.factor[0], scale.x, f.bias[0]);
+      d[4 * j + 1] = fmaf(d[4 * j + 1] * f.factor[0], scale.y, f.bias[0]);
+      d[4 * j + 2] = fmaf(d[4 * j + 2] * f.factor[1], scale.x, f.bias[1]);
+      d[4 * j + 3] = fmaf(d[4 * j + 3] * f.factor[1], scale.y, f.bias[1]);
     }
     if (p.path == Fp4OutputPath::kBf16Tiles) {
-      const uint32_t buffer = buffers + chunk % 2 * 8192;
-      // The store before the last one read this buffer; the last one, where chunks are odd in number.
-      if (thread == 0) store_wait_read<kChunks % 2 == 0 ? 1 : 0>();
+      if (thread == 0) store_wait_read<0>();  // the chunk before has left the buffer
       named_barrier(1 + group, 128);
 #pragma unroll
-      for (int j = chunk * 8; j < chunk * 8 + 8; j += 2) {
+      for (int j = chunk * kColumns; j < (chunk + 1) * kColumns; j += 2) {
         uint32_t pairs[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -181,7 +243,7 @@ __device__ __forceinline__ void fp4_store(const Fp4GemmParams& p, float (&d)[Sha
         }
         // Matrix i: outputs 8 (i % 2), tokens 8 (j + i / 2); lane l gives the address of line l % 8,
         // a token, of matrix l / 8. 16-byte pieces of a line are swizzled as the map says.
-        const int token = 8 * (j - chunk * 8) + lane / 16 * 8 + lane % 8;
+        const int token = 8 * (j - chunk * kColumns) + lane / 16 * 8 + lane % 8;
         const int piece = (warp * 2 + lane / 8 % 2) ^ (lane % 8);
         asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
                          buffer + token * 128 + piece * 16),
@@ -198,7 +260,7 @@ __device__ __forceinline__ void fp4_store(const Fp4GemmParams& p, float (&d)[Sha
       }
     } else {
 #pragma unroll
-      for (int j = chunk * 8; j < chunk * 8 + 8; ++j) {
+      for (int j = chunk * kColumns; j < (chunk + 1) * kColumns; ++j) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int token = first_token + 8 * j + 2 * t + i % 2;
@@ -214,131 +276,130 @@ __device__ __forceinline__ void fp4_store(const Fp4GemmParams& p, float (&d)[Sha
       }
     }
   }
+  if (p.path != Fp4OutputPath::kBf16Tiles) named_barrier(1 + group, 128);  // token_scales are read
 }
 
 template <class Decode, class Shape>
-__device__ __forceinline__ void fp4_consume(const Fp4GemmParams& p, std::byte* shared,
-                                            uint32_t full, uint32_t empty) {
+__device__ __forceinline__ void fp4_consume(const Fp4GemmParams& p, uint32_t shared,
+                                            const Fp4Barriers& barriers) {
   using Product = Wgmma<Decode::kType, Shape::kTokens>;
+  const Fp4Place<Shape> place(p);
   const int group = threadIdx.x / 128 - 1;  // 0 or 1
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
-  const int rank = Shape::kCluster > 1 ? static_cast<int>(cluster_rank()) : 0;
   const int num_tiles = p.row_tiles * p.token_tiles;
-  const int steps = (p.k_tiles + Shape::kStageTiles - 1) / Shape::kStageTiles;
-  const uint64_t x_descriptor = wgmma_descriptor(shared_address(shared) + Shape::kXOffset);
-  float* const token_scales = reinterpret_cast<float*>(shared + Shape::kTokenScaleOffset);
-
-  int stage = 0;
-  uint32_t phase = 0;
-  // One lane of each warp tells the producers of all blocks that write this stage.
-  const auto release = [&](int released) {
-    if constexpr (Shape::kCluster > 1) {
-      if (lane < Shape::kCluster) barrier_arrive_cluster(empty + released * 8, lane);
-    } else {
-      if (lane == 0) barrier_arrive(empty + released * 8);
+  const uint64_t x_descriptor = wgmma_descriptor(shared + Shape::kXOffset);
+  const uint32_t codes =
+      shared + Shape::kCodeOffset + group * Shape::kPanelCodeBytes + thread * 16;
+  const uint32_t scales = shared + Shape::kScaleOffset + group * Shape::kPanelScaleBytes +
+                          thread / 4 * Decode::kThreadScaleBytes;
+  const uint32_t token_scales = shared + Shape::kTokenScaleOffset + group * Shape::kTokens * 4;
+  // One lane of each warp tells every block that writes to this block's stages that it is done.
+  const uint32_t empty =
+      Shape::kShare > 1 ? cluster_address(barriers.empty, place.split * Shape::kShare +
+                                                              min(lane, Shape::kShare - 1))
+                        : barriers.empty;
+  const auto release = [&](uint32_t stage) {
+    if (lane < Shape::kShare) {
+      if constexpr (Shape::kShare > 1) {
+        barrier_arrive_cluster(empty + stage * 8);
+      } else {
+        barrier_arrive(empty + stage * 8);
+      }
     }
   };
-  const auto load = [&] {
-    const int part = stage * 2 + group;
-    return Decode::load(shared + Shape::kCodeOffset + part * Shape::kPanelCodeBytes,
-                        shared + Shape::kScaleOffset + part * Shape::kPanelScaleBytes, thread);
-  };
 
+  uint32_t count = 0;
   for (int index = blockIdx.x / Shape::kCluster; index < num_tiles;
        index += gridDim.x / Shape::kCluster) {
     const Fp4Tile tile = fp4_tile(p, index);
-    const int panel = (tile.row * Shape::kCluster + rank) * 2 + group;
-    // Rows of the panel that stands in for one beyond the last.
-    const int table_row = min(panel, p.num_panels - 1) * 64 + warp * 16 + lane / 4;
+    const int panel = (tile.row * Shape::kShare + place.share) * 2 + group;
     const int first_token = tile.token * Shape::kTokens;
-    const typename Decode::Row row = Decode::begin_row(p.exponents, table_row);
-
-    float d[Shape::kTokens / 2];
-    float sum[Shape::kPromote > 0 ? Shape::kTokens / 2 : 1];
-    if constexpr (Shape::kPromote > 0) {
-#pragma unroll
-      for (int i = 0; i < Shape::kTokens / 2; ++i) sum[i] = 0;
-    }
-    int accumulate = 0;
-    int previous = 0;
-    barrier_wait(full + stage * 8, phase);
-    typename Decode::Raw raw = load();
-    for (int step = 0; step < steps; ++step) {
-      const uint64_t x = x_descriptor + uint64_t(stage * (Shape::kXBytes / 16));
-      uint32_t first[2][4], second[2][4];
-      Decode::template decode<0>(raw, row, first);
-      wgmma_fence(first);
-      Product::run(d, first[0], x, accumulate);
-      Product::run(d, first[1], x + 2, 1);
-      wgmma_commit();
-      accumulate = 1;
-      wgmma_wait<1>();  // the second half of the stage before: its registers and the stage are free
-      if (step > 0) release(previous);
-      Decode::template decode<1>(raw, row, second);
-      wgmma_fence(second);
-      Product::run(d, second[0], x + 4, 1);
-      Product::run(d, second[1], x + 6, 1);
-      wgmma_commit();
-      previous = stage;
-      if (++stage == Shape::kStages) stage = 0, phase ^= 1;
-      if (step + 1 < steps) {
-        barrier_wait(full + stage * 8, phase);
-        raw = load();
-      }
-      if constexpr (Shape::kPromote > 0) {
-        if ((step + 1) % Shape::kPromote == 0) {
-          wgmma_wait<0>();
-#pragma unroll
-          for (int i = 0; i < Shape::kTokens / 2; ++i) sum[i] += d[i];
-          accumulate = 0;
-        }
-      }
-      wgmma_wait<1>();  // the first half of this stage
-    }
-    wgmma_wait<0>();
-    release(previous);
-    if constexpr (Shape::kPromote > 0) {
-      if (accumulate) {
-#pragma unroll
-        for (int i = 0; i < Shape::kTokens / 2; ++i) sum[i] += d[i];
-      }
-#pragma unroll
-      for (int i = 0; i < Shape::kTokens / 2; ++i) d[i] = sum[i];
-    }
-
-    // Both warpgroups have read the scales of the tile before.
-    named_barrier(3, 256);
-    for (int i = threadIdx.x - 128; i < Shape::kTokens; i += 256) {
+    for (int i = thread; i < Shape::kTokens; i += 128) {
       const int token = first_token + i;
-      token_scales[i] =
-          p.x_row_scales == nullptr ? 1.0f : token < p.m ? p.x_row_scales[token] : 0.0f;
+      const float scale = p.x_row_scales == nullptr ? 1.0f
+                          : token < p.m             ? p.x_row_scales[token]
+                                                    : 0.0f;
+      asm volatile("st.shared.f32 [%0], %1;" ::"r"(token_scales + i * 4), "f"(scale) : "memory");
     }
-    float factor[2], bias[2];
+    Fp4OutputFactors factors;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int output = panel * 64 + warp * 16 + lane / 4 + 8 * i;
       const bool inside = output < p.n;
-      factor[i] = !inside ? 0.0f
-                          : Decode::row_factor(p.exponents, output) *
-                                (p.row_scales == nullptr ? 1.0f : p.row_scales[output]);
-      bias[i] = inside && p.bias != nullptr ? p.bias[output] : 0.0f;
+      factors.factor[i] = !inside ? 0.0f
+                                  : Decode::row_factor(p.exponents, output) *
+                                        (p.row_scales == nullptr ? 1.0f : p.row_scales[output]);
+      factors.bias[i] = inside && p.bias != nullptr ? p.bias[output] : 0.0f;
     }
-    named_barrier(3, 256);
-    fp4_store<Shape>(p, d, factor, bias, panel * 64, first_token, group, shared);
+    // Beyond the last panel codes are zero, and any row's table will do.
+    const typename Decode::Row row = Decode::begin_row(
+        p.exponents, min(panel, p.num_panels - 1) * 64 + warp * 16 + lane / 4);
+
+    float d[Shape::kTokens / 2];
+    int steps = place.end_step - place.first_step;
+    {
+      int accumulate = 0;
+      uint32_t stage = count % Shape::kStages;
+      barrier_wait(barriers.full + stage * 8, count / Shape::kStages & 1);
+      auto first_raw = Decode::template load<0>(
+          codes + stage * 2 * Shape::kPanelCodeBytes, scales + stage * 2 * Shape::kPanelScaleBytes);
+      auto second_raw = Decode::template load<1>(
+          codes + stage * 2 * Shape::kPanelCodeBytes, scales + stage * 2 * Shape::kPanelScaleBytes);
+      for (;;) {
+        const uint64_t x = x_descriptor + uint64_t{stage * (Shape::kXBytes / 16)};
+        uint32_t first[2][4], second[2][4];
+        Decode::template decode<0>(first_raw, row, first);
+        wgmma_fence(first);
+        Product::run(d, first[0], x, accumulate);
+        Product::run(d, first[1], x + 2, 1);
+        wgmma_commit();
+        wgmma_wait<1>();  // the second half of the stage before: its registers and stage are free
+        if (accumulate) release((count - 1) % Shape::kStages);
+        accumulate = 1;
+        ++count;
+        --steps;
+        stage = count % Shape::kStages;
+        const uint32_t next_codes = codes + stage * 2 * Shape::kPanelCodeBytes;
+        const uint32_t next_scales = scales + stage * 2 * Shape::kPanelScaleBytes;
+        if (steps > 0) {
+          barrier_wait(barriers.full + stage * 8, count / Shape::kStages & 1);
+          first_raw = Decode::template load<0>(next_codes, next_scales);
+        }
+        Decode::template decode<1>(second_raw, row, second);
+        wgmma_fence(second);
+        Product::run(d, second[0], x + 4, 1);
+        Product::run(d, second[1], x + 6, 1);
+        wgmma_commit();
+        if (steps > 0) second_raw = Decode::template load<1>(next_codes, next_scales);
+        wgmma_wait<1>();  // the first half of this stage
+        if (steps == 0) break;
+      }
+      wgmma_wait<0>();
+      release((count - 1) % Shape::kStages);
+    }
+    if constexpr (Shape::kSplits > 1) fp4_exchange<Shape>(d, place, shared, barriers);
+    named_barrier(1 + group, 128);  // token_scales are written
+    fp4_store<Shape>(p, d, factors, place.split, panel * 64, first_token, group, shared,
+                     token_scales);
   }
   if (thread == 0) store_wait<0>();
 }
 
+// With kSplits > 1 a cluster has one tile: gridDim.x = kCluster * tiles; p.steps >= kSplits.
 template <class Decode, class Shape>
 __global__ void __launch_bounds__(384, 1) fp4_gemm(const __grid_constant__ Fp4GemmParams p) {
-  extern __shared__ __align__(1024) std::byte shared[];
-  const uint32_t full = shared_address(shared + Shape::kBarrierOffset);
-  const uint32_t empty = full + Shape::kStages * 8;
+  extern __shared__ __align__(1024) std::byte shared_bytes[];
+  const uint32_t shared = shared_address(shared_bytes);
+  Fp4Barriers barriers;
+  barriers.full = shared + Shape::kBarrierOffset;
+  barriers.empty = barriers.full + Shape::kStages * 8;
+  barriers.received = barriers.empty + Shape::kStages * 8;
   if (threadIdx.x == 0) {
     for (int i = 0; i < Shape::kStages; ++i) {
-      barrier_init(full + i * 8, 1);
-      barrier_init(empty + i * 8, Shape::kCluster * 8);  // eight consumer warps a block
+      barrier_init(barriers.full + i * 8, 2);                   // two producers
+      barrier_init(barriers.empty + i * 8, Shape::kShare * 8);  // eight consumer warps a block
     }
+    barrier_init(barriers.received, 1);
     barrier_init_fence();
   }
   if constexpr (Shape::kCluster > 1) {
@@ -348,11 +409,12 @@ __global__ void __launch_bounds__(384, 1) fp4_gemm(const __grid_constant__ Fp4Ge
   }
   if (threadIdx.x < 128) {
     give_registers<40>();
-    if (threadIdx.x == 0) fp4_produce<Decode, Shape>(p, shared, full, empty);
+    if (threadIdx.x == 0) fp4_produce<Decode, Shape, false>(p, shared, barriers);
+    if (threadIdx.x == 32) fp4_produce<Decode, Shape, true>(p, shared, barriers);
     __syncwarp();
   } else {
     take_registers<232>();
-    fp4_consume<Decode, Shape>(p, shared, full, empty);
+    fp4_consume<Decode, Shape>(p, shared, barriers);
   }
   // No block leaves while another may still write to it or arrive at its barriers.
   if constexpr (Shape::kCluster > 1) cluster_sync();

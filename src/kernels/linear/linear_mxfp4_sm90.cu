@@ -7,54 +7,63 @@ namespace {
 
 using Decode = DecodeMxfp4ToE5m2;
 
-// A thread per row; scales of a row panel and k tile lie in 128 bytes.
-__global__ void row_exponents_kernel(const std::byte* scales, int num_panels, int k_tiles,
+// The weight's scale exponents of a row that are lower than the largest by more than this are
+// raised: what E5M2's normal numbers hold of E2M1's 2^-1 .. 2^2.
+constexpr int kExponentSpan = 26;
+
+// A warp per row; a row's two scales of a tile of 64 columns stand two bytes apart.
+__global__ void row_exponents_kernel(std::byte* scales, int num_panels, int k_tiles,
                                      uint8_t* exponents) {
-  const int row = blockIdx.x * blockDim.x + threadIdx.x;
+  const int row = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) / 32;
+  const int lane = threadIdx.x % 32;
   if (row >= num_panels * 64) return;
-  const std::byte* panel = scales + int64_t{row / 64} * k_tiles * Decode::kTileScaleBytes;
-  uint8_t largest = 0;
-  for (int tile = 0; tile < k_tiles; ++tile) {
-    for (int group = 0; group < 2; ++group) {
-      const auto e = static_cast<uint8_t>(
-          panel[tile * Decode::kTileScaleBytes + tile_scale_offset(row % 64, group, 2, 1)]);
-      largest = max(largest, e);
-    }
+  auto* panel = reinterpret_cast<uint8_t*>(scales) + int64_t{row / 64} * k_tiles *
+                                                         Decode::kTileScaleBytes;
+  const auto scale = [&](int i) -> uint8_t& {
+    return panel[int64_t{i / 2} * Decode::kTileScaleBytes + tile_scale_offset(row % 64, i % 2, 2, 1)];
+  };
+  int largest = 0;
+  for (int i = lane; i < 2 * k_tiles; i += 32) largest = max(largest, int{scale(i)});
+  for (int i = 16; i > 0; i /= 2) largest = max(largest, __shfl_xor_sync(~0u, largest, i));
+  for (int i = lane; i < 2 * k_tiles; i += 32) {
+    if (scale(i) < largest - kExponentSpan) scale(i) = static_cast<uint8_t>(largest - kExponentSpan);
   }
-  exponents[row] = largest;
+  if (lane == 0) exponents[row] = static_cast<uint8_t>(largest);
 }
 
-template <int kTokens, int kCluster, int kStages, int kPromote>
+template <int kTokens, int kShare, int kSplits, int kStages>
 void launch(const Fp4Tiles& w, const uint8_t* exponents, const CudaLinearInput& x,
             const CudaLinearOutput& y, const Mxfp4Config& config, CudaStream stream) {
-  launch_fp4_gemm<Decode, Fp4GemmShape<Decode, kTokens, kCluster, kStages, kPromote>>(
+  launch_fp4_gemm<Decode, Fp4GemmShape<Decode, kTokens, kShare, kSplits, kStages>>(
       w, exponents, x, y, config.group, stream);
 }
 
 struct Version {
-  int tokens, cluster, promote;
+  int tokens, share, splits;
   void (*run)(const Fp4Tiles&, const uint8_t*, const CudaLinearInput&, const CudaLinearOutput&,
               const Mxfp4Config&, CudaStream);
 };
 constexpr Version kVersions[] = {
-    {256, 2, 0, launch<256, 2, 4, 0>}, {256, 1, 0, launch<256, 1, 4, 0>},
-    {192, 2, 0, launch<192, 2, 5, 0>}, {128, 2, 0, launch<128, 2, 7, 0>},
-    {128, 1, 0, launch<128, 1, 7, 0>}, {64, 2, 0, launch<64, 2, 8, 0>},
-    {64, 1, 0, launch<64, 1, 8, 0>},   {192, 2, 2, launch<192, 2, 5, 2>},
-    {128, 2, 1, launch<128, 2, 7, 1>}, {128, 2, 4, launch<128, 2, 7, 4>},
+    {256, 2, 1, launch<256, 2, 1, 4>}, {256, 1, 1, launch<256, 1, 1, 4>},
+    {256, 2, 2, launch<256, 2, 2, 2>}, {128, 2, 1, launch<128, 2, 1, 8>},
+    {128, 1, 1, launch<128, 1, 1, 8>}, {128, 2, 2, launch<128, 2, 2, 4>},
+    {128, 1, 2, launch<128, 1, 2, 4>}, {128, 2, 4, launch<128, 2, 4, 4>},
+    {128, 1, 4, launch<128, 1, 4, 4>},
 };
 
 }  // namespace
 
 std::string to_string(const Mxfp4Config& config) {
-  return str("tokens ", config.tokens, " cluster ", config.cluster, " promote ", config.promote,
+  return str("tokens ", config.tokens, " share ", config.share, " splits ", config.splits,
              " group ", config.group);
 }
 
-std::vector<Mxfp4Config> mxfp4_configs() {
+std::vector<Mxfp4Config> mxfp4_configs(int64_t k) {
   std::vector<Mxfp4Config> configs;
   for (const Version& version : kVersions) {
-    configs.push_back({version.tokens, version.cluster, version.promote});
+    if (version.splits <= (k + Decode::kColumns - 1) / Decode::kColumns) {
+      configs.push_back({version.tokens, version.share, version.splits});
+    }
   }
   return configs;
 }
@@ -67,8 +76,8 @@ Mxfp4Config choose_mxfp4_config(int64_t m, int64_t n, int64_t k, int num_sms) {
   };
   Mxfp4Config best;
   double least = 1e30;
-  for (const int tokens : {256, 128, 64}) {
-    const double time = waves(tokens) * (tokens == 256 ? 1.0 : tokens == 128 ? 1.15 : 1.5);
+  for (const int tokens : {256, 128}) {
+    const double time = waves(tokens) * (tokens == 256 ? 1.0 : 1.15);
     if (time < least) {
       least = time;
       best.tokens = tokens;
@@ -79,8 +88,8 @@ Mxfp4Config choose_mxfp4_config(int64_t m, int64_t n, int64_t k, int num_sms) {
 
 void mxfp4_row_exponents(const Fp4Tiles& w, uint8_t* exponents, CudaStream stream) {
   const int num_panels = static_cast<int>((w.n + 63) / 64);
-  row_exponents_kernel<<<num_panels, 64, 0, stream>>>(w.scales, num_panels,
-                                                      static_cast<int>(w.k / 64), exponents);
+  row_exponents_kernel<<<num_panels * 8, 256, 0, stream>>>(
+      const_cast<std::byte*>(w.scales), num_panels, static_cast<int>(w.k / 64), exponents);
   cuda_check_launch("row_exponents");
 }
 
@@ -92,8 +101,8 @@ void linear_mxfp4_sm90(const Fp4Tiles& w, const uint8_t* exponents, const CudaLi
   check_fp4_gemm(w, x, y, CudaElement::kE4M3);
   if (x.m == 0) return;
   for (const Version& version : kVersions) {
-    if (version.tokens == config.tokens && version.cluster == config.cluster &&
-        version.promote == config.promote) {
+    if (version.tokens == config.tokens && version.share == config.share &&
+        version.splits == config.splits) {
       return version.run(w, exponents, x, y, config, stream);
     }
   }

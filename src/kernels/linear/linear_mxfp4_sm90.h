@@ -18,18 +18,20 @@ namespace lathe {
 
 // What is chosen by the sizes alone.
 struct Mxfp4Config {
-  int tokens = 256;  // rows of x in a tile: 64, 128, 256
-  int cluster = 2;   // blocks that share their rows of x
-  int promote = 0;   // 128-column stages between additions to a second accumulator; 0: never
+  int tokens = 256;  // rows of x in a tile: 128, 256
+  int share = 2;     // blocks that share their rows of x: 1, 2
+  int splits = 1;    // blocks that share a tile, each a part of k: 1, 2, 4
   int group = 8;     // token tiles worked on together
   bool operator==(const Mxfp4Config&) const = default;
 };
 std::string to_string(const Mxfp4Config& config);
-// Every version there is, for tests and benchmarks.
-std::vector<Mxfp4Config> mxfp4_configs();
+// Every version that can sum over k, for tests and benchmarks: a split has at least 128 columns.
+std::vector<Mxfp4Config> mxfp4_configs(int64_t k);
 Mxfp4Config choose_mxfp4_config(int64_t m, int64_t n, int64_t k, int num_sms);
 
-// The largest scale byte of each row of W: [64 ceil(n / 64)] bytes on the device. Once per weight.
+// The largest scale byte of each row of W: [64 ceil(n / 64)] bytes on the device. Once per weight,
+// before the kernel sees it: scales that lie more than 2^26 below the row's largest are raised to
+// that, in w.scales itself, so that every kernel has the same weight.
 void mxfp4_row_exponents(const Fp4Tiles& w, uint8_t* exponents, CudaStream stream);
 
 // y[m, n] = (x W^T) * x.row_scales * w.row_scales + w.bias, rounded once to y's element. Only

@@ -3,8 +3,9 @@
 //
 //   NVFP4 (E2M1, E4M3 scale per 16)   element * scale has five significant bits: exact in bf16
 //   MXFP4 (E2M1, E8M0 scale per 32)   exact, but for products beyond bf16's range
+//   INT4  (bf16 scale per 32)         the product is rounded to bf16
 //
-// The per-tensor factor of NVFP4 goes into w.row_scales. Products are exact; sums are fp32.
+// The per-tensor factor of NVFP4 goes into w.row_scales. Sums are fp32.
 #pragma once
 #include <string>
 #include <vector>
@@ -14,14 +15,15 @@
 namespace lathe {
 
 struct Bf16GemmConfig {
-  int tokens = 256;  // rows of x in a tile: 64, 128, 256
-  int cluster = 2;   // blocks that share their rows of x
+  int tokens = 256;  // rows of x in a tile: 128, 256
+  int share = 2;     // blocks that share their rows of x: 2
+  int splits = 1;    // blocks that share a tile, each a part of k: 1, 2, 4
   int group = 8;     // token tiles worked on together
   bool operator==(const Bf16GemmConfig&) const = default;
 };
 std::string to_string(const Bf16GemmConfig& config);
-// Every version there is, for tests and benchmarks.
-std::vector<Bf16GemmConfig> nvfp4_configs();
+// Every version that can sum over k, for tests and benchmarks: a split has at least 64 columns.
+std::vector<Bf16GemmConfig> nvfp4_configs(int64_t k);
 Bf16GemmConfig choose_nvfp4_config(int64_t m, int64_t n, int64_t k, int num_sms);
 
 // y[m, n] = (x W^T) * x.row_scales * w.row_scales + w.bias, rounded once to y's element; x is bf16.

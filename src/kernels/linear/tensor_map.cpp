@@ -50,4 +50,28 @@ CUtensorMap make_tensor_map(const void* data, int element_bytes, int64_t rows, i
   return map;
 }
 
+CUtensorMap make_pieces_map(const void* data, int64_t rows, int64_t pieces, int bytes, int box_rows,
+                            int box_pieces) {
+  static const Encode encode = find_encode();
+  // A box has at most 256 elements along a dimension.
+  const cuuint64_t words = static_cast<cuuint64_t>(bytes / 8);
+  const cuuint64_t sizes[3] = {words, static_cast<cuuint64_t>(pieces),
+                               static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[2] = {static_cast<cuuint64_t>(bytes),
+                                 static_cast<cuuint64_t>(pieces) * static_cast<cuuint64_t>(bytes)};
+  const cuuint32_t box[3] = {static_cast<cuuint32_t>(words), static_cast<cuuint32_t>(box_pieces),
+                             static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[3] = {1, 1, 1};
+  CUtensorMap map;
+  const CUresult status = encode(
+      &map, CU_TENSOR_MAP_DATA_TYPE_UINT64, 3, const_cast<void*>(data), sizes, strides, box, steps,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) {
+    fail(ErrorCode::kInvalidArgument, "the driver refuses a tensor map of ", rows, " x ", pieces,
+         " x ", bytes, " bytes at address ", data, ": error ", static_cast<int>(status));
+  }
+  return map;
+}
+
 }  // namespace lathe

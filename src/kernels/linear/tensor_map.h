@@ -14,4 +14,10 @@ namespace lathe {
 CUtensorMap make_tensor_map(const void* data, int element_bytes, int64_t rows, int64_t columns,
                             int64_t stride_bytes, int box_rows);
 
+// Rows [rows, pieces, bytes] of bytes, contiguous; boxes of box_rows x box_pieces x bytes lie in
+// shared memory one after the other. bytes: a multiple of 16, at most 2048; rows and pieces that
+// stand outside are zeros. data is 16-byte aligned. Errors as above.
+CUtensorMap make_pieces_map(const void* data, int64_t rows, int64_t pieces, int bytes, int box_rows,
+                            int box_pieces);
+
 }  // namespace lathe
