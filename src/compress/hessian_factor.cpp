@@ -7,36 +7,45 @@
 #include "compress/blas.h"
 
 namespace lathe {
-namespace {
 
-constexpr int kMaxEscalations = 3;
-
-std::vector<int32_t> visiting_order(const float* h, int64_t k, ColumnOrder order) {
-  std::vector<int32_t> columns(static_cast<std::size_t>(k));
+std::vector<int32_t> visiting_order(const std::vector<float>& diagonal, ColumnOrder order) {
+  std::vector<int32_t> columns(diagonal.size());
   std::iota(columns.begin(), columns.end(), 0);
   if (order == ColumnOrder::kActivation) {
     std::stable_sort(columns.begin(), columns.end(), [&](int32_t a, int32_t b) {
-      return h[int64_t{a} * k + a] > h[int64_t{b} * k + b];
+      return diagonal[static_cast<std::size_t>(a)] > diagonal[static_cast<std::size_t>(b)];
     });
   }
   return columns;
 }
 
-}  // namespace
+HessianDiagonal judge_diagonal(const std::vector<float>& diagonal) {
+  HessianDiagonal out;
+  double trace = 0;
+  for (const float entry : diagonal) {
+    trace += double{entry};
+    out.dead_columns += entry == 0;
+  }
+  // No calibration data at all, or only zeros: H = I rounds to nearest.
+  if (trace > 0) out.mean = trace / static_cast<double>(diagonal.size());
+  return out;
+}
+
+void fail_not_positive_definite(int64_t k, double damping) {
+  fail(ErrorCode::kInvalidArgument, "the Hessian of ", k,
+       " inputs is not positive definite even with damping ", damping,
+       "; calibrate with more or other text, or raise the damping");
+}
 
 HessianFactor factor_hessian(const float* h, int64_t k, ColumnOrder order, double damping,
                              Exec& exec) {
   HessianFactor factor;
   factor.k = k;
-  factor.order = visiting_order(h, k, order);
-
-  double trace = 0;
-  for (int64_t j = 0; j < k; ++j) {
-    trace += double{h[j * k + j]};
-    factor.dead_columns += h[j * k + j] == 0;
-  }
-  // No calibration data at all, or only zeros: H = I rounds to nearest.
-  const double mean = trace > 0 ? trace / static_cast<double>(k) : 1.0;
+  std::vector<float> diagonal(static_cast<std::size_t>(k));
+  for (int64_t j = 0; j < k; ++j) diagonal[static_cast<std::size_t>(j)] = h[j * k + j];
+  factor.order = visiting_order(diagonal, order);
+  const auto [mean, dead_columns] = judge_diagonal(diagonal);
+  factor.dead_columns = dead_columns;
 
   factor.normalised = Buffer(k * k * static_cast<int64_t>(sizeof(float)));
   float* a = factor.normalised.as<float>();
@@ -45,12 +54,13 @@ HessianFactor factor_hessian(const float* h, int64_t k, ColumnOrder order, doubl
     // Factorise in reversed order, J H J = L L^T; then R = J L J is upper triangular and
     // H = R R^T. Reading the memory backwards is that reversal of both indices.
     const auto added = static_cast<float>(relative * mean);
+    const auto dead_pivot = static_cast<float>(mean);
     exec.threads.parallel_for(k, 32, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t hi = columns[k - 1 - i];
         for (int64_t j = 0; j <= i; ++j) a[i * k + j] = h[hi * k + columns[k - 1 - j]];
         // A dead input: its row and column are zero, any pivot keeps it apart from the others.
-        if (a[i * k + i] == 0) a[i * k + i] = static_cast<float>(mean);
+        if (a[i * k + i] == 0) a[i * k + i] = dead_pivot;
         a[i * k + i] += added;
       }
     });
@@ -60,11 +70,7 @@ HessianFactor factor_hessian(const float* h, int64_t k, ColumnOrder order, doubl
       factor.added = double{added};
       break;
     }
-    if (factor.escalations == kMaxEscalations) {
-      fail(ErrorCode::kInvalidArgument, "the Hessian of ", k,
-           " inputs is not positive definite even with damping ", relative,
-           "; calibrate with more or other text, or raise the damping");
-    }
+    if (factor.escalations == kMaxEscalations) fail_not_positive_definite(k, relative);
     ++factor.escalations;
   }
 

@@ -25,6 +25,21 @@ enum class ColumnOrder {
                 // are)
 };
 
+// The columns in the order of visiting; equal ones keep their order. diagonal: of H, undamped.
+std::vector<int32_t> visiting_order(const std::vector<float>& diagonal, ColumnOrder order);
+
+// What is done to the diagonal before the factorisation.
+struct HessianDiagonal {
+  double mean = 1;  // what the damping is relative to; 1 without any calibration data
+  int64_t dead_columns = 0;
+};
+HessianDiagonal judge_diagonal(const std::vector<float>& diagonal);
+
+// How often the damping is raised tenfold before factor_hessian() gives up, with the error that
+// says so.
+inline constexpr int kMaxEscalations = 3;
+[[noreturn]] void fail_not_positive_definite(int64_t k, double damping);
+
 struct HessianFactor {
   int64_t k = 0;
   std::vector<int32_t> order;  // order[c] is the column of W that is visited as number c

@@ -15,9 +15,6 @@
 namespace lathe {
 namespace {
 
-constexpr int kMaxGlobalRounds = 5;
-constexpr double kMinGlobalGain = 1e-4;
-
 bool is_third_grid(MxScaleRule rule) {
   return rule == MxScaleRule::kAbsmaxX3 || rule == MxScaleRule::kMsePow2X3;
 }

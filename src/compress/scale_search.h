@@ -33,6 +33,10 @@ struct ScaleSearchOptions {
   bool keep_global = false;
 };
 
+// The alternation ends after so many rounds, or when one gains less than this share of the error.
+inline constexpr int kMaxGlobalRounds = 5;
+inline constexpr double kMinGlobalGain = 1e-4;
+
 // One matrix; its scales and global_scale are written, its codes are not.
 struct ScaleProblem {
   QuantizedMatrix* matrix = nullptr;
