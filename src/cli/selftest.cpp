@@ -40,7 +40,8 @@ Json fingerprint_json(const FingerprintComparison& comparison) {
       {"max_difference",
        std::isfinite(comparison.max_difference) ? Json(comparison.max_difference) : Json(nullptr)},
       {"tolerance", comparison.tolerance},
-      {"same_path", comparison.same_path}};
+      {"same_path", comparison.same_path},
+      {"telling", comparison.telling}};
 }
 
 void run_selftest(const SelftestFlags& flags) {
@@ -79,6 +80,9 @@ void run_selftest(const SelftestFlags& flags) {
       verdict = str("logits differ by at most ", comparison.max_difference, ", allowed is ",
                     comparison.tolerance,
                     comparison.same_path ? " (the same kernels)" : " (other kernels)");
+      if (!comparison.telling) {
+        verdict += "; that says little: rounding noise alone moves this model's logits so far";
+      }
     }
   }
   json["passed"] = matches;

@@ -115,6 +115,9 @@ FingerprintComparison compare_fingerprint(const LogitsFingerprint& stored, Model
         std::max(result.max_difference,
                  std::isnan(difference) ? std::numeric_limits<double>::infinity() : difference);
   }
+  double largest = 0;
+  for (const double logit : stored.top_logits) largest = std::max(largest, std::abs(logit));
+  result.telling = result.tolerance < largest / 2;
   result.matches = result.max_difference <= result.tolerance;
   return result;
 }
