@@ -20,6 +20,17 @@ InputStatistics::InputStatistics(int64_t k, bool gram)
   }
 }
 
+InputStatistics::InputStatistics(int64_t tokens, Buffer gram, std::vector<float> amax,
+                                 std::vector<double> sum_abs)
+    : k_(static_cast<int64_t>(amax.size())),
+      tokens_(tokens),
+      gram_(std::move(gram)),
+      amax_(std::move(amax)),
+      sum_abs_(std::move(sum_abs)) {
+  LATHE_CHECK(sum_abs_.size() == amax_.size());
+  LATHE_CHECK(gram_.size() == 0 || gram_.size() == k_ * k_ * static_cast<int64_t>(sizeof(float)));
+}
+
 void InputStatistics::add(const float* x, int64_t tokens, Exec& exec) {
   if (tokens == 0) return;
   // Columns in strips, so that threads own their sums; the order of additions does not depend on

@@ -15,6 +15,10 @@ class InputStatistics {
  public:
   // gram: also accumulate X^T X, 4 k^2 bytes.
   InputStatistics(int64_t k, bool gram);
+  // What was collected elsewhere (on a GPU). gram: upper triangle of X^T X, or empty; amax and sums
+  // of |x_j|, [k] each.
+  InputStatistics(int64_t tokens, Buffer gram, std::vector<float> amax,
+                  std::vector<double> sum_abs);
 
   // fp32 products and sums, the upper half only. Throws kInvalidArgument on a NaN or an infinity.
   void add(const float* x, int64_t tokens, Exec& exec);

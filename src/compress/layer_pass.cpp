@@ -55,6 +55,13 @@ class StatisticsTap : public LayerTap {
 
 }  // namespace
 
+int64_t LayerStatistics::Input::tokens() const {
+#ifdef LATHE_HAS_CUDA
+  if (cuda_calibration) return cuda_calibration->tokens();
+#endif
+  return calibration.tokens();
+}
+
 LayerStatistics::Input* LayerStatistics::find(LinearKind kind, int64_t expert) {
   const auto place = inputs.find({kind, expert});
   return place == inputs.end() ? nullptr : &place->second;

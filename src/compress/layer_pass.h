@@ -10,6 +10,9 @@
 #include <vector>
 
 #include "cache/kv_cache.h"
+#ifdef LATHE_HAS_CUDA
+#include "compress/cuda_input_statistics.h"
+#endif
 #include "compress/hidden_store.h"
 #include "compress/input_statistics.h"
 #include "model/decoder_layer.h"
@@ -25,6 +28,12 @@ struct LayerStatistics {
     // Largest magnitude of the rotated input, for static activation scales: one per block size of
     // CollectOptions::amax_blocks.
     std::vector<float> rotated_amax;
+#ifdef LATHE_HAS_CUDA
+    // Where the inputs were on a GPU (cuda_layer_statistics.h): these instead of the first two.
+    std::optional<CudaInputStatistics> cuda_calibration = std::nullopt;
+    std::optional<CudaInputStatistics> cuda_held_out = std::nullopt;
+#endif
+    int64_t tokens() const;  // of the calibration, wherever it was
   };
   std::map<std::pair<LinearKind, int64_t>, Input> inputs;
 

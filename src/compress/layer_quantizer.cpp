@@ -8,6 +8,10 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "compress/channel_scaling.h"
+#ifdef LATHE_HAS_CUDA
+#include "compress/cuda_layer_statistics.h"
+#include "compress/cuda_linear_group.h"
+#endif
 #include "quant/encode.h"
 #include "quant/hadamard.h"
 
@@ -111,6 +115,9 @@ class LayerQuantizer {
       LayerStatistics statistics = collect({std::begin(kAllKinds), std::end(kAllKinds)});
       if (smooths) {
         stage("smoothing", 0);
+#ifdef LATHE_HAS_CUDA
+        bring_to_host(statistics);
+#endif
         smooth_layer(layer_.weights, statistics, config_, options_, store_dtype, exec_);
       }
       for (const LinearKind kind : kAllKinds) quantize_kind(kind, statistics);
@@ -172,14 +179,11 @@ class LayerQuantizer {
     }
     QuantizeOptions options = options_;
     options.hadamard = rotations_for(options_, slot.kind, slot.k);
-    const int64_t tokens = input != nullptr ? input->calibration.tokens() : 0;
+    const int64_t tokens = input != nullptr ? input->tokens() : 0;
     bool use_gptq = options_.uses_gptq() && tokens > 0;
     if (slot.expert >= 0 && tokens < options_.min_expert_tokens) use_gptq = false;
 
-    InputStatistics* held_out = input != nullptr && input->held_out ? &*input->held_out : nullptr;
-    std::vector<LinearReport> reports =
-        quantize_group(tasks, input != nullptr ? &input->calibration : nullptr, held_out, options,
-                       use_gptq, exec_);
+    std::vector<LinearReport> reports = quantize_tasks(tasks, input, options, use_gptq);
     for (std::size_t i = 0; i < group.size(); ++i) {
       LinearWeights& weights = group[i].weights;
       weights.quantized = std::move(tasks[i].quantized);
@@ -192,6 +196,21 @@ class LayerQuantizer {
       }
       layer_.reports.push_back(std::move(reports[i]));
     }
+  }
+
+  std::vector<LinearReport> quantize_tasks(std::span<LinearTask> tasks,
+                                           LayerStatistics::Input* input,
+                                           const QuantizeOptions& options, bool use_gptq) {
+    if (input == nullptr) return quantize_group(tasks, nullptr, nullptr, options, use_gptq, exec_);
+#ifdef LATHE_HAS_CUDA
+    if (input->cuda_calibration) {
+      CudaInputStatistics* other = input->cuda_held_out ? &*input->cuda_held_out : nullptr;
+      return cuda_quantize_group(tasks, cuda_group_input(&*input->cuda_calibration, other), options,
+                                 use_gptq, exec_);
+    }
+#endif
+    return quantize_group(tasks, &input->calibration, input->held_out ? &*input->held_out : nullptr,
+                          options, use_gptq, exec_);
   }
 
   // Of the rotated input. An expert that no calibration token reached takes the largest of its

@@ -9,7 +9,11 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "compress/coordinate_descent.h"
+#ifdef LATHE_HAS_CUDA
+#include "compress/cuda_linear_group.h"
+#endif
 #include "compress/gptq.h"
+#include "compress/group_trial.h"
 #include "quant/encode.h"
 #include "quant/hadamard.h"
 
@@ -20,21 +24,8 @@ std::size_t size_of(const Tensor& tensor) {
   return static_cast<std::size_t>(tensor.num_elements());
 }
 
-// One way to quantize the group, finished.
-struct Trial {
-  int64_t hadamard = 0;
-  double damping = 0;
-  int escalations = 0;
-  int64_t dead_columns = 0;
+struct Trial : GroupTrial {
   std::vector<QuantizedMatrix> matrices;
-  std::vector<double> errors;      // squared, per task
-  std::vector<double> rtn_errors;  // empty: not measured
-  std::vector<double> energies;
-  double total() const {
-    double sum = 0;
-    for (const double error : errors) sum += error;
-    return sum;
-  }
 };
 
 class GroupQuantizer {
@@ -196,6 +187,12 @@ std::vector<LinearReport> quantize_group(std::span<LinearTask> tasks, InputStati
   const int64_t tokens = statistics != nullptr ? statistics->tokens() : 0;
   const bool has_hessian = tokens > 0 && statistics->has_gram();
   LATHE_CHECK(has_hessian || !use_gptq);
+#ifdef LATHE_HAS_CUDA
+  if (exec.on_cuda()) {
+    return cuda_quantize_group(tasks, cuda_group_input(statistics, held_out, exec), options,
+                               use_gptq, exec);
+  }
+#endif
   Buffer h = has_hessian ? statistics->take_hessian(exec) : Buffer();
   const bool has_judge = has_hessian && held_out != nullptr && held_out->tokens() > 0;
   Buffer judge = has_judge ? held_out->take_hessian(exec) : Buffer();
@@ -212,11 +209,8 @@ std::vector<LinearReport> quantize_group(std::span<LinearTask> tasks, InputStati
   GroupQuantizer quantizer(tasks, options, use_gptq, exec);
   std::optional<Trial> best;
   int64_t rotated_by = 0;
-  for (const int64_t block : options.hadamard) {
-    if (block != 0 && k % block != 0) {
-      if (options.hadamard.size() > 1) continue;
-      check_hadamard(block, k);  // the error that says so
-    }
+  const std::vector<int64_t> rotations = usable_rotations(options, k, tasks[0].module);
+  for (const int64_t block : rotations) {
     if (!original.empty()) {
       for (std::size_t i = 0; i < tasks.size(); ++i) {
         std::memcpy(tasks[i].weight.data(), original[i].data(),
@@ -225,7 +219,7 @@ std::vector<LinearReport> quantize_group(std::span<LinearTask> tasks, InputStati
     }
     rotate_weights(tasks, block, exec);
     rotated_by = block;
-    const bool last = block == options.hadamard.back();
+    const bool last = block == rotations.back();
     Buffer h_rotated;
     Buffer judge_rotated;
     if (has_hessian) {
@@ -243,36 +237,15 @@ std::vector<LinearReport> quantize_group(std::span<LinearTask> tasks, InputStati
       if (!best || trial.total() < best->total()) best = std::move(trial);
     }
   }
-  if (!best) {
-    fail(ErrorCode::kInvalidArgument, tasks[0].module, ": none of the rotations divides its ", k,
-         " input features; add 0 (none) to the list");
-  }
   if (best->hadamard != rotated_by && !original.empty()) {
     for (std::size_t i = 0; i < tasks.size(); ++i) tasks[i].weight = std::move(original[i]);
     rotate_weights(tasks, best->hadamard, exec);
   }
 
-  std::vector<LinearReport> reports;
   for (std::size_t i = 0; i < tasks.size(); ++i) {
-    LinearReport report;
-    report.module = tasks[i].module;
-    report.rows = tasks[i].weight.dim(0);
-    report.cols = k;
-    report.tokens = tokens;
-    report.hadamard = best->hadamard;
-    report.damping = best->damping;
-    report.escalations = best->escalations;
-    report.dead_columns = best->dead_columns;
-    report.rtn_fallback = options.uses_gptq() && !use_gptq;
-    const double energy = best->energies[i];
-    report.error = energy > 0 ? best->errors[i] / energy : 0;
-    if (!best->rtn_errors.empty()) {
-      report.rtn_error = energy > 0 ? best->rtn_errors[i] / energy : 0;
-    }
-    reports.push_back(std::move(report));
     tasks[i].quantized = std::move(best->matrices[i]);
   }
-  return reports;
+  return group_reports(tasks, *best, options, use_gptq, tokens);
 }
 
 }  // namespace lathe

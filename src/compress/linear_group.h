@@ -39,7 +39,8 @@ struct LinearReport {
 // `statistics`: of the un-rotated input; its Hessian is taken out of it (the matrix can be large).
 // null: nothing was calibrated, scales and codes come from the weights alone. `held_out`: other
 // tokens, for choosing and for the reported error; null: the same tokens serve.
-// use_gptq false: rounding to nearest whatever the method.
+// use_gptq false: rounding to nearest whatever the method. With a GPU in `exec` that does the work
+// (cuda_linear_group.h), and the tasks' weights are not rotated here.
 std::vector<LinearReport> quantize_group(std::span<LinearTask> tasks, InputStatistics* statistics,
                                          InputStatistics* held_out, const QuantizeOptions& options,
                                          bool use_gptq, Exec& exec);
