@@ -1,4 +1,5 @@
-// The integer kernel of linear(), for every vector length (V is IntAvx2 or IntAvx512).
+// The integer kernel of linear() without VNNI (V is IntAvx2; integer_vnni.h is its counterpart for
+// AVX-512).
 //
 // A weight panel is kWidth output rows. One group of a panel (16 or 32 columns) is decoded into
 // registers, four columns of all rows in each; then the rows of x walk past it:
@@ -17,13 +18,13 @@
 // has computed. In AVX2's 16-bit lanes (8 steps of two products) the corrected sum is at most
 // 8 * 2 * 12 * 128 = 24576: below 32768, and intermediate sums may wrap.
 //
-// int8 weights and x are widened to 16 bits instead (two columns in a word): as fast as halving the
-// weights into nibbles, and simpler.
+// int8 weights: |w| * (x with the sign of w), u8 * s8 in pairs of 16 bits, at most
+// 2 * 128 * 127 = 32512, and widened at once.
 #pragma once
 #include <cstdint>
 
+#include "kernels/linear/integer_panels.h"
 #include "kernels/linear/panel_scales.h"
-#include "kernels/linear/panels.h"
 
 namespace lathe {
 namespace {
@@ -34,7 +35,6 @@ namespace {
 // row, 7.5 with two, 7.0 with four).
 template <typename V, int kNumColumns>
 struct NibbleColumns {
-  using Code = int8_t;  // of x
   static constexpr int kColumns = kNumColumns;
   static constexpr int kCodeBytes = V::kWidth * kColumns / 2;
   typename V::I w[kColumns / 4];
@@ -48,7 +48,7 @@ struct NibbleColumns {
     }
   }
   template <int kRows>
-  [[gnu::always_inline]] void dots(const Code* x, const int32_t* corrections,
+  [[gnu::always_inline]] void dots(const int8_t* x, const int32_t* corrections,
                                    typename V::I* out) const {
     typename V::Dot sums[kRows];
 #pragma GCC unroll 4
@@ -65,46 +65,36 @@ struct NibbleColumns {
   }
 };
 
-// int8 weights, in 16 bits. 32 columns are 16 registers, more than there are: the compiler keeps
-// some in the L1 cache.
+// int8 weights.
 template <typename V, int kNumColumns>
-struct WideColumns {
-  using Code = int16_t;
+struct ByteColumns {
   static constexpr int kColumns = kNumColumns;
   static constexpr int kCodeBytes = V::kWidth * kColumns;
-  typename V::I w[kColumns / 2];
+  typename V::I w[kColumns / 4];
 
   [[gnu::always_inline]] void decode(const std::byte* codes, typename V::Table) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kColumns / 2; ++i) w[i] = V::load_s8_as_s16(codes + i * V::kWidth * 2);
+#pragma GCC unroll 8
+    for (int i = 0; i < kColumns / 4; ++i) w[i] = V::load_int(codes + i * V::kWidth * 4);
   }
   template <int kRows>
-  [[gnu::always_inline]] void dots(const Code* x, const int32_t*, typename V::I* out) const {
+  [[gnu::always_inline]] void dots(const int8_t* x, const int32_t*, typename V::I* out) const {
 #pragma GCC unroll 4
     for (int t = 0; t < kRows; ++t) out[t] = V::set_int(0);
-#pragma GCC unroll 16
-    for (int i = 0; i < kColumns / 2; ++i) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kColumns / 4; ++i) {
+      const auto magnitude = V::abs_bytes(w[i]);
 #pragma GCC unroll 4
       for (int t = 0; t < kRows; ++t) {
-        out[t] = V::step_wide(out[t], w[i], V::broadcast4(x + t * kColumns + 2 * i));
+        out[t] = V::step_bytes(out[t], magnitude, w[i], V::broadcast4(x + t * kColumns + 4 * i));
       }
     }
   }
 };
 
-// A block of input rows.
-template <typename Columns>
-struct InputBlock {
-  const typename Columns::Code* codes;  // [groups][rows][columns]
-  const float* scales;                  // [groups][rows]
-  const int32_t* corrections;           // [groups][rows]
-  int64_t rows;
-};
-
 // acc[t] += dot product * w_scale * scales[t] for kRows rows. Inlined, so that the columns stay in
 // registers from one call to the next.
 template <typename V, int kRows, typename Columns>
-[[gnu::always_inline]] inline void accumulate(const Columns& columns, const InputBlock<Columns>& x,
+[[gnu::always_inline]] inline void accumulate(const Columns& columns, const InputBlock& x,
                                               int64_t row, typename V::F w_scale, float* acc) {
   typename V::I dots[kRows];
   columns.template dots<kRows>(x.codes + row * Columns::kColumns, x.corrections + row, dots);
@@ -119,7 +109,7 @@ template <typename V, int kRows, typename Columns>
 // One panel times one block of input rows. kRows > 0: that many, with the sums in registers; 0: any
 // number up to kMaxBlockRows, with the sums in `acc` [rows, kWidth].
 template <typename V, typename Columns, PanelScale kScale, int kRows>
-void multiply_panel(const Panels& w, int64_t panel, InputBlock<Columns> x, float* acc) {
+void multiply_panel(const Panels& w, int64_t panel, InputBlock x, float* acc) {
   using F = typename V::F;
   const int64_t num_groups = w.k / Columns::kColumns;
   const auto table =
@@ -132,6 +122,7 @@ void multiply_panel(const Panels& w, int64_t panel, InputBlock<Columns> x, float
     for (int64_t t = 0; t < x.rows; ++t) V::store(acc + t * V::kWidth, V::zero());
   }
   for (int64_t g = 0; g < num_groups; ++g) {
+    prefetch_codes<Columns::kCodeBytes>(codes);
     const F w_scale = decode_scales<V, kScale>(scales);
     Columns columns;
     columns.decode(codes, table);
@@ -163,29 +154,8 @@ void multiply_panel(const Panels& w, int64_t panel, InputBlock<Columns> x, float
   }
 }
 
-// y of one panel and block: row scale, bias, and the lanes that exist.
-template <typename V>
-void store_panel(const float* acc, int64_t num_rows, const float* row_scales, const float* bias,
-                 int64_t num_lanes, float* y, int64_t y_stride) {
-  const auto scale = V::load(row_scales);
-  const auto offset = V::load(bias);
-  for (int64_t t = 0; t < num_rows; ++t, y += y_stride, acc += V::kWidth) {
-    const auto result = V::fma(V::load(acc), scale, offset);
-    if (num_lanes == V::kWidth) {
-      V::store(y, result);
-    } else {
-      float lanes[V::kWidth];
-      V::store(lanes, result);
-      for (int64_t i = 0; i < num_lanes; ++i) y[i] = lanes[i];
-    }
-  }
-}
-
-template <typename Columns>
-using MultiplyPanel = void (*)(const Panels& w, int64_t panel, InputBlock<Columns> x, float* acc);
-
 template <typename V, typename Columns, PanelScale kScale>
-MultiplyPanel<Columns> choose_rows(int64_t num_rows) {
+MultiplyPanel choose_rows(int64_t num_rows) {
   switch (num_rows) {
     case 1:
       return multiply_panel<V, Columns, kScale, 1>;
@@ -197,7 +167,7 @@ MultiplyPanel<Columns> choose_rows(int64_t num_rows) {
 }
 
 template <typename V, typename Columns>
-MultiplyPanel<Columns> choose_multiply(PanelScale scale, int64_t num_rows) {
+MultiplyPanel choose_multiply(PanelScale scale, int64_t num_rows) {
   switch (scale) {
     case PanelScale::kNone:
       return choose_rows<V, Columns, PanelScale::kNone>(num_rows);
@@ -213,47 +183,20 @@ MultiplyPanel<Columns> choose_multiply(PanelScale scale, int64_t num_rows) {
   return choose_rows<V, Columns, PanelScale::kF32>(num_rows);
 }
 
-// Panels that a thread takes at a time: small enough that two threads finish together, large
-// enough (for many input rows) that a block of input rows is used several times while it is in L2.
-inline constexpr int64_t kChunksPerThread = 16;
-
 template <typename V, typename Columns>
-void run_columns(const LinearArgs& args, const typename Columns::Code* codes, Exec& exec) {
-  const Panels& w = static_cast<const PanelWeight&>(*args.weight).panels;
-  const LinearInput& input = *args.input;
-  const int64_t m = input.m;
-  const int64_t block_rows = input.block_rows;
-  const int64_t num_groups = w.k / Columns::kColumns;
-  const int64_t num_chunks = kChunksPerThread * exec.threads.num_threads();
-  const int64_t grain = w.num_panels < num_chunks ? 1 : w.num_panels / num_chunks;
-  exec.threads.parallel_for(w.num_panels, grain, [&](int64_t begin, int64_t end, int) {
-    alignas(64) float acc[kMaxBlockRows * V::kWidth];
-    for (int64_t row = 0; row < m; row += block_rows) {
-      const InputBlock<Columns> x{codes + row * w.k, input.scales + row * num_groups,
-                                  input.corrections + row * num_groups,
-                                  m - row < block_rows ? m - row : block_rows};
-      const MultiplyPanel<Columns> multiply = choose_multiply<V, Columns>(w.scale, x.rows);
-      for (int64_t panel = begin; panel < end; ++panel) {
-        multiply(w, panel, x, acc);
-        const int64_t first = panel * V::kWidth;
-        const int64_t lanes = w.n - first < V::kWidth ? w.n - first : V::kWidth;
-        store_panel<V>(acc, x.rows, w.row_scales + first, w.bias + first, lanes,
-                       args.y + row * args.y_stride + first, args.y_stride);
-      }
-    }
-  });
+void run_columns(const LinearArgs& args, Exec& exec) {
+  run_panels<V, V::kWidth>(args, exec, choose_multiply<V, Columns>);
 }
 
 template <typename V>
 void run_integer(const LinearArgs& args, Exec& exec) {
   const Panels& w = static_cast<const PanelWeight&>(*args.weight).panels;
-  const LinearInput& input = *args.input;
   if (w.element == PanelElement::kInt8) {
-    if (w.group == 32) return run_columns<V, WideColumns<V, 32>>(args, input.wide_codes, exec);
-    return run_columns<V, WideColumns<V, 16>>(args, input.wide_codes, exec);
+    if (w.group == 32) return run_columns<V, ByteColumns<V, 32>>(args, exec);
+    return run_columns<V, ByteColumns<V, 16>>(args, exec);
   }
-  if (w.group == 32) return run_columns<V, NibbleColumns<V, 32>>(args, input.codes, exec);
-  return run_columns<V, NibbleColumns<V, 16>>(args, input.codes, exec);
+  if (w.group == 32) return run_columns<V, NibbleColumns<V, 32>>(args, exec);
+  return run_columns<V, NibbleColumns<V, 16>>(args, exec);
 }
 
 }  // namespace

@@ -126,8 +126,9 @@ const Kernel<LinearArgs>& kernel_named(Arithmetic arithmetic, std::string_view n
 
 // 0: the reference, which keeps plain matrices. Floating-point kernels take two vectors.
 int64_t panel_rows(std::string_view kernel_name, Arithmetic arithmetic) {
-  const int64_t lanes = kernel_name == "avx512" ? 16 : kernel_name == "avx2" ? 8 : 0;
-  return arithmetic == Arithmetic::kFloat ? 2 * lanes : lanes;
+  if (kernel_name == "avx512") return kVnniPanelRows;
+  if (kernel_name == "avx2") return arithmetic == Arithmetic::kFloat ? 16 : 8;
+  return 0;
 }
 
 std::string element_name(const LinearParts& parts) {
@@ -154,8 +155,6 @@ std::unique_ptr<PackedLinear> pack_with(const Kernel<LinearArgs>& row, const Lin
                        choice.arithmetic == Arithmetic::kInteger ? " int8 " : " f32 ", row.name);
   weight->arithmetic = choice.arithmetic;
   weight->group = choice.group;
-  weight->wide_input =
-      choice.arithmetic == Arithmetic::kInteger && parts.format->element == ElementType::kInt8;
   weight->row = &row;
   return weight;
 }
@@ -205,8 +204,7 @@ bool same_input_class(const PackedLinear& a, const PackedLinear& b) {
   const PackedWeight& wa = as_packed(a);
   const PackedWeight& wb = as_packed(b);
   return wa.k == wb.k && wa.arithmetic == wb.arithmetic && wa.group == wb.group &&
-         wa.wide_input == wb.wide_input && run_time_format(wa) == run_time_format(wb) &&
-         wa.scheme.hadamard == wb.scheme.hadamard &&
+         run_time_format(wa) == run_time_format(wb) && wa.scheme.hadamard == wb.scheme.hadamard &&
          (run_time_format(wa) != ActivationFormat::kNvfp4 ||
           wa.scheme.input_global_scale == wb.scheme.input_global_scale);
 }
@@ -233,15 +231,10 @@ LinearInput prepare_input(const float* x, int64_t m, const PackedLinear& weight,
     args.group = packed.group;
     const int64_t num_groups = m * (packed.k / packed.group);
     args.scales = exec.workspace.allocate_as<float>(num_groups);
-    if (packed.wide_input) {
-      args.wide_codes = exec.workspace.allocate_as<int16_t>(m * packed.k);
-    } else {
-      args.codes = exec.workspace.allocate_as<int8_t>(m * packed.k);
-      args.corrections = exec.workspace.allocate_as<int32_t>(num_groups);
-    }
-    args.block_rows = choose_block_rows(packed.k * (packed.wide_input ? 2 : 1));
+    args.codes = exec.workspace.allocate_as<int8_t>(m * packed.k);
+    args.corrections = exec.workspace.allocate_as<int32_t>(num_groups);
+    args.block_rows = choose_block_rows(packed.k);
     input.codes = args.codes;
-    input.wide_codes = args.wide_codes;
     input.scales = args.scales;
     input.corrections = args.corrections;
     input.group = packed.group;
@@ -257,7 +250,6 @@ void linear(const LinearInput& input, const PackedLinear& weight, float* y, int6
   LATHE_CHECK(input.k == packed.k && y_stride >= packed.n);
   if (input.m == 0) return;
   LATHE_CHECK((input.scales != nullptr) == (packed.arithmetic == Arithmetic::kInteger));
-  LATHE_CHECK((input.wide_codes != nullptr) == packed.wide_input);
   const LinearArgs args{&input, &packed, y, y_stride};
   packed.row->run(args, exec);
 }

@@ -61,10 +61,9 @@ struct LinearInput {
   // Set for integer kernels. Rows stand in blocks of block_rows (the last may have fewer): a block
   // of r rows is [k / group, r, group], so that a kernel which holds one group of a weight panel in
   // registers walks the rows of the block in one stream.
-  const int8_t* codes = nullptr;        // 4-bit weights; E2M1 activations: value * 2
-  const int16_t* wide_codes = nullptr;  // int8 weights: the same numbers in 16 bits
+  const int8_t* codes = nullptr;  // E2M1 activations: value * 2
   const float* scales = nullptr;  // [k / group, r] per block; NaN for a group with NaN or infinity
-  const int32_t* corrections = nullptr;  // like scales, with codes (see quantize_activations.h)
+  const int32_t* corrections = nullptr;  // like scales (see quantize_activations.h)
   int64_t group = 0;
   int64_t block_rows = 0;
 

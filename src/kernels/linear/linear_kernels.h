@@ -22,7 +22,6 @@ struct LinearArgs;
 struct PackedWeight : PackedLinear {
   Arithmetic arithmetic = Arithmetic::kFloat;
   int64_t group = 0;  // kInteger: columns that share an input scale and a weight scale, 16 or 32
-  bool wide_input = false;  // kInteger: the input's codes in 16 bits (int8 weights)
   const Kernel<LinearArgs>* row = nullptr;
 };
 

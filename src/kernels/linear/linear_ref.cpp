@@ -95,8 +95,7 @@ void linear_ref(const LinearArgs& a, Exec& exec) {
             const int64_t first = input.code_offset(t, g);
             int32_t dot = 0;
             for (int64_t j = 0; j < weight.group; ++j) {
-              dot +=
-                  w[j] * (weight.wide_input ? input.wide_codes[first + j] : input.codes[first + j]);
+              dot += w[j] * input.codes[first + j];
             }
             sum += dot * weight.scales[static_cast<std::size_t>(row * num_groups + g)] *
                    double{input.scales[input.scale_offset(t, g)]};

@@ -146,8 +146,12 @@ class Packer {
         std::memcpy(to + (i * rows + lane) * 4, &word, 4);
       }
     } else if (arithmetic_ == Arithmetic::kInteger) {
-      for (int64_t i = 0; i < panels_.k / 2; ++i) {
-        std::memcpy(to + (i * rows + lane) * 2, from + 2 * i, 2);
+      const uint32_t signs = rows == kVnniPanelRows ? 0x80808080u : 0;  // adds 128 to every byte
+      for (int64_t i = 0; i < panels_.k / 4; ++i) {
+        uint32_t word;
+        std::memcpy(&word, from + 4 * i, 4);
+        word ^= signs;
+        std::memcpy(to + (i * rows + lane) * 4, &word, 4);
       }
     } else {
       const int64_t num_bytes = nibbles ? panels_.k / 2 : panels_.k;

@@ -1,9 +1,10 @@
-// Weights as the vector kernels read them: panels of a few output rows (8 for AVX2, 16 for AVX-512;
-// twice that for floating-point kernels), padded with zero rows at the end. Inside a panel the rows
-// stand side by side, so that one load brings the same columns of all of them:
+// Weights as the vector kernels read them: panels of a few output rows (8 for AVX2's integer kernel,
+// 16 for its floating-point kernel, 32 for both of AVX-512), padded with zero rows at the end.
+// Inside a panel the rows stand side by side, so that one load brings the same columns of all of
+// them:
 //
 //   kInteger, 4 bits   [k / group][group / 8][rows][4]  byte j of a word: column j low, 4 + j high
-//   kInteger, 8 bits   [k / 2][rows][2]
+//   kInteger, 8 bits   [k / 4][rows][4]                 for VNNI with 128 added, so unsigned
 //   kFloat, 4 bits     [k / 2][rows]                    column 2 i low, 2 i + 1 high
 //   kFloat, others     [k][rows]
 //   scales             [k / group][rows]
@@ -53,6 +54,9 @@ struct Panels {
   int64_t code_bytes = 0;             // of a panel
   int64_t scale_bytes = 0;            // of a panel
 };
+
+// Rows of a panel for the integer kernel with VNNI; 8 bits have 128 added there.
+inline constexpr int64_t kVnniPanelRows = 32;
 
 struct PanelWeight : PackedWeight {
   Panels panels;

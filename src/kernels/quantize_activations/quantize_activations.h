@@ -23,7 +23,7 @@
 
 namespace lathe {
 
-// Integer kernels store a 4-bit weight code w as the unsigned byte w + kCodeOffset (E2M1 doubled:
+// Integer kernels multiply a 4-bit weight code w as the unsigned byte w + kCodeOffset (E2M1 doubled:
 // 0..24, INT4: 4..19). What this adds to a dot product is taken out again by the correction of the
 // group of x: two int16, the sums of -kCodeOffset * code over the columns 0 and 1 (mod 4) and over
 // the columns 2 and 3, the first in the low half. At most 12 * 16 * 127 = 24384 in magnitude.
@@ -39,9 +39,8 @@ struct QuantizeActivationsArgs {
   int64_t group = 32;       // columns of an int8 group and of an output scale: 16 or 32, a divisor
                             // of the format's own group
   float* values = nullptr;  // [m, k], or null
-  // Or integers, in blocks of rows as in LinearInput: codes and corrections, or wide_codes.
+  // Or integers, in blocks of rows as in LinearInput.
   int8_t* codes = nullptr;
-  int16_t* wide_codes = nullptr;
   float* scales = nullptr;
   int32_t* corrections = nullptr;
   int64_t block_rows = 1;  // >= 1

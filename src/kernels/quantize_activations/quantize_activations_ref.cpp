@@ -132,17 +132,11 @@ void quantize_activations_ref(const QuantizeActivationsArgs& a, Exec&) {
         for (int64_t j = 0; j < a.group; ++j) {
           const int code = finite ? integer_code(a.format, x[part + j], group) : 0;
           pair_sums[j % 4 / 2] += code;
-          if (a.codes != nullptr) {
-            a.codes[idx * a.group + j] = static_cast<int8_t>(code);
-          } else {
-            a.wide_codes[idx * a.group + j] = static_cast<int16_t>(code);
-          }
+          a.codes[idx * a.group + j] = static_cast<int8_t>(code);
         }
-        if (a.codes != nullptr) {
-          const uint32_t low = static_cast<uint16_t>(-kCodeOffset * pair_sums[0]);
-          const uint32_t high = static_cast<uint16_t>(-kCodeOffset * pair_sums[1]);
-          a.corrections[idx] = static_cast<int32_t>(high << 16 | low);
-        }
+        const uint32_t low = static_cast<uint16_t>(-kCodeOffset * pair_sums[0]);
+        const uint32_t high = static_cast<uint16_t>(-kCodeOffset * pair_sums[1]);
+        a.corrections[idx] = static_cast<int32_t>(high << 16 | low);
       }
     }
   }

@@ -180,16 +180,9 @@ void quantize_row_to_codes(const QuantizeActivationsArgs& a, int64_t row, int64_
       for (int64_t i = 0; i < a.group; i += V::kWidth) {
         const auto codes =
             zero ? V::set_int(0) : integer_codes<V>(a.format, group, V::load(x + part + i));
-        if (a.codes != nullptr) {
-          V::store_low_bytes(a.codes + index * a.group + i, codes);
-        } else {
-          V::store_low_words(a.wide_codes + index * a.group + i, codes);
-        }
+        V::store_low_bytes(a.codes + index * a.group + i, codes);
       }
-      if (a.codes != nullptr) {
-        a.corrections[index] =
-            V::scaled_pair_sums(a.codes + index * a.group, a.group, -kCodeOffset);
-      }
+      a.corrections[index] = V::scaled_pair_sums(a.codes + index * a.group, a.group, -kCodeOffset);
     }
   }
 }

@@ -97,15 +97,11 @@ struct IntAvx2 : Avx2 {
         _mm256_mul_ps(as_float(_mm256_slli_epi32(magnitude, 20)), _mm256_set1_ps(0x1p120f));
     return _mm256_or_ps(value, as_float(_mm256_or_si256(sign, nan)));
   }
-  // The low byte (word) of every lane; values fit.
+  // The low byte of every lane; values fit.
   static void store_low_bytes(int8_t* p, I v) {
     const __m128i words =
         _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
-  }
-  static void store_low_words(int16_t* p, I v) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                     _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
   }
   // Two int16 in a word: factor * (sum over columns 0 and 1 mod 4), and over columns 2 and 3.
   // count: 16 or 32.
@@ -159,12 +155,11 @@ struct IntAvx2 : Avx2 {
   }
   static I finish(Dot dot) { return _mm256_madd_epi16(dot, _mm256_set1_epi16(1)); }
 
-  // The same of two neighbouring 16-bit numbers, summed in 32 bits.
-  static I load_s8_as_s16(const void* p) {
-    return _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p)));
-  }
-  static I step_wide(I dot, I w, I x) {
-    I sum = _mm256_add_epi32(dot, _mm256_madd_epi16(w, x));
+  // dot + products of four neighbouring bytes, w (signed) * x (signed, not -128), in 32 bits.
+  static I abs_bytes(I w) { return _mm256_abs_epi8(w); }
+  static I step_bytes(I dot, I magnitude_of_w, I w, I x) {
+    const I pairs = _mm256_maddubs_epi16(magnitude_of_w, _mm256_sign_epi8(x, w));
+    I sum = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     asm("" : "+x"(sum));
     return sum;
   }

@@ -89,9 +89,6 @@ struct IntAvx512 : Avx512 {
   static void store_low_bytes(int8_t* p, I v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v));
   }
-  static void store_low_words(int16_t* p, I v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(v));
-  }
   static int32_t scaled_pair_sums(const int8_t* codes, int64_t count, int factor) {
     const __m128i ones = _mm_set1_epi8(1);
     const auto* p = reinterpret_cast<const __m128i*>(codes);
@@ -124,19 +121,6 @@ struct IntAvx512 : Avx512 {
     values[2] = float_from_int(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(high)));
     values[3] = float_from_int(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(high, 1)));
   }
-
-  // VNNI sums in 32 bits, so nothing can overflow.
-  using Dot = I;
-  static Dot start(const int32_t* correction) {
-    return _mm512_madd_epi16(_mm512_set1_epi32(*correction), _mm512_set1_epi16(1));
-  }
-  static Dot step(Dot dot, I w, I x) { return _mm512_dpbusd_epi32(dot, w, x); }
-  static I finish(Dot dot) { return dot; }
-
-  static I load_s8_as_s16(const void* p) {
-    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
-  }
-  static I step_wide(I dot, I w, I x) { return _mm512_dpwssd_epi32(dot, w, x); }
 };
 
 }  // namespace
