@@ -24,6 +24,7 @@ constexpr std::size_t kTopLogits = 16;
 // something else is off by the size of the logits.
 constexpr double kNoise = 8;
 constexpr double kFloor = 0.01;              // of the largest logit: models with hardly any noise
+constexpr double kTelling = 0.1;             // of the largest logit: no accident
 constexpr double kSamePathTolerance = 1e-3;  // the same kernels give the same bits
 
 std::vector<float> last_logits(const std::vector<int32_t>& ids, Model& model, KvFormat kv_format,
@@ -117,7 +118,7 @@ FingerprintComparison compare_fingerprint(const LogitsFingerprint& stored, Model
   }
   double largest = 0;
   for (const double logit : stored.top_logits) largest = std::max(largest, std::abs(logit));
-  result.telling = result.tolerance < largest / 2;
+  result.telling = result.max_difference < kTelling * largest;
   result.matches = result.max_difference <= result.tolerance;
   return result;
 }

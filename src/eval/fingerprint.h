@@ -18,8 +18,9 @@ struct FingerprintComparison {
   double tolerance = 0;       // what was allowed
   bool same_path = false;     // the stored path is this one: the bits must agree
   bool matches = false;
-  // Whether a match says something: not where the model's own rounding noise is of the size of its
-  // logits (4-bit activations may do that), unless the same kernels must give the same bits.
+  // Whether a match says something: the logits are close, not only as close as the rounding noise
+  // of this model lets two right results be (with 4-bit activations that may be as far as
+  // anything).
   bool telling = false;
 };
 // Runs the stored prompt. Throws kCorruptData when the fingerprint cannot be of this model (token
