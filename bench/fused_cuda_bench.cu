@@ -1,8 +1,9 @@
 // What the kernels around the matrix products cost on the GPU: time, bytes that have to be moved
-// over that time, and the share of the bandwidth of a device copy in the same run. Inputs rotate
-// through more memory than the L2 cache holds; times are medians of CUDA graphs of many launches.
+// over that time, and the share of the bandwidth of a copy of 1 GiB in the same run (the better of
+// cudaMemcpy and a kernel). Inputs rotate through more memory than the L2 cache holds; times are
+// medians of CUDA graphs of many launches.
 //
-//   fused_cuda_bench [m...]
+//   fused_cuda_bench [rows...]
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -12,7 +13,9 @@
 #include <string>
 #include <vector>
 
+#include "kernels/embedding/embedding_cuda.h"
 #include "kernels/quantize_activations/quantize_cuda.h"
+#include "kernels/sampling/sampling_cuda.h"
 #include "tensor/cuda_check.h"
 #include "tensor/device_buffer.h"
 
@@ -30,6 +33,16 @@ __global__ void fill(T* x, int64_t count, uint32_t seed) {
   bits ^= bits >> 16, bits *= 0x85ebca6bu, bits ^= bits >> 13, bits *= 0xc2b2ae35u;
   bits ^= bits >> 16;
   x[i] = static_cast<T>(static_cast<float>(bits & 0xffff) / 16384.0f - 2.0f);
+}
+
+__global__ void copy_words(const float4* from, float4* to) {
+  constexpr int kPerThread = 4;
+  const int64_t first = int64_t{blockIdx.x} * blockDim.x * kPerThread + threadIdx.x;
+  float4 words[kPerThread];
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) words[i] = from[first + i * blockDim.x];
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) to[first + i * blockDim.x] = words[i];
 }
 
 template <typename T>
@@ -75,14 +88,19 @@ struct Bench {
 
   void measure_copy() {
     constexpr int64_t kBytes = int64_t{1} << 30;
-    const DeviceBuffer from(kBytes);
+    const DeviceBuffer from = random_buffer<float>(kBytes / 4, 9);
     DeviceBuffer to(kBytes);
-    const double us = microseconds(stream, 4, [&](int) {
+    const double memcpy_us = microseconds(stream, 4, [&](int) {
       cuda_check(cudaMemcpyAsync(to.data(), from.data(), kBytes, cudaMemcpyDeviceToDevice, stream),
                  "copying");
     });
-    copy_rate = 2.0 * kBytes / us * 1e6;
-    std::printf("copy: %.0f GB/s (read + written)\n", copy_rate / 1e9);
+    const double kernel_us = microseconds(stream, 4, [&](int) {
+      copy_words<<<static_cast<unsigned>(kBytes / 16 / 4 / 256), 256, 0, stream>>>(
+          from.as<float4>(), to.as<float4>());
+    });
+    copy_rate = 2.0 * kBytes / std::min(memcpy_us, kernel_us) * 1e6;
+    std::printf("copy, GB/s read + written: cudaMemcpy %.0f, kernel %.0f\n",
+                2.0 * kBytes / memcpy_us / 1e3, 2.0 * kBytes / kernel_us / 1e3);
   }
 
   void report(const char* operation, const std::string& target, int64_t m, int64_t k, double bytes,
@@ -169,6 +187,81 @@ void bench_quantizers(const Bench& bench, int64_t m, int64_t k) {
   }
 }
 
+void bench_sampling(const Bench& bench, int64_t num_rows, int64_t vocab_size) {
+  struct Case {
+    const char* name;
+    SamplingRow row;
+  };
+  const Case cases[] = {
+      {"greedy", {}},
+      {"greedy+top5", {.num_logprobs = 5}},
+      {"all", {.inverse_temperature = 1}},
+      {"min_p", {.min_p = 0.05, .inverse_temperature = 1}},
+      {"top_p", {.top_p = 0.95, .inverse_temperature = 1}},
+      {"top_k", {.inverse_temperature = 1, .top_k = 50}},
+      {"top_k+top_p", {.top_p = 0.95, .inverse_temperature = 1, .top_k = 50}},
+  };
+  const int64_t count = num_rows * vocab_size;
+  const auto copies = static_cast<int>(std::clamp<int64_t>(kRotateBytes / (4 * count), 2, 16));
+  std::vector<float> host(static_cast<std::size_t>(count));
+  std::vector<DeviceBuffer> logits;
+  for (int i = 0; i < copies; ++i) {
+    uint64_t state = static_cast<uint64_t>(i) + 1;
+    for (float& x : host) {  // sums of four uniform numbers: bell-shaped, as logits are
+      float sum = 0;
+      for (int j = 0; j < 4; ++j) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        sum += static_cast<float>(state >> 40) * 0x1p-24f;
+      }
+      x = (sum - 2) * 6;
+    }
+    logits.push_back(DeviceBuffer::from_host(host.data(), 4 * count));
+  }
+  DeviceBuffer tokens(4 * num_rows), logprobs(4 * num_rows);
+  DeviceBuffer top_tokens(4 * num_rows * 5), top_logprobs(4 * num_rows * 5);
+  for (const Case& c : cases) {
+    std::vector<SamplingRow> rows(static_cast<std::size_t>(num_rows), c.row);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      rows[i].uniform = (static_cast<double>(i) + 0.5) / static_cast<double>(num_rows);
+    }
+    const DeviceBuffer device_rows = DeviceBuffer::from_host(
+        rows.data(), static_cast<int64_t>(rows.size() * sizeof(SamplingRow)));
+    bench.report("sample", c.name, num_rows, vocab_size, static_cast<double>(4 * count),
+                 microseconds(bench.stream, 2 * copies, [&](int i) {
+                   sample_cuda({.logits = logits[static_cast<std::size_t>(i % copies)].as<float>(),
+                                .num_rows = num_rows,
+                                .vocab_size = vocab_size,
+                                .rows = device_rows.as<SamplingRow>(),
+                                .tokens = tokens.as<int32_t>(),
+                                .logprobs = logprobs.as<float>(),
+                                .max_logprobs = 5,
+                                .top_tokens = top_tokens.as<int32_t>(),
+                                .top_logprobs = top_logprobs.as<float>()},
+                               bench.stream);
+                 }));
+  }
+}
+
+void bench_embedding(const Bench& bench, int64_t num_tokens, int64_t hidden_size) {
+  constexpr int64_t kVocab = 128256;
+  const DeviceBuffer table = random_buffer<__nv_bfloat16>(kVocab * hidden_size, 4);
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < num_tokens; ++i) ids.push_back(static_cast<int32_t>(i * 7919 % kVocab));
+  const DeviceBuffer device_ids = DeviceBuffer::from_host(ids.data(), 4 * num_tokens);
+  DeviceBuffer hidden(4 * num_tokens * hidden_size);
+  bench.report("embedding", "bf16", num_tokens, hidden_size,
+               static_cast<double>(6 * num_tokens * hidden_size),
+               microseconds(bench.stream, 8, [&](int) {
+                 embedding_lookup_cuda({.table = table.data(),
+                                        .vocab_size = kVocab,
+                                        .hidden_size = hidden_size,
+                                        .token_ids = device_ids.as<int32_t>(),
+                                        .num_tokens = num_tokens,
+                                        .hidden = hidden.as<float>()},
+                                       bench.stream);
+               }));
+}
+
 }  // namespace
 }  // namespace lathe
 
@@ -187,6 +280,8 @@ int main(int argc, char** argv) {
     for (const int64_t m : rows) {
       for (const int64_t k : {4096, 14336}) bench_quantizers(bench, m, k);
     }
+    bench_embedding(bench, 4096, 4096);
+    for (const int64_t num_rows : {1, 64}) bench_sampling(bench, num_rows, 128256);
   } catch (const Error& error) {
     std::fprintf(stderr, "fused_cuda_bench: %s\n", error.what());
     return 1;

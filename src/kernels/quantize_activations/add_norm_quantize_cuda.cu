@@ -8,8 +8,8 @@ namespace {
 // registers allow it.
 struct HiddenSource {
   struct Scratch {
-    SumScratch branch;
-    SumScratch hidden;
+    RowScratch branch;
+    RowScratch hidden;
   };
   template <int kSlots>
   struct Prefetched {
@@ -72,7 +72,7 @@ struct HiddenSource {
   // 1 / sqrt(mean of x^2 + eps).
   template <int kSlots>
   __device__ float norm_scale(const RowPlace& place, const RowVectors<kSlots>& v,
-                              SumScratch& scratch) const {
+                              RowScratch& scratch) const {
     const float mean_sq =
         __fdiv_rn(row_sum_of_squares(place, v, scratch), static_cast<float>(cols));
     return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean_sq, eps)));
@@ -86,7 +86,7 @@ struct HiddenSource {
 
   template <int kSlots, typename T>
   __device__ void add_branch(const RowPlace& place, const T* branch, float* to,
-                             RowVectors<kSlots>& v, SumScratch& scratch) const {
+                             RowVectors<kSlots>& v, RowScratch& scratch) const {
     RowVectors<kSlots> added;
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {

@@ -6,7 +6,7 @@ namespace {
 
 // x / (1 + exp(-s)): silu with s = x, gelu_tanh with s = 2 sqrt(2 / pi) (x + 0.044715 x^3), since
 // (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)). bf16 inputs carry 8 bits, so the fast exponential and
-// division (2 ulp) do for them.
+// reciprocal (2 ulp each) do for them; where exp() overflows, the reciprocal is 0.
 template <typename T>
 __device__ float gate_of(float x, GateFunction function) {
   constexpr float kTwoSqrt2OverPi = 1.5957691216057308f;
@@ -15,8 +15,11 @@ __device__ float gate_of(float x, GateFunction function) {
   if constexpr (std::is_same_v<T, float>) {
     return __fdiv_rn(x, 1.0f + expf(-s));
   } else {
-    // exp(88) would make the fast division return 0 for NaN.
-    return __fdividef(x, 1.0f + __expf(fminf(-s, 80.0f)));
+    constexpr float kLog2e = 1.4426950408889634f;
+    float exponential, inverse;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exponential) : "f"(s * -kLog2e));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + exponential));
+    return x * inverse;
   }
 }
 

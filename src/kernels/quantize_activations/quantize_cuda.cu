@@ -63,16 +63,18 @@ bool needs_whole_row(const QuantizedTarget& target) {
 RowConfig choose_row_config(int64_t m, int64_t k, bool whole_row) {
   constexpr int64_t kManyRows = 264;  // two for each multiprocessor
   const int64_t vectors = k / kVectorCols;
+  const auto config = [&](int slots, int64_t segments, bool is_cluster) {
+    const int64_t in_segment = (vectors + segments - 1) / segments;
+    return RowConfig{slots, static_cast<int>(round_up((in_segment + slots - 1) / slots, 32)),
+                     static_cast<int>(segments), is_cluster && segments > 1};
+  };
   if (!whole_row) {
-    constexpr int kThreads = 128;
     const int slots = m * vectors >= kManyRows * 1024 ? 2 : 1;
-    const int64_t segments = (vectors + kThreads * slots - 1) / (kThreads * slots);
-    if (segments > 1) return {slots, kThreads, static_cast<int>(segments)};
-    return {slots, static_cast<int>(round_up((vectors + slots - 1) / slots, 32)), 1};
+    return config(slots, (vectors + 128 * slots - 1) / (128 * slots), false);
   }
   int slots = m >= kManyRows && vectors >= 256 ? 2 : 1;
   while (round_up((vectors + slots - 1) / slots, 32) > max_row_threads(slots)) slots *= 2;
-  return {slots, static_cast<int>(round_up((vectors + slots - 1) / slots, 32)), 1};
+  return config(slots, 1, false);
 }
 
 void check_aligned(const void* pointer, const char* name) {

@@ -28,13 +28,71 @@ __device__ inline int mx_scale_byte(uint32_t amax_bits, int mantissa_bits, int e
   return min(max(byte, 0), 254);
 }
 
-// Nearest E2M1 number, ties to the even mantissa, saturating; zero is +0. Adding 1.5 * 2^23 steps
-// of the grid at |r| rounds to a multiple of that step: 0.5 below 2, 1 below 4, 2 above.
-__device__ inline float round_e2m1(float r) {
-  r = fminf(fmaxf(r, -6.0f), 6.0f);
-  const uint32_t binade = max(__float_as_uint(r) & kInfinityBits, 0x3f800000u);
+// Correctly rounded quotients by one divisor, for quotients that are rounded to a grid of steps of
+// 2^-10 and more behind it: where they are smaller than that, they may be wrong, but stay small.
+// With r = 1 / s rounded correctly, q = x r and its residual x - q s give the quotient
+// (Markstein 1990); 10^9 random pairs, many with extreme significands, gave no other bits than the
+// division. A power of two in front keeps the residual of small numbers out of the subnormals.
+struct Divisor {
+  float shift;
+  float divisor;  // shifted
+  float inverse;  // 0 for 0
+
+  __device__ static Divisor of(float s) {
+    const float shift = s == 0 ? 1.0f : s < 0x1p-60f ? 0x1p96f : s > 0x1p60f ? 0x1p-96f : 1.0f;
+    const float divisor = __fmul_rn(s, shift);
+    return {shift, divisor, s == 0 ? 0.0f : __frcp_rn(divisor)};
+  }
+
+  // Of all numbers of the vector, in place. -0 stays -0. By 0: zeros.
+  __device__ void divide(float (&x)[kVectorCols]) const {
+    if (shift != 1.0f) {
+#pragma unroll
+      for (int i = 0; i < kVectorCols; ++i) x[i] = __fmul_rn(x[i], shift);
+    }
+#pragma unroll
+    for (int i = 0; i < kVectorCols; ++i) {
+      const float q = __fmul_rn(x[i], inverse);
+      const float excess = __fmaf_rn(q, divisor, -x[i]);
+      x[i] = __fmaf_rn(excess, -inverse, q);
+    }
+  }
+};
+
+// Adding 1.5 * 2^23 steps and subtracting it again rounds to a multiple of the step, ties to even;
+// zero becomes +0. The steps of E2M1 at x are 0.5, 1 and 2 times its scale: half the binade of x,
+// but at least half the scale. Bits of a float that is at least `scale_bits`, a power of two:
+__device__ inline float round_to_half_binade(float x, uint32_t scale_bits) {
+  const uint32_t binade = max(__float_as_uint(x) & kInfinityBits, scale_bits);
   const float magic = __uint_as_float(binade + 0x0b400000u);
-  return __fsub_rn(__fadd_rn(r, magic), magic);
+  return __fsub_rn(__fadd_rn(x, magic), magic);
+}
+
+// Nearest E2M1 number, ties to the even mantissa, saturating; zero is +0.
+__device__ inline float round_e2m1(float r) {
+  return round_to_half_binade(fminf(fmaxf(r, -6.0f), 6.0f), 0x3f800000u);
+}
+
+// x to E2M1 * 2^(byte - 127), where that scale is the group's: it leaves nothing above 7 times it,
+// so nothing saturates, and rounding x itself to the scaled grid gives the same bits as dividing,
+// rounding and multiplying. Scales at the ends of the range are moved away from them first; that is
+// exact, and so is the way back, but for what overflows.
+__device__ inline void round_mxfp4(float (&x)[kVectorCols], int byte) {
+  constexpr int kShift = 64;
+  const int shift = byte < kShift ? kShift : byte > 254 - kShift ? -kShift : 0;
+  if (shift != 0) {
+    const float factor = e8m0_value(127 + shift);
+#pragma unroll
+    for (int i = 0; i < kVectorCols; ++i) x[i] = __fmul_rn(x[i], factor);
+  }
+  const auto scale_bits = static_cast<uint32_t>(byte + shift) << 23;
+#pragma unroll
+  for (int i = 0; i < kVectorCols; ++i) x[i] = round_to_half_binade(x[i], scale_bits);
+  if (shift != 0) {
+    const float factor = e8m0_value(127 - shift);
+#pragma unroll
+    for (int i = 0; i < kVectorCols; ++i) x[i] = __fmul_rn(x[i], factor);
+  }
 }
 
 // Rounds to an integer, |x| < 2^22; zero is +0.
@@ -66,11 +124,20 @@ struct RowTarget {
   int hadamard;
 };
 
-// Bits of the largest magnitude of the vector, and of the 2^steps vectors around it.
+// max() that keeps NaN, of magnitudes.
+__device__ inline float max_magnitude(float a, float b) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(fabsf(b)));
+  return result;
+}
+
+// Bits of the largest magnitude of the vector, and of the 2^steps vectors around it; NaN and
+// infinity count as larger than all others.
 __device__ inline uint32_t group_max_bits(const float (&x)[kVectorCols], int steps) {
-  uint32_t bits = 0;
+  float amax = fabsf(x[0]);
 #pragma unroll
-  for (int i = 0; i < kVectorCols; ++i) bits = max(bits, __float_as_uint(x[i]) & kMagnitudeBits);
+  for (int i = 1; i < kVectorCols; ++i) amax = max_magnitude(amax, x[i]);
+  uint32_t bits = __float_as_uint(amax) & kMagnitudeBits;
   for (int distance = 1; distance < 1 << steps; distance *= 2) {
     bits = max(bits, __shfl_xor_sync(kFullWarp, bits, distance));
   }
@@ -78,11 +145,12 @@ __device__ inline uint32_t group_max_bits(const float (&x)[kVectorCols], int ste
 }
 
 template <int kSlots>
-__device__ uint32_t row_max_bits(const RowVectors<kSlots>& v, MaxScratch& scratch) {
+__device__ uint32_t row_max_bits(const RowPlace& place, const RowVectors<kSlots>& v,
+                                 RowScratch& scratch) {
   uint32_t bits = 0;
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot) bits = max(bits, group_max_bits(v.x[slot], 0));
-  return block_max(bits, scratch);
+  return row_max(place, bits, scratch);
 }
 
 __device__ inline void fill_nan(float (&x)[kVectorCols]) {
@@ -93,8 +161,8 @@ __device__ inline void fill_nan(float (&x)[kVectorCols]) {
 // Replaces v by what is stored and returns the factor of the row. Slots beyond the row hold zeros.
 // All threads of the block call it.
 template <int kSlots, typename Out>
-__device__ float quantize_vectors(RowVectors<kSlots>& v, const RowTarget<Out>& target,
-                                  MaxScratch& scratch) {
+__device__ float quantize_vectors(const RowPlace& place, RowVectors<kSlots>& v,
+                                  const RowTarget<Out>& target, RowScratch& scratch) {
   constexpr bool kCodes = std::is_same_v<Out, __nv_fp8_e4m3>;
   // bf16 holds E2M1 * block scale and E4M3 exactly, their product with a float it does not.
   const bool factored =
@@ -132,20 +200,22 @@ __device__ float quantize_vectors(RowVectors<kSlots>& v, const RowTarget<Out>& t
         row_byte = max(row_byte, bytes[slot]);
       }
       if constexpr (kCodes) {
-        row_byte = static_cast<int>(block_max(static_cast<uint32_t>(row_byte), scratch));
+        row_byte = static_cast<int>(row_max(place, static_cast<uint32_t>(row_byte), scratch));
       }
+      const float fold = e8m0_value(254 - row_byte);
 #pragma unroll
       for (int slot = 0; slot < kSlots; ++slot) {
         if (bytes[slot] < 0) {
           fill_nan(v.x[slot]);
           continue;
         }
-        const float inverse = e8m0_value(254 - bytes[slot]);
-        // Codes: the largest byte's groups have 6 * 2^6 = 384 as their largest number.
-        const float scale = e8m0_value(kCodes ? max(bytes[slot] - row_byte + 133, 0) : bytes[slot]);
+        round_mxfp4(v.x[slot], bytes[slot]);
+        if constexpr (kCodes) {
+          // The largest byte's groups have 6 * 2^6 = 384 as their largest number.
 #pragma unroll
-        for (int i = 0; i < kVectorCols; ++i) {
-          v.x[slot][i] = __fmul_rn(round_e2m1(__fmul_rn(v.x[slot][i], inverse)), scale);
+          for (int i = 0; i < kVectorCols; ++i) {
+            v.x[slot][i] = __fmul_rn(__fmul_rn(v.x[slot][i], fold), 64.0f);
+          }
         }
       }
       return kCodes ? __fmul_rn(e8m0_value(row_byte), 0x1p-6f) : 1.0f;
@@ -154,7 +224,7 @@ __device__ float quantize_vectors(RowVectors<kSlots>& v, const RowTarget<Out>& t
     case ActivationFormat::kNvfp4: {
       float global_scale = target.global_scale;
       if (global_scale == 0) {
-        const uint32_t bits = row_max_bits(v, scratch);
+        const uint32_t bits = row_max_bits(place, v, scratch);
         const float amax = __uint_as_float(bits);
         global_scale = bits >= kInfinityBits  ? __uint_as_float(0x7fc00000u)
                        : amax < kSmallestAmax ? 1.0f
@@ -170,37 +240,39 @@ __device__ float quantize_vectors(RowVectors<kSlots>& v, const RowTarget<Out>& t
         const float amax = __uint_as_float(bits);
         const float block = round_e4m3(__fmul_rn(global_scale, __fdiv_rn(amax, 6.0f)));
         const float scale = __fdiv_rn(block, global_scale);
-        const float decoded = factored ? block : scale;
+        // Half the scale is what the reference multiplies twice the number with.
+        const float decoded = factored ? block : 2 * (scale * 0.5f);
+        Divisor::of(scale).divide(v.x[slot]);
 #pragma unroll
         for (int i = 0; i < kVectorCols; ++i) {
-          const float code = scale > 0 ? 2.0f * round_e2m1(__fdiv_rn(v.x[slot][i], scale)) : 0.0f;
-          v.x[slot][i] = __fmul_rn(code, decoded * 0.5f);
+          v.x[slot][i] = __fmul_rn(round_e2m1(v.x[slot][i]), decoded);
         }
       }
       return factored ? __fdiv_rn(1.0f, global_scale) : 1.0f;
     }
 
     case ActivationFormat::kFp8: {
-      const uint32_t bits = row_max_bits(v, scratch);
+      const uint32_t bits = row_max_bits(place, v, scratch);
       const bool finite = bits < kInfinityBits;
       const float scale =
           finite ? __fdiv_rn(__uint_as_float(bits), 448.0f) : __uint_as_float(0x7fc00000u);
+      const Divisor divisor = Divisor::of(scale);
 #pragma unroll
       for (int slot = 0; slot < kSlots; ++slot) {
-        if (!finite) fill_nan(v.x[slot]);
+        float(&x)[kVectorCols] = v.x[slot];
+        if (!(scale > 0)) {
 #pragma unroll
-        for (int i = 0; i < kVectorCols; i += 2) {
-          float& low = v.x[slot][i];
-          float& high = v.x[slot][i + 1];
-          if (!finite) continue;
-          low = scale > 0 ? __fdiv_rn(low, scale) : 0.0f;
-          high = scale > 0 ? __fdiv_rn(high, scale) : 0.0f;
-          if constexpr (!kCodes) {
-            round_e4m3(low, high);
-            if (!factored && scale > 0) {
-              low = __fmul_rn(low, scale);
-              high = __fmul_rn(high, scale);
-            }
+          for (int i = 0; i < kVectorCols; ++i) x[i] = finite ? 0.0f : scale;
+          continue;
+        }
+        divisor.divide(x);
+        if constexpr (!kCodes) {
+          const float decoded = factored ? 1.0f : scale;
+#pragma unroll
+          for (int i = 0; i < kVectorCols; i += 2) {
+            round_e4m3(x[i], x[i + 1]);
+            x[i] = __fmul_rn(x[i], decoded);
+            x[i + 1] = __fmul_rn(x[i + 1], decoded);
           }
         }
       }
@@ -232,24 +304,29 @@ __device__ float quantize_vectors(RowVectors<kSlots>& v, const RowTarget<Out>& t
   return 1;
 }
 
-// One block for each segment of each row: blockIdx.x = row * segments + segment.
+// One block for each segment of each row: blockIdx.x = row * segments + segment. is_cluster: the
+// segments of a row are a cluster.
 template <typename Source, typename Out, int kSlots>
-__global__ void __launch_bounds__(max_row_threads(kSlots))
-    quantize_rows(const Source source, const RowTarget<Out> target, int num_vectors, int segments) {
+__global__ void __launch_bounds__(max_row_threads(kSlots), min_row_blocks(kSlots))
+    quantize_rows(const Source source, const RowTarget<Out> target, int num_vectors, int segments,
+                  bool is_cluster) {
   __shared__ typename Source::Scratch source_scratch;
-  __shared__ MaxScratch max_scratch;
+  __shared__ RowScratch max_scratch;
   const int64_t row = blockIdx.x / static_cast<unsigned>(segments);
   const int segment = static_cast<int>(blockIdx.x % static_cast<unsigned>(segments));
-  const RowPlace place = {row, segment * static_cast<int>(blockDim.x) * kSlots, num_vectors};
+  const RowPlace place = {row, segment * static_cast<int>(blockDim.x) * kSlots, num_vectors,
+                          is_cluster ? segments : 1};
+  if (is_cluster) cluster_arrive();
   RowVectors<kSlots> v;
   typename Source::template Prefetched<kSlots> constants;
   source.prefetch(place, constants);
   wait_for_previous_kernel();
   allow_next_kernel();
+  if (is_cluster) cluster_wait();  // all of its blocks run, so their memory may be written
   source.load(place, constants, v, source_scratch);
   if (target.data == nullptr) return;
   rotate_vectors(v, target.hadamard);
-  const float factor = quantize_vectors(v, target, max_scratch);
+  const float factor = quantize_vectors(place, v, target, max_scratch);
   Out* out = target.data + row * num_vectors * kVectorCols;
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot) {
@@ -264,9 +341,10 @@ struct RowConfig {
   int slots;     // vectors a thread holds: 1, 2, 4 or 8
   int threads;   // a multiple of 32
   int segments;  // blocks for a row
+  bool is_cluster;
 };
 
-// whole_row: something is computed over the whole row, so that one block has to hold it.
+// whole_row: something is computed over the whole row, so that a block or a cluster has to hold it.
 RowConfig choose_row_config(int64_t m, int64_t k, bool whole_row);
 
 bool needs_whole_row(const QuantizedTarget& target);
@@ -283,8 +361,9 @@ void launch_rows(const Source& source, const QuantizedTarget& to, int64_t m, int
   const auto num_vectors = static_cast<int>(k / kVectorCols);
   const auto launch = [&](auto kernel) {
     launch_dependent("quantize_rows", kernel, dim3(static_cast<unsigned>(m * config.segments)),
-                     dim3(static_cast<unsigned>(config.threads)), 0, stream, 1, source, target,
-                     num_vectors, config.segments);
+                     dim3(static_cast<unsigned>(config.threads)), 0, stream,
+                     config.is_cluster ? static_cast<unsigned>(config.segments) : 1, source, target,
+                     num_vectors, config.segments, config.is_cluster);
   };
   switch (config.slots) {
     case 1:

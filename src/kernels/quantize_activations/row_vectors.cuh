@@ -1,10 +1,10 @@
-// A row, or a segment of it, in the registers of one block: eight consecutive columns are a vector,
-// and vector v of the segment belongs to thread v % blockDim.x, slot v / blockDim.x. A warp
-// therefore holds runs of 32 vectors (256 columns), in which every Hadamard block and every group
-// of columns lies whole.
+// A row in the registers of one block, or of a cluster of blocks with a segment each: eight
+// consecutive columns are a vector, and vector v of the segment belongs to thread v % blockDim.x,
+// slot v / blockDim.x. A warp therefore holds runs of 32 vectors (256 columns), in which every
+// Hadamard block and every group of columns lies whole.
 //
 // Sums are made chunk by chunk of 256 columns and the chunks added in one fixed order, so they do
-// not depend on how many threads and slots a launch has.
+// not depend on how many blocks, threads and slots a launch has.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
@@ -17,7 +17,8 @@ inline constexpr int kVectorCols = 8;
 inline constexpr int kMaxRowThreads = 1024;
 // Four vectors and more in a thread need more than the 64 registers that 1024 threads leave.
 constexpr int max_row_threads(int slots) { return slots <= 2 ? kMaxRowThreads : 512; }
-inline constexpr int kMaxChunks = 128;  // kMaxQuantizeCols / 256
+constexpr int min_row_blocks(int slots) { return slots == 4 ? 2 : 1; }
+inline constexpr int kMaxChunks = 128;  // of 256 columns
 inline constexpr unsigned kFullWarp = 0xffffffffu;
 
 template <int kSlots>
@@ -28,8 +29,9 @@ struct RowVectors {
 // Where the vectors of this thread are.
 struct RowPlace {
   int64_t row;
-  int first_vector;  // of the segment
-  int num_vectors;   // of the row
+  int first_vector;    // of the block's segment
+  int num_vectors;     // of the row
+  int cluster_blocks;  // that compute over the row together; 1: this one alone
 
   __device__ int vector(int slot) const {
     return first_vector + slot * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
@@ -80,17 +82,46 @@ __device__ inline void store_vector(__nv_fp8_e4m3* to, const float (&x)[kVectorC
                                              e4m3_pair(x[4], x[5]) | e4m3_pair(x[6], x[7]) << 16);
 }
 
-// Shared memory of one sum; each sum of a kernel has its own, so that one barrier is enough.
-struct SumScratch {
-  float chunks[kMaxChunks];
+__device__ inline void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ inline void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// The whole warp calls it: `word` to the same place in the shared memory of every block of the
+// row's cluster.
+__device__ inline void share_word(const RowPlace& place, uint32_t* to, uint32_t word) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (place.cluster_blocks == 1) {
+    if (lane == 0) *to = word;
+  } else if (lane < place.cluster_blocks) {
+    const auto local = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    uint32_t remote;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(lane));
+    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(remote), "r"(word) : "memory");
+  }
+}
+
+// After it, what was shared is there.
+__device__ inline void wait_for_shared(const RowPlace& place) {
+  if (place.cluster_blocks == 1) {
+    __syncthreads();
+  } else {
+    cluster_arrive();
+    cluster_wait();
+  }
+}
+
+// Shared memory of one sum or maximum; each of a kernel has its own, so that one barrier is enough.
+struct RowScratch {
+  uint32_t chunks[kMaxChunks + 8];  // or warps, one more at the end of each segment
 };
 
 // The sum of x^2 over the whole row, the same bits in every thread. All threads call it.
 template <int kSlots>
 __device__ float row_sum_of_squares(const RowPlace& place, const RowVectors<kSlots>& v,
-                                    SumScratch& scratch) {
-  const int num_warps = static_cast<int>(blockDim.x) / 32;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+                                    RowScratch& scratch) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int slot = 0; slot < kSlots; ++slot) {
@@ -103,13 +134,15 @@ __device__ float row_sum_of_squares(const RowPlace& place, const RowVectors<kSlo
     for (int distance = 16; distance > 0; distance /= 2) {
       sum += __shfl_xor_sync(kFullWarp, sum, distance);
     }
-    const int chunk = slot * num_warps + warp;
-    if (lane == 0 && chunk < kMaxChunks) scratch.chunks[chunk] = sum;
+    const int chunk = place.vector(slot) / 32;
+    if (chunk < kMaxChunks) share_word(place, scratch.chunks + chunk, __float_as_uint(sum));
   }
-  __syncthreads();
+  wait_for_shared(place);
   const int num_chunks = (place.num_vectors + 31) / 32;
   float sum = 0;
-  for (int chunk = lane; chunk < num_chunks; chunk += 32) sum += scratch.chunks[chunk];
+  for (int chunk = lane; chunk < num_chunks; chunk += 32) {
+    sum += __uint_as_float(scratch.chunks[chunk]);
+  }
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
     sum += __shfl_xor_sync(kFullWarp, sum, distance);
@@ -117,18 +150,21 @@ __device__ float row_sum_of_squares(const RowPlace& place, const RowVectors<kSlo
   return sum;
 }
 
-struct MaxScratch {
-  uint32_t warps[kMaxRowThreads / 32];
-};
-
-// The largest of the block's values, in every thread. All threads call it.
-__device__ inline uint32_t block_max(uint32_t value, MaxScratch& scratch) {
-  const int num_warps = static_cast<int>(blockDim.x) / 32;
+// The largest of the row's values, in every thread. All threads call it.
+__device__ inline uint32_t row_max(const RowPlace& place, uint32_t value, RowScratch& scratch) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto num_warps = static_cast<int>(blockDim.x) / 32;
+  const int segment =
+      place.cluster_blocks == 1 ? 0 : static_cast<int>(blockIdx.x) % place.cluster_blocks;
   value = __reduce_max_sync(kFullWarp, value);
-  if (lane == 0) scratch.warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  return __reduce_max_sync(kFullWarp, lane < num_warps ? scratch.warps[lane] : 0u);
+  share_word(place, scratch.chunks + segment * num_warps + static_cast<int>(threadIdx.x) / 32,
+             value);
+  wait_for_shared(place);
+  value = 0;
+  for (int i = lane; i < place.cluster_blocks * num_warps; i += 32) {
+    value = max(value, scratch.chunks[i]);
+  }
+  return __reduce_max_sync(kFullWarp, value);
 }
 
 // The rotation of quant/hadamard.h with the same bits: butterflies of distance 1, 2, 4 inside a
@@ -158,14 +194,15 @@ __device__ void rotate_vectors(RowVectors<kSlots>& v, int block) {
     }
   }
   for (int distance = 1; distance < block / kVectorCols; distance *= 2) {
-    const uint32_t sign = (lane & distance) != 0 ? 0x80000000u : 0u;
+    // other + own in the lower lane, other - own in the upper: the product is exact, so one
+    // rounding, that of the sum.
+    const float sign = (lane & distance) != 0 ? -1.0f : 1.0f;
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {
 #pragma unroll
       for (int i = 0; i < kVectorCols; ++i) {
         const float own = v.x[slot][i];
-        const float other = __shfl_xor_sync(kFullWarp, own, distance);
-        v.x[slot][i] = __fadd_rn(other, __uint_as_float(__float_as_uint(own) ^ sign));
+        v.x[slot][i] = __fmaf_rn(own, sign, __shfl_xor_sync(kFullWarp, own, distance));
       }
     }
   }

@@ -11,7 +11,7 @@ namespace lathe {
 inline constexpr int kRowBlocks = 8;  // the largest portable cluster
 inline constexpr int kRowThreads = 512;
 inline constexpr int kRowWarps = kRowThreads / 32;
-inline constexpr int kExchangeWords = 5;
+inline constexpr int kExchangeWords = 7;
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 // Orders like the logits: equal for equal logits (0 and -0), 0 for NaN, 1 and above for the rest.
@@ -58,7 +58,7 @@ struct Ranges {
   }
 };
 
-struct RowScratch {
+struct ClusterScratch {
   uint64_t exchange[2][kRowBlocks][kExchangeWords];
   uint64_t warps[kRowWarps][kExchangeWords];
   double runs[kRowWarps];  // of reach_by_token()
@@ -66,7 +66,7 @@ struct RowScratch {
 
 class ClusterRow {
  public:
-  __device__ ClusterRow(float* slice, RowScratch& scratch, int slice_size, int vocab_size)
+  __device__ ClusterRow(float* slice, ClusterScratch& scratch, int slice_size, int vocab_size)
       : logits(slice),
         block_rank(static_cast<int>(cooperative_groups::this_cluster().block_rank())),
         first_token(block_rank * slice_size),
@@ -95,6 +95,12 @@ class ClusterRow {
 #pragma unroll
     for (int i = 1; i < kRowBlocks; ++i) result.merge(received<T>(i));
     return result;
+  }
+
+  // What block `block` gave to the last reduce().
+  template <typename T>
+  __device__ const T& received(int block) const {
+    return *reinterpret_cast<const T*>(scratch_.exchange[turn_][block]);
   }
 
   // The sum of weight(logit, token) over the row.
@@ -146,7 +152,14 @@ class ClusterRow {
                [&](float logit, int token) { return is_inside(logit, token) ? 1.0f : 0.0f; }, 0.0,
                [=](double sum) { return sum >= static_cast<double>(taken); },
                0xffffffffu - (1u << 20), 0xffffffffu);
-    return {uint64_t{key} << 32 | last.low, sum_of(taken - 1)};
+    Largest taken_last;
+    for_each([&](float logit, int token) {
+      const uint32_t inverted = 0xffffffffu - static_cast<uint32_t>(token);
+      if (is_inside(logit, token) && inverted >= last.low && inverted <= last.high) {
+        taken_last.merge({rank_of(key, token)});
+      }
+    });
+    return {reduce(taken_last).rank, sum_of(taken - 1)};
   }
 
   // In order of band, 0 first: the band in which the sum reaches the target and the sum before it;
@@ -356,12 +369,7 @@ class ClusterRow {
     }
     synchronize();
   }
-  template <typename T>
-  __device__ const T& received(int block) const {
-    return *reinterpret_cast<const T*>(scratch_.exchange[turn_][block]);
-  }
-
-  RowScratch& scratch_;
+  ClusterScratch& scratch_;
   int turn_ = 0;
 };
 

@@ -1,6 +1,6 @@
 #include "base/error.h"
-#include "kernels/sampling/cluster_row.cuh"
 #include "kernels/sampling/sampling_cuda.h"
+#include "kernels/sampling/shortlist.cuh"
 #include "tensor/cuda_launch.cuh"
 
 namespace lathe {
@@ -145,8 +145,82 @@ __device__ double top_logprobs(const SamplingCudaArgs& a, int64_t row, int n, Cl
   return log_sum;
 }
 
+// Where a row may be cut so that few elements stay: at these bands.
+constexpr int kNumCuts = 6;
+__device__ constexpr int kCutBands[kNumCuts] = {16, 32, 48, 72, 104, kLastBand};
+// Of single-precision sums of up to 128 numbers in a thread and 12 more levels.
+constexpr double kMassMargin = 1e-4;
+
+// What lies above each cut; first between cut and cut, then added up.
+struct Survey {
+  double total = 0;
+  float mass[kNumCuts] = {};
+  uint32_t counts[kNumCuts] = {};
+  __device__ void merge(const Survey& other) {
+    total += other.total;
+    for (int i = 0; i < kNumCuts; ++i) {
+      mass[i] += other.mass[i];
+      counts[i] += other.counts[i];
+    }
+  }
+};
+
+template <bool kWithMass>
+__device__ Survey survey_row(const Temperature& t, ClusterRow& cluster) {
+  Survey own;
+  cluster.for_each([&](float logit, int) {
+    const float weight = kWithMass ? t.weight(logit) : 0.0f;
+    if (kWithMass) own.total += static_cast<double>(weight);
+    const int band = t.band(logit);
+    int below = 0;
+#pragma unroll
+    for (int i = 0; i < kNumCuts; ++i) {
+      if (band >= below && band < kCutBands[i]) {
+        if (kWithMass) own.mass[i] += weight;
+        own.counts[i] += 1;
+      }
+      below = kCutBands[i];
+    }
+  });
+  return cluster.reduce(own);
+}
+
+// Takes the elements above the cut, if they are few enough. `ends`: this block has nothing more to
+// do.
+struct Cut {
+  bool is_taken;
+  bool ends;
+};
+__device__ Cut take_cut(int cut, const Survey& survey, const Temperature& t, ClusterRow& cluster,
+                        Shortlist& list) {
+  uint32_t size = 0;
+  uint32_t before = 0;
+#pragma unroll
+  for (int i = 0; i < kNumCuts; ++i) {
+    if (i > cut) continue;
+    size += survey.counts[i];
+    for (int block = 0; block < cluster.block_rank; ++block) {
+      before += cluster.received<Survey>(block).counts[i];
+    }
+  }
+  if (cut >= kNumCuts || size > kShortlist) return {false, false};
+  int cut_band = 0;
+#pragma unroll
+  for (int i = 0; i < kNumCuts; ++i) cut_band = i == cut ? kCutBands[i] : cut_band;
+  const bool is_first = list.gather(
+      cluster, [&](float logit, int) { return t.band(logit) < cut_band; }, static_cast<int>(before),
+      static_cast<int>(size));
+  if (is_first) list.sort();
+  return {true, !is_first};
+}
+
+__device__ float probable_weight(const SamplingRow& p, const Temperature& t, float logit) {
+  const float weight = t.weight(logit);
+  return static_cast<double>(weight) < p.min_p ? 0.0f : weight;
+}
+
 // top-k, then top-p among them, both in order of rank: what stays is a smallest rank.
-__device__ int draw_top_k(const SamplingRow& p, const Temperature& t, ClusterRow& cluster) {
+__device__ int draw_top_k_of_all(const SamplingRow& p, const Temperature& t, ClusterRow& cluster) {
   const auto one = [](float, int) { return 1.0f; };
   uint64_t least =
       cluster.reach_by_rank(one, 0.0, static_cast<double>(p.top_k), true, kLowestKey, kHighestKey)
@@ -165,9 +239,7 @@ __device__ int draw_top_k(const SamplingRow& p, const Temperature& t, ClusterRow
                 .rank;
   }
   const auto probable = [&](float logit, int token) {
-    if (!is_kept(logit, token)) return 0.0f;
-    const float weight = t.weight(logit);
-    return static_cast<double>(weight) < p.min_p ? 0.0f : weight;
+    return is_kept(logit, token) ? probable_weight(p, t, logit) : 0.0f;
   };
   const double total = cluster.sum(probable);
   return rank_token(cluster
@@ -176,8 +248,31 @@ __device__ int draw_top_k(const SamplingRow& p, const Temperature& t, ClusterRow
                         .rank);
 }
 
-__device__ int draw_nucleus(const SamplingRow& p, const Temperature& t, ClusterRow& cluster) {
-  const double target = p.top_p * cluster.sum([&](float logit, int) { return t.weight(logit); });
+__device__ int draw_top_k(const SamplingRow& p, const Temperature& t, ClusterRow& cluster,
+                          Shortlist& list) {
+  const Survey survey = survey_row<false>(t, cluster);
+  uint32_t above = 0;
+  int cut = kNumCuts;
+#pragma unroll
+  for (int i = 0; i < kNumCuts; ++i) {
+    above += survey.counts[i];
+    if (cut == kNumCuts && above >= static_cast<uint32_t>(p.top_k)) cut = i;
+  }
+  const Cut taken = take_cut(cut, survey, t, cluster, list);
+  if (!taken.is_taken) return draw_top_k_of_all(p, t, cluster);
+  if (taken.ends) return -1;
+  int num_kept = p.top_k;
+  const auto kept = [&](int i) { return i < num_kept ? t.weight(list.logit(i)) : 0.0f; };
+  if (p.top_p < 1) num_kept = list.reach(kept, 0, p.top_p * list.sum(kept), true).index + 1;
+  const auto probable = [&](int i) {
+    return i < num_kept ? probable_weight(p, t, list.logit(i)) : 0.0f;
+  };
+  const double target = p.uniform * list.sum(probable);
+  return rank_token(list.rank(list.reach(probable, 0, target, false).index));
+}
+
+__device__ int draw_nucleus_of_all(const SamplingRow& p, const Temperature& t, double target,
+                                   ClusterRow& cluster) {
   const ClusterRow::Band found =
       cluster.reach_by_band([&](float logit) { return t.band(logit); },
                             [&](float logit, int) {
@@ -192,16 +287,12 @@ __device__ int draw_nucleus(const SamplingRow& p, const Temperature& t, ClusterR
               [&](float logit, int) { return t.band(logit) == last_band ? t.weight(logit) : 0.0f; },
               found.before, target, true, kLowestKey, kHighestKey)
           .rank;
-  const auto probable = [&](float logit) {
-    const float weight = t.weight(logit);
-    return static_cast<double>(weight) < p.min_p ? 0.0f : weight;
-  };
   const auto above = [&](float logit, int) {
-    return t.band(logit) < last_band ? probable(logit) : 0.0f;
+    return t.band(logit) < last_band ? probable_weight(p, t, logit) : 0.0f;
   };
   const auto beside = [&](float logit, int token) {
     const bool is_kept = t.band(logit) == last_band && rank_of(logit_key(logit), token) >= least;
-    return is_kept ? probable(logit) : 0.0f;
+    return is_kept ? probable_weight(p, t, logit) : 0.0f;
   };
   const double sum_above = cluster.sum(above);
   const double sum_beside = cluster.sum(beside);
@@ -211,21 +302,55 @@ __device__ int draw_nucleus(const SamplingRow& p, const Temperature& t, ClusterR
       cluster.reach_by_rank(beside, sum_above, drawn, false, kLowestKey, kHighestKey).rank);
 }
 
+__device__ int draw_nucleus(const SamplingRow& p, const Temperature& t, ClusterRow& cluster,
+                            Shortlist& list) {
+  const Survey survey = survey_row<true>(t, cluster);
+  const double target = p.top_p * survey.total;
+  double above = 0;
+  int cut = kNumCuts;
+#pragma unroll
+  for (int i = 0; i < kNumCuts; ++i) {
+    above += static_cast<double>(survey.mass[i]);
+    if (cut == kNumCuts && above >= target * (1 + kMassMargin)) cut = i;
+  }
+  const Cut taken = take_cut(cut, survey, t, cluster, list);
+  if (!taken.is_taken) return draw_nucleus_of_all(p, t, target, cluster);
+  if (taken.ends) return -1;
+  const auto weight = [&](int i) { return t.weight(list.logit(i)); };
+  const int last = list.reach(weight, 0, target, true).index;
+  const int last_band = t.band(list.logit(last));
+  int num_above = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < kShortlist; i += kRowThreads) {
+    num_above += __syncthreads_count(i <= last && t.band(list.logit(i)) < last_band);
+  }
+  const auto probable = [&](int i) { return probable_weight(p, t, list.logit(i)); };
+  const auto above_band = [&](int i) { return i < num_above ? probable(i) : 0.0f; };
+  const auto beside = [&](int i) { return i >= num_above && i <= last ? probable(i) : 0.0f; };
+  const double sum_above = list.sum(above_band);
+  const double sum_beside = list.sum(beside);
+  const double drawn = p.uniform * (sum_above + sum_beside);
+  if (drawn < sum_above || sum_beside == 0) {
+    list.sort_by_token(num_above);
+    const auto by_token = [&](int i) { return probable_weight(p, t, list.logit_at(i)); };
+    return list.token_at(list.reach(by_token, 0, drawn, false).index);
+  }
+  return rank_token(list.rank(list.reach(beside, sum_above, drawn, false).index));
+}
+
 __device__ int draw_from_all(const SamplingRow& p, const Temperature& t, ClusterRow& cluster) {
-  const auto probable = [&](float logit, int) {
-    const float weight = t.weight(logit);
-    return static_cast<double>(weight) < p.min_p ? 0.0f : weight;
-  };
+  const auto probable = [&](float logit, int) { return probable_weight(p, t, logit); };
   return cluster.reach_by_token(probable, p.uniform * cluster.sum(probable));
 }
 
 __global__ void __launch_bounds__(kRowThreads, 2)
     sample_rows(const SamplingCudaArgs a, int slice_size) {
   extern __shared__ float4 slice[];
-  __shared__ RowScratch scratch;
+  __shared__ ClusterScratch scratch;
+  __shared__ ShortlistScratch list_scratch;
   const int64_t row = blockIdx.x / kRowBlocks;
   ClusterRow cluster(reinterpret_cast<float*>(slice), scratch, slice_size,
                      static_cast<int>(a.vocab_size));
+  Shortlist list(list_scratch);
   wait_for_previous_kernel();
   allow_next_kernel();
   const SamplingRow p = a.rows == nullptr ? SamplingRow{} : a.rows[row];
@@ -247,9 +372,9 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   } else if (p.inverse_temperature > 0) {
     const Temperature temperature = {max_logit, p.inverse_temperature};
     if (p.top_k > 0 && p.top_k < a.vocab_size) {
-      token = draw_top_k(p, temperature, cluster);
+      token = draw_top_k(p, temperature, cluster, list);
     } else if (p.top_p < 1) {
-      token = draw_nucleus(p, temperature, cluster);
+      token = draw_nucleus(p, temperature, cluster, list);
     } else {
       token = draw_from_all(p, temperature, cluster);
     }

@@ -5,8 +5,10 @@
 // and with the same random number, so that a seed gives the same token on both machines, except
 // where a sum of probabilities falls within its rounding (about 1e-15 of it) of a threshold.
 //
-// One cluster of blocks holds a row in shared memory, so logits are read once. Nothing is sorted:
-// thresholds are found digit by digit over (logit, token id).
+// One cluster of blocks holds a row in shared memory, so logits are read once. What top-k and top-p
+// can choose from is usually few elements near the largest one; these are gathered and sorted by
+// one block. Where they are many (a flat row, a large k), thresholds are found digit by digit over
+// the logits instead.
 #pragma once
 #include <cstdint>
 
