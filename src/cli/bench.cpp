@@ -2,6 +2,7 @@
 // kernels is bench_kernels.cpp.)
 #include <cstdio>
 #include <memory>
+#include <optional>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -12,6 +13,7 @@
 #include "cli/memory_use.h"
 #include "cli/output.h"
 #include "cli/speed.h"
+#include "formats/random_checkpoint.h"
 #include "kernels/features.h"
 #include "kernels/peaks/peaks.h"
 
@@ -22,7 +24,41 @@ struct BenchFlags {
   CommonFlags common;
   ModelFlags model;
   std::string path;
+  std::string random_weights;  // a format, or "bf16"; empty: the model's own
   SpeedOptions speed;
+};
+
+// The model of the flags, with its own weights or with random ones.
+class BenchModel {
+ public:
+  BenchModel(const BenchFlags& flags, Exec& exec) : kv_format_(lathe::kv_format(flags.model)) {
+    if (flags.random_weights.empty()) {
+      loaded_.emplace(flags.path, flags.model, exec, LoadOptions{.quiet = flags.common.json});
+      return;
+    }
+    RandomWeights weights;
+    if (flags.random_weights != "bf16") {
+      weights.format = weight_format_from_name(flags.random_weights);
+    }
+    checkpoint_ = open_random_checkpoint(flags.path, weights);
+    ModelOptions options = model_options(flags.model);
+    Progress progress("making " + flags.path, checkpoint_->config().num_layers, "layers",
+                      flags.common.json);
+    options.on_layer_loaded = [&](int64_t done, int64_t) {
+      progress.advance(done - progress.done());
+    };
+    random_ = Model::load(*checkpoint_, options, exec);
+  }
+
+  Model& model() const { return random_ != nullptr ? *random_ : loaded_->model(); }
+  KvFormat kv_format() const { return kv_format_; }
+  double load_seconds() const { return loaded_ ? loaded_->load_seconds() : 0; }
+
+ private:
+  KvFormat kv_format_;
+  std::optional<LoadedModel> loaded_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<Model> random_;
 };
 
 Json speed_json(const std::vector<double>& values) {
@@ -60,17 +96,18 @@ std::string table(const Json& result) {
 
 void run_bench(const BenchFlags& flags) {
   Runtime runtime(flags.common);
-  const LoadedModel loaded(flags.path, flags.model, runtime.exec(), {.quiet = flags.common.json});
+  const BenchModel loaded(flags, runtime.exec());
   Model& model = loaded.model();
   const KvFormat format = loaded.kv_format();
   validate(flags.speed, model.config());
   check_forward(model, format, runtime.exec());
   const SpeedResult speed = measure_speed(model, format, flags.speed, runtime.exec());
   const int64_t peak_memory = peak_memory_bytes();  // before the next line, which takes 512 MiB
-  const double bandwidth = measure_read_bandwidth(runtime.exec());
+  const double bandwidth = model.measure_bandwidth(runtime.exec());
 
   Json result;
   result["model"] = flags.path;
+  if (!flags.random_weights.empty()) result["random_weights"] = flags.random_weights;
   result["threads"] = runtime.exec().threads.num_threads();
   result["cpu_features"] = cpu_features_text();
   result["kernels"] = model.kernels();
@@ -117,6 +154,11 @@ void add_bench_command(CLI::App& app, Invocation& invocation) {
   add("--depth", flags->speed.depth, "Tokens of context when decoding begins");
   add("--chunk", flags->speed.chunk_tokens, "Rows of one prefill step");
   add("-r,--repetitions", flags->speed.repetitions, "Repetitions; the median is reported");
+  command
+      ->add_option("--random-weights", flags->random_weights,
+                   "Random weights in this format (bf16, mxfp4, nvfp4, int4, fp8, ...) instead of "
+                   "the model's; MODEL needs a config.json only")
+      ->type_name("FORMAT");
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(

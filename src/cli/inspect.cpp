@@ -155,7 +155,7 @@ Json machine_json(const InspectFlags& flags, Exec& exec) {
   const LoadedModel loaded(flags.path, flags.model, exec, {.quiet = flags.common.json});
   const Model& model = loaded.model();
   const ModelConfig& config = model.config();
-  const double bandwidth = measure_read_bandwidth(exec);
+  const double bandwidth = model.measure_bandwidth(exec);
   Json json;
   json["threads"] = exec.threads.num_threads();
   json["cpu_features"] = cpu_features_text();

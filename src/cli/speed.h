@@ -23,15 +23,15 @@ struct SpeedResult {
   std::vector<double> prefill, decode;
 };
 
-// Prefill: `batch` prompts of prompt_tokens, one after the other in chunks. Decoding: greedy, every
-// sequence by one token a step, the next token found in the logits as in real use. One warm-up
-// round.
+// Prefill: `batch` prompts of prompt_tokens, one behind the other in steps of chunk_tokens rows.
+// Decoding: greedy, every sequence by one token a step, the next token found in the logits as in
+// real use. One warm-up round.
 SpeedResult measure_speed(Model& model, KvFormat kv_format, const SpeedOptions& options,
                           Exec& exec);
 
-// Throws kInternal unless the model computes, for a short fixed text, bit for bit the same finite
-// logits token by token, in one chunk, and in a batch of sequences: what Model::forward promises,
-// and without which a speed means nothing.
+// Throws kInternal unless the model computes, for a short fixed text, the same finite logits token
+// by token, in one chunk, and in a batch of sequences: bit for bit on a CPU, within
+// Model::batch_tolerance() on a GPU. Without that a speed means nothing.
 void check_forward(Model& model, KvFormat kv_format, Exec& exec);
 
 // The median. 0 for no values.

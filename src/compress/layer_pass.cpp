@@ -8,15 +8,19 @@
 #include "quant/encode.h"
 #include "quant/hadamard.h"
 
+#ifdef LATHE_HAS_CUDA
+#include "compress/cuda_layer_pass.h"
+#include "compress/cuda_layer_statistics.h"
+#endif
+
 namespace lathe {
 namespace {
 
 class StatisticsTap : public LayerTap {
  public:
-  StatisticsTap(const CollectOptions& options, LayerStatistics& statistics, Exec& exec)
-      : options_(options), statistics_(statistics), exec_(exec) {}
-
-  void set_held_out(bool held_out) { held_out_ = held_out; }
+  StatisticsTap(const CollectOptions& options, LayerStatistics& statistics, bool held_out,
+                Exec& exec)
+      : options_(options), statistics_(statistics), held_out_(held_out), exec_(exec) {}
 
   void on_linear_input(LinearKind kind, int64_t expert, const float* x, int64_t rows,
                        int64_t k) override {
@@ -48,10 +52,34 @@ class StatisticsTap : public LayerTap {
  private:
   const CollectOptions& options_;
   LayerStatistics& statistics_;
+  const bool held_out_;
   Exec& exec_;
-  bool held_out_ = false;
   std::vector<float> rotated_;
 };
+
+#ifdef LATHE_HAS_CUDA
+class CudaStatisticsTap : public CudaLayerTap {
+ public:
+  CudaStatisticsTap(const CollectOptions& options, LayerStatistics& statistics, bool held_out)
+      : options_(options), statistics_(statistics), held_out_(held_out) {}
+
+  void on_linear_input(LinearKind kind, int64_t expert, const float* x, int64_t rows, int64_t k,
+                       CudaStream stream) override {
+    add_cuda_input(statistics_, options_, held_out_, kind, expert, x, rows, k, stream);
+  }
+
+ private:
+  const CollectOptions& options_;
+  LayerStatistics& statistics_;
+  const bool held_out_;
+};
+#endif
+
+// Whether the statistics of a sequence judge instead of calibrate.
+bool holds_out(const CollectOptions& options, int64_t sequence) {
+  return options.held_out_every > 0 &&
+         sequence % options.held_out_every == options.held_out_every - 1;
+}
 
 }  // namespace
 
@@ -67,7 +95,8 @@ LayerStatistics::Input* LayerStatistics::find(LinearKind kind, int64_t expert) {
   return place == inputs.end() ? nullptr : &place->second;
 }
 
-LayerPass::LayerPass(const ModelConfig& config, HiddenStore& store, int64_t max_rows)
+LayerPass::LayerPass(const ModelConfig& config, HiddenStore& store, int64_t max_rows,
+                     const Exec& exec)
     : config_(config), cache_config_(config), store_(store) {
   int64_t longest = 1;
   for (int64_t i = 0; i < store.num_sequences(); ++i) longest = std::max(longest, store.length(i));
@@ -75,34 +104,98 @@ LayerPass::LayerPass(const ModelConfig& config, HiddenStore& store, int64_t max_
   cache_config_.num_layers = 1;
   // Each sequence may leave its last block half empty.
   const int64_t cache_tokens =
-      max_rows_ + max_rows_ / std::max<int64_t>(longest, 1) * kBlockSize + kBlockSize;
-  cache_ = make_kv_cache(cache_config_, KvFormat::kF32, cache_tokens + max_rows_, longest);
+      2 * max_rows_ + max_rows_ / std::max<int64_t>(longest, 1) * kBlockSize + kBlockSize;
   rope_full_ = rope_frequencies(config.rope, config.rotary_dim, config.max_position_embeddings,
                                 config.max_position_embeddings);
   rope_sliding_ = rope_frequencies(config.rope_local, config.rotary_dim,
                                    config.max_position_embeddings, config.max_position_embeddings);
+#ifdef LATHE_HAS_CUDA
+  if (exec.on_cuda()) {
+    device_ = std::make_unique<CudaLayerPass>(cache_config_, cache_tokens, longest, rope_full_,
+                                              rope_sliding_, exec.cuda_device);
+    cache_ = &device_->cache();
+    return;
+  }
+#else
+  static_cast<void>(exec);
+#endif
+  host_cache_ = make_kv_cache(cache_config_, KvFormat::kF32, cache_tokens, longest);
+  cache_ = host_cache_.get();
 }
 
 LayerPass::~LayerPass() {
   for (KvSequence& sequence : sequences_) cache_->release(sequence);
 }
 
-void LayerPass::run(const DecoderLayer& layer, bool write_outputs,
-                    const std::function<LayerTap*(int64_t)>& tap, const OnTokens& on_tokens,
-                    Exec& exec) {
+CalibrationLayer LayerPass::pack(const LayerWeights& weights, Exec& exec) {
+  CalibrationLayer layer;
+  layer.index = weights.layer;
+  layer.is_sliding = config_.layer_is_sliding[static_cast<std::size_t>(weights.layer)];
+#ifdef LATHE_HAS_CUDA
+  if (device_ != nullptr) {
+    layer.device = std::make_shared<const CudaDecoderLayer>(device_->pack(weights));
+    return layer;
+  }
+#endif
+  layer.host = pack_layer(config_, weights, ComputeType::kF32, exec);
+  return layer;
+}
+
+void LayerPass::forward(const CalibrationLayer& layer, std::span<const KvRows> rows,
+                        std::span<const int64_t> positions, const Collection* collection,
+                        bool held_out, float* hidden, Exec& exec) {
+#ifdef LATHE_HAS_CUDA
+  if (device_ != nullptr) {
+    std::optional<CudaStatisticsTap> tap;
+    if (collection != nullptr) {
+      tap.emplace(collection->options, collection->statistics, held_out);
+    }
+    device_->forward(*layer.device, rows, positions, tap ? &*tap : nullptr, hidden, exec);
+    return;
+  }
+#endif
+  std::optional<StatisticsTap> tap;
+  if (collection != nullptr) {
+    tap.emplace(collection->options, collection->statistics, held_out, exec);
+  }
+  const Workspace::Scope scope(exec.workspace);
+  const RopeRows rope = rope_rows(layer.is_sliding ? rope_sliding_ : rope_full_, positions, exec);
+  cache_->begin_step(rows, exec);
+  try {
+    forward_layer(layer.host,
+                  {.config = config_,
+                   .rope = rope,
+                   .sequences = rows,
+                   .cache = *cache_,
+                   .cache_layer = 0,
+                   .tap = tap ? &*tap : nullptr},
+                  hidden, static_cast<int64_t>(positions.size()), exec);
+  } catch (...) {
+    cache_->abandon_step();
+    throw;
+  }
+  cache_->commit();
+}
+
+void LayerPass::run(const CalibrationLayer& layer, const Collection* collection,
+                    const OnTokens& on_tokens, Exec& exec) {
   std::vector<float> hidden;
   std::vector<int64_t> positions;
   std::vector<KvRows> rows;
   int64_t done = 0;
+  const bool write_outputs = collection == nullptr;
+  const auto is_held_out = [&](int64_t sequence) {
+    return collection != nullptr && holds_out(collection->options, sequence);
+  };
   if (write_outputs) store_.begin(layer.index + 1);
   for (int64_t first = 0; first < store_.num_sequences();) {
     // As many sequences as fit, at least one; a held-out sequence never shares a step with others.
-    LayerTap* first_tap = tap(first);
+    const bool held_out = is_held_out(first);
     int64_t count = 0;
     int64_t num_rows = 0;
     while (first + count < store_.num_sequences() &&
            (count == 0 || (num_rows + store_.length(first + count) <= max_rows_ &&
-                           tap(first + count) == first_tap))) {
+                           is_held_out(first + count) == held_out))) {
       num_rows += store_.length(first + count);
       ++count;
     }
@@ -125,26 +218,7 @@ void LayerPass::run(const DecoderLayer& layer, bool write_outputs,
     }
     hidden.resize(static_cast<std::size_t>(num_rows * config_.hidden_size));
     store_.read(layer.index, first, count, hidden.data());
-    {
-      const Workspace::Scope scope(exec.workspace);
-      const RopeRows rope =
-          rope_rows(layer.is_sliding ? rope_sliding_ : rope_full_, positions, exec);
-      cache_->begin_step(rows, exec);
-      try {
-        forward_layer(layer,
-                      {.config = config_,
-                       .rope = rope,
-                       .sequences = rows,
-                       .cache = *cache_,
-                       .cache_layer = 0,
-                       .tap = first_tap},
-                      hidden.data(), num_rows, exec);
-      } catch (...) {
-        cache_->abandon_step();
-        throw;
-      }
-      cache_->commit();
-    }
+    forward(layer, rows, positions, collection, held_out, hidden.data(), exec);
     if (write_outputs) store_.write(layer.index + 1, first, count, hidden.data());
     for (int64_t i = 0; i < count; ++i) cache_->release(sequences_[static_cast<std::size_t>(i)]);
     first += count;
@@ -154,24 +228,19 @@ void LayerPass::run(const DecoderLayer& layer, bool write_outputs,
   if (write_outputs) store_.finish(layer.index + 1);
 }
 
-LayerStatistics LayerPass::collect(const DecoderLayer& layer, const CollectOptions& options,
+LayerStatistics LayerPass::collect(const CalibrationLayer& layer, const CollectOptions& options,
                                    const OnTokens& on_tokens, Exec& exec) {
   LayerStatistics statistics;
-  StatisticsTap calibration(options, statistics, exec);
-  StatisticsTap held_out(options, statistics, exec);
-  held_out.set_held_out(true);
-  const auto tap = [&](int64_t sequence) -> LayerTap* {
-    const bool holds_out = options.held_out_every > 0 &&
-                           sequence % options.held_out_every == options.held_out_every - 1;
-    return holds_out ? &held_out : &calibration;
-  };
-  run(layer, false, tap, on_tokens, exec);
+  const Collection collection = {options, statistics};
+  run(layer, &collection, on_tokens, exec);
+#ifdef LATHE_HAS_CUDA
+  if (device_ != nullptr) finish_cuda_inputs(statistics);
+#endif
   return statistics;
 }
 
-void LayerPass::propagate(const DecoderLayer& layer, const OnTokens& on_tokens, Exec& exec) {
-  run(
-      layer, true, [](int64_t) -> LayerTap* { return nullptr; }, on_tokens, exec);
+void LayerPass::propagate(const CalibrationLayer& layer, const OnTokens& on_tokens, Exec& exec) {
+  run(layer, nullptr, on_tokens, exec);
 }
 
 }  // namespace lathe

@@ -48,25 +48,52 @@ struct CollectOptions {
   std::vector<int64_t> amax_blocks;  // rotations whose largest magnitude is wanted
 };
 
+#ifdef LATHE_HAS_CUDA
+class CudaLayerPass;
+struct CudaDecoderLayer;
+#endif
+
+// A decoder layer in the layout of the machine that runs the pass.
+struct CalibrationLayer {
+  int64_t index = 0;
+  bool is_sliding = false;
+  DecoderLayer host;
+#ifdef LATHE_HAS_CUDA
+  std::shared_ptr<const CudaDecoderLayer> device;  // instead, on a GPU
+#endif
+};
+
 class LayerPass {
  public:
-  // Runs steps of about max_rows rows. The cache and scratch for them live here.
-  LayerPass(const ModelConfig& config, HiddenStore& store, int64_t max_rows);
+  // Runs steps of about max_rows rows, on the CPU or on GPU exec.cuda_device. The cache and scratch
+  // for them live here.
+  LayerPass(const ModelConfig& config, HiddenStore& store, int64_t max_rows, const Exec& exec);
   ~LayerPass();
+
+  // weights: dense or quantized; computed with in fp32.
+  CalibrationLayer pack(const LayerWeights& weights, Exec& exec);
 
   // Called with the number of tokens done after every step; throwing from it ends the pass.
   using OnTokens = std::function<void(int64_t tokens)>;
 
   // Reads the inputs of `layer`, which is unchanged; returns what its linear layers saw.
-  LayerStatistics collect(const DecoderLayer& layer, const CollectOptions& options,
+  LayerStatistics collect(const CalibrationLayer& layer, const CollectOptions& options,
                           const OnTokens& on_tokens, Exec& exec);
   // Reads the inputs of the layer and writes its outputs, whole on disk at return.
-  void propagate(const DecoderLayer& layer, const OnTokens& on_tokens, Exec& exec);
+  void propagate(const CalibrationLayer& layer, const OnTokens& on_tokens, Exec& exec);
 
  private:
-  void run(const DecoderLayer& layer, bool write_outputs,
-           const std::function<LayerTap*(int64_t first_sequence)>& tap, const OnTokens& on_tokens,
+  // Which statistics the inputs of a sequence go to: the pass of held-out sequences is apart.
+  struct Collection {
+    const CollectOptions& options;
+    LayerStatistics& statistics;
+  };
+  // collection: null while propagating.
+  void run(const CalibrationLayer& layer, const Collection* collection, const OnTokens& on_tokens,
            Exec& exec);
+  void forward(const CalibrationLayer& layer, std::span<const KvRows> rows,
+               std::span<const int64_t> positions, const Collection* collection, bool held_out,
+               float* hidden, Exec& exec);
 
   ModelConfig config_;
   ModelConfig cache_config_;  // of a cache of one layer
@@ -74,7 +101,11 @@ class LayerPass {
   int64_t max_rows_;
   RopeFrequencies rope_full_;
   RopeFrequencies rope_sliding_;
-  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<KvCache> host_cache_;
+#ifdef LATHE_HAS_CUDA
+  std::unique_ptr<CudaLayerPass> device_;  // instead of host_cache_
+#endif
+  KvCache* cache_ = nullptr;
   std::vector<KvSequence> sequences_;
 };
 

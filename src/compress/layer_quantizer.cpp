@@ -82,13 +82,13 @@ LinearWeights calibration_form(const LayerLinear& linear, const QuantizeOptions&
   return out;
 }
 
-DecoderLayer pack_for_calibration(const LayerWeights& weights, const ModelConfig& config,
-                                  const QuantizeOptions& options, Exec& exec) {
+CalibrationLayer pack_for_calibration(const LayerWeights& weights, const QuantizeOptions& options,
+                                      LayerPass& pass, Exec& exec) {
   LayerWeights form = shell_of(weights);
   for (const LayerLinear& linear : weights.linears) {
     form.linears.push_back({linear.slot, calibration_form(linear, options, exec)});
   }
-  return pack_layer(config, form, ComputeType::kF32, exec);
+  return pass.pack(form, exec);
 }
 
 class LayerQuantizer {
@@ -144,7 +144,7 @@ class LayerQuantizer {
       collect_options.amax_blocks.assign(blocks.begin(), blocks.end());
     }
     amax_blocks_ = collect_options.amax_blocks;
-    const DecoderLayer packed = pack_for_calibration(layer_.weights, config_, options_, exec_);
+    const CalibrationLayer packed = pack_for_calibration(layer_.weights, options_, *pass_, exec_);
     return pass_->collect(
         packed, collect_options, [&](int64_t tokens) { stage("calibrating", tokens); }, exec_);
   }
@@ -245,9 +245,8 @@ QuantizedLayer quantize_layer(LayerWeights weights, const ModelConfig& config,
   return LayerQuantizer(std::move(weights), config, options, pass, on_stage, exec).run(store_dtype);
 }
 
-DecoderLayer pack_quantized_layer(const QuantizedLayer& layer, const ModelConfig& config,
-                                  Exec& exec) {
-  return pack_for_calibration(layer.weights, config, {}, exec);
+CalibrationLayer pack_quantized_layer(const QuantizedLayer& layer, LayerPass& pass, Exec& exec) {
+  return pack_for_calibration(layer.weights, {}, pass, exec);
 }
 
 }  // namespace lathe

@@ -34,7 +34,6 @@ QuantizedLayer quantize_layer(LayerWeights weights, const ModelConfig& config,
 // The layer as the calibration of the following layers sees it: with the activations' quantization
 // when there is one; otherwise decoded to dense fp32 weights, rotated back, which is the same
 // product without the online rotation.
-DecoderLayer pack_quantized_layer(const QuantizedLayer& layer, const ModelConfig& config,
-                                  Exec& exec);
+CalibrationLayer pack_quantized_layer(const QuantizedLayer& layer, LayerPass& pass, Exec& exec);
 
 }  // namespace lathe

@@ -24,6 +24,7 @@ namespace lathe {
 namespace {
 
 constexpr int64_t kRowsPerStep = 2048;
+constexpr int64_t kDeviceRowsPerStep = 16384;  // what keeps a GPU busy
 
 using Clock = std::chrono::steady_clock;
 
@@ -181,7 +182,8 @@ class ModelQuantizer {
            "(calibration.0, calibration.1) do not hold the inputs of layer ", first_layer_,
            "; delete the directory and start again");
     }
-    pass_ = std::make_unique<LayerPass>(config_, *store_, kRowsPerStep);
+    pass_ = std::make_unique<LayerPass>(
+        config_, *store_, exec_.on_cuda() ? kDeviceRowsPerStep : kRowsPerStep, exec_);
   }
 
   void embed_all() {
@@ -229,7 +231,7 @@ class ModelQuantizer {
                                               pass_.get(), on_stage, exec_);
     source_.release_pages();
     if (calibrates_ && layer + 1 < config_.num_layers) {
-      const DecoderLayer packed = pack_quantized_layer(quantized, config_, exec_);
+      const CalibrationLayer packed = pack_quantized_layer(quantized, *pass_, exec_);
       pass_->propagate(
           packed,
           [&](int64_t tokens) {

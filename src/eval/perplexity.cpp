@@ -9,6 +9,10 @@
 #include "base/error.h"
 #include "eval/statistics.h"
 
+#ifdef LATHE_HAS_CUDA
+#include "eval/device_comparison.h"
+#endif
+
 namespace lathe {
 namespace {
 
@@ -25,9 +29,9 @@ double standard_error_of_mean(std::span<const double> values) {
 }
 
 struct RowComparison {
-  double kl;
-  double reference_nll, model_nll;
-  bool same_top;
+  double kl = 0;
+  double reference_nll = 0, model_nll = 0;
+  bool same_top = false;
 };
 
 RowComparison compare_rows(std::span<const float> reference, std::span<const float> model,
@@ -52,6 +56,44 @@ RowComparison compare_rows(std::span<const float> reference, std::span<const flo
           .same_top = top(reference) == top(model)};
 }
 
+// Compares what two streams have computed for one chunk, or one stream by itself (reference null;
+// only model_nll counts then), where the rows are.
+class ChunkComparison {
+ public:
+  std::span<const RowComparison> compare(const LogitStream* reference, const LogitStream& stream,
+                                         std::size_t common, Exec& exec) {
+    rows_.assign(static_cast<std::size_t>(stream.num_rows()), {});
+#ifdef LATHE_HAS_CUDA
+    if (stream.device_rows() != nullptr) {
+      const auto results = device_.compare(reference, stream, static_cast<int64_t>(common));
+      std::transform(results.begin(), results.end(), rows_.begin(), [](const LogitComparison& row) {
+        return RowComparison{row.kl, row.reference_nll, row.model_nll, row.same_top != 0};
+      });
+      return rows_;
+    }
+#endif
+    exec.threads.parallel_for(stream.num_rows(), 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        RowComparison& row = rows_[static_cast<std::size_t>(i)];
+        const std::span<const float> logits = stream.row(i).first(common);
+        if (reference != nullptr) {
+          row = compare_rows(reference->row(i).first(common), logits, stream.target(i));
+        } else {
+          row.model_nll = log_sum_exp_f32(logits) -
+                          static_cast<double>(logits[static_cast<std::size_t>(stream.target(i))]);
+        }
+      }
+    });
+    return rows_;
+  }
+
+ private:
+  std::vector<RowComparison> rows_;
+#ifdef LATHE_HAS_CUDA
+  DeviceComparison device_;
+#endif
+};
+
 }  // namespace
 
 PerplexityResult summarize_perplexity(std::vector<double> window_nll, int64_t seq_len) {
@@ -72,22 +114,17 @@ PerplexityResult measure_perplexity(Model& model, KvFormat kv_format,
                                     std::span<const std::vector<int32_t>> windows, Exec& exec,
                                     const WindowDone& done) {
   LATHE_CHECK(!windows.empty());
-  LogitStream stream(model, kv_format, longest(windows), exec);
-  std::vector<double> window_nll, row_nll;
+  LogitStream stream(model, kv_format, longest(windows), exec, /*stay=*/true);
+  ChunkComparison comparison;
+  const auto vocab_size = static_cast<std::size_t>(model.config().vocab_size);
+  std::vector<double> window_nll;
   for (const std::vector<int32_t>& window : windows) {
     double nll = 0;
     stream.begin(window);
     while (stream.next()) {
-      row_nll.assign(static_cast<std::size_t>(stream.num_rows()), 0);
-      exec.threads.parallel_for(stream.num_rows(), 1, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i) {
-          const std::span<const float> logits = stream.row(i);
-          row_nll[static_cast<std::size_t>(i)] =
-              log_sum_exp_f32(logits) -
-              static_cast<double>(logits[static_cast<std::size_t>(stream.target(i))]);
-        }
-      });
-      nll = std::accumulate(row_nll.begin(), row_nll.end(), nll);
+      for (const RowComparison& row : comparison.compare(nullptr, stream, vocab_size, exec)) {
+        nll += row.model_nll;
+      }
     }
     window_nll.push_back(nll);
     if (done) done(static_cast<int64_t>(window.size()));
@@ -109,26 +146,19 @@ DivergenceResult measure_divergence(Model& reference, KvFormat reference_kv_form
       }
     }
   }
-  LogitStream reference_stream(reference, reference_kv_format, longest(windows), exec);
-  LogitStream stream(model, kv_format, longest(windows), exec);
+  LogitStream reference_stream(reference, reference_kv_format, longest(windows), exec, true);
+  LogitStream stream(model, kv_format, longest(windows), exec, true);
+  ChunkComparison comparison;
   std::vector<double> reference_nll, model_nll, window_kl;
   std::vector<float> token_kl;
-  std::vector<RowComparison> rows;
   int64_t agreements = 0;
   for (const std::vector<int32_t>& window : windows) {
     double kl = 0, reference_sum = 0, model_sum = 0;
     reference_stream.begin(window);
     stream.begin(window);
     while (reference_stream.next() && stream.next()) {
-      rows.resize(static_cast<std::size_t>(stream.num_rows()));
-      exec.threads.parallel_for(stream.num_rows(), 1, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i) {
-          rows[static_cast<std::size_t>(i)] =
-              compare_rows(reference_stream.row(i).first(static_cast<std::size_t>(common)),
-                           stream.row(i).first(static_cast<std::size_t>(common)), stream.target(i));
-        }
-      });
-      for (const RowComparison& row : rows) {
+      for (const RowComparison& row : comparison.compare(
+               &reference_stream, stream, static_cast<std::size_t>(common), exec)) {
         kl += row.kl;
         reference_sum += row.reference_nll;
         model_sum += row.model_nll;

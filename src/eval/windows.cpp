@@ -37,13 +37,16 @@ std::vector<std::vector<int32_t>> cut_windows(std::span<const int32_t> ids,
   return windows;
 }
 
-LogitStream::LogitStream(Model& model, KvFormat kv_format, int64_t max_seq_len, Exec& exec)
+LogitStream::LogitStream(Model& model, KvFormat kv_format, int64_t max_seq_len, Exec& exec,
+                         bool stay)
     : model_(model),
       exec_(exec),
+      stays_(stay && exec.on_cuda()),
       cache_(model.make_cache(kv_format, max_seq_len, max_seq_len)),
       vocab_size_(model.config().vocab_size),
-      logits_(std::min(kChunkRows, max_seq_len) * vocab_size_ *
-              static_cast<int64_t>(sizeof(float))) {}
+      logits_(stays_ ? 0
+                     : std::min(kChunkRows, max_seq_len) * vocab_size_ *
+                                   static_cast<int64_t>(sizeof(float))) {}
 
 void LogitStream::begin(std::span<const int32_t> window, bool with_last) {
   cache_->release(sequence_);
@@ -56,7 +59,7 @@ void LogitStream::begin(std::span<const int32_t> window, bool with_last) {
 
 bool LogitStream::next() {
   first_position_ += num_rows_;
-  num_rows_ = std::min(kChunkRows, num_wanted_ - first_position_);
+  num_rows_ = std::min(chunk_rows(), num_wanted_ - first_position_);
   if (num_rows_ <= 0) {
     num_rows_ = 0;
     return false;
@@ -76,7 +79,11 @@ bool LogitStream::next() {
       .sequences = rows,
       .logit_rows = logit_rows_,
   };
-  model_.forward(batch, *cache_, logits_.as<float>(), nullptr, exec_);
+  if (stays_) {
+    device_rows_ = model_.forward_on_device(batch, *cache_, exec_);
+  } else {
+    model_.forward(batch, *cache_, logits_.as<float>(), nullptr, exec_);
+  }
   return true;
 }
 

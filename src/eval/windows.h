@@ -26,8 +26,9 @@ std::vector<std::vector<int32_t>> cut_windows(std::span<const int32_t> ids,
 // there.
 class LogitStream {
  public:
-  // Borrows model and exec. Holds a cache for one window of at most max_seq_len tokens.
-  LogitStream(Model& model, KvFormat kv_format, int64_t max_seq_len, Exec& exec);
+  // Borrows model and exec. Holds a cache for one window of at most max_seq_len tokens. stay: a
+  // model on a GPU leaves the rows there (device_rows() instead of row()).
+  LogitStream(Model& model, KvFormat kv_format, int64_t max_seq_len, Exec& exec, bool stay = false);
 
   // Borrows the window until the last chunk.
   void begin(std::span<const int32_t> window, bool with_last = false);
@@ -39,16 +40,24 @@ class LogitStream {
   std::span<const float> row(int64_t i) const {
     return {logits_.as<float>() + i * vocab_size_, static_cast<std::size_t>(vocab_size_)};
   }
+  // Where a model on a GPU has left the rows instead, [num_rows, vocab_size]; null on a CPU. Valid
+  // until this model's next step.
+  const float* device_rows() const { return device_rows_; }
+  int64_t vocab_size() const { return vocab_size_; }
   // The token that row i predicts. Not for the last position.
   int32_t target(int64_t i) const {
     return window_[static_cast<std::size_t>(first_position_ + i + 1)];
   }
 
  private:
-  // Enough rows to read the weights rarely; 128 rows of 150,000 logits are 77 MB.
+  // Enough rows to read the weights rarely; 128 rows of 150,000 logits are 77 MB, 1024 on a GPU are
+  // 614 MB.
   static constexpr int64_t kChunkRows = 128;
+  static constexpr int64_t kDeviceChunkRows = 1024;
+  int64_t chunk_rows() const { return stays_ ? kDeviceChunkRows : kChunkRows; }
   Model& model_;
   Exec& exec_;
+  const bool stays_;
   std::unique_ptr<KvCache> cache_;
   int64_t vocab_size_;
   KvSequence sequence_;
@@ -58,7 +67,8 @@ class LogitStream {
   int64_t num_rows_ = 0;
   std::vector<int64_t> positions_;
   std::vector<int32_t> logit_rows_;
-  Buffer logits_;  // [kChunkRows, vocab_size]
+  Buffer logits_;  // [chunk_rows(), vocab_size]; empty where the rows stay
+  const float* device_rows_ = nullptr;
 };
 
 // log(sum(exp(logits))): fp32 exponentials of the distance to the maximum, summed in fp64. NaN when

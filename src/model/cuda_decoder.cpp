@@ -9,6 +9,7 @@
 #include "cache/cuda_kv_cache.h"
 #include "kernels/activation/softcap_cuda.h"
 #include "kernels/embedding/embedding_cuda.h"
+#include "kernels/peaks/peaks_cuda.h"
 #include "model/cuda_layer.h"
 #include "model/output_head.h"
 #include "model/rope_table.h"
@@ -47,12 +48,17 @@ class CudaDecoder final : public Model {
   const ModelConfig& config() const override { return config_; }
   int64_t weight_bytes() const override;
   std::string kernels() const override;
+  double measure_bandwidth(Exec&) const override { return measure_cuda_read_bandwidth(*context_); }
   // Stages overlap on a GPU; only steps are counted.
   void set_profile(StepProfile* profile) override { profile_ = profile; }
   std::unique_ptr<KvCache> make_cache(KvFormat format, int64_t num_tokens,
                                       int64_t max_sequence_tokens) const override;
   void forward(const ForwardBatch& batch, KvCache& cache, float* logits, float* hidden,
                Exec& exec) override;
+  const float* forward_on_device(const ForwardBatch& batch, KvCache& cache, Exec& exec) override {
+    run_step(batch, cache, true, exec, [] {});
+    return logits_.as<float>();
+  }
   bool can_sample() const override { return true; }
   void forward_and_sample(const ForwardBatch& batch, KvCache& cache, const SampleBatch& sampling,
                           const SampledBatch& sampled, Exec& exec) override;

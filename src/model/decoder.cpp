@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "kernels/embedding/embedding.h"
+#include "kernels/peaks/peaks.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "model/decoder_layer.h"
 #include "model/model.h"
@@ -191,6 +192,8 @@ void Decoder::output_head(const float* x, int64_t num_rows, float* logits, Exec&
 }
 
 }  // namespace
+
+double Model::measure_bandwidth(Exec& exec) const { return measure_read_bandwidth(exec); }
 
 void Model::forward_and_sample(const ForwardBatch&, KvCache&, const SampleBatch&,
                                const SampledBatch&, Exec&) {

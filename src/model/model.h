@@ -38,17 +38,17 @@ struct ForwardBatch {
 // How the next tokens are chosen where the logits are, on a GPU. sampling_cuda.h has the meaning of
 // everything here; the spans must stay valid until forward_and_sample() returns.
 struct SampleBatch {
-  std::span<const SamplingRow> rows;  // [logit_rows.size()]
-  std::span<const SamplingCount> counts;
-  std::span<const SamplingBias> biases;
-  std::span<const uint64_t> masks;
+  std::span<const SamplingRow> rows = {};  // [logit_rows.size()]
+  std::span<const SamplingCount> counts = {};
+  std::span<const SamplingBias> biases = {};
+  std::span<const uint64_t> masks = {};
   int64_t max_logprobs = 0;  // columns of top_tokens and top_logprobs
 };
 struct SampledBatch {
-  std::span<int32_t> tokens;        // [logit_rows.size()]; -1: the largest logit was not finite
-  std::span<float> logprobs;        // likewise, or empty when no row wants any
-  std::span<int32_t> top_tokens;    // [logit_rows.size(), max_logprobs]
-  std::span<float> top_logprobs;
+  std::span<int32_t> tokens = {};        // [logit_rows.size()]; -1: the largest logit was not finite
+  std::span<float> logprobs = {};        // likewise, or empty when no row wants any
+  std::span<int32_t> top_tokens = {};    // [logit_rows.size(), max_logprobs]
+  std::span<float> top_logprobs = {};
 };
 
 // Throws kInvalidArgument on a batch that contradicts itself.
@@ -65,6 +65,8 @@ class Model {
   virtual int64_t weight_bytes() const = 0;
   // One line per kind of linear layer: which kernel runs it.
   virtual std::string kernels() const = 0;
+  // Bytes per second that this machine reads from the memory that holds the weights, measured now.
+  virtual double measure_bandwidth(Exec& exec) const;
   // Adds the time of each stage to *profile from now on; null: stops.
   virtual void set_profile(StepProfile* profile) = 0;
   // An empty cache for this model, in the memory that its kernels read. Throws what make_kv_cache()
@@ -80,6 +82,10 @@ class Model {
   // batch that contradicts itself; nothing is committed then.
   virtual void forward(const ForwardBatch& batch, KvCache& cache, float* logits, float* hidden,
                        Exec& exec) = 0;
+  // forward() that leaves the logits where they are, [logit_rows.size(), vocab_size] fp32 in the
+  // memory of GPU exec.cuda_device: valid until the model's next step, finished at return. Null, and
+  // nothing done, on a CPU.
+  virtual const float* forward_on_device(const ForwardBatch&, KvCache&, Exec&) { return nullptr; }
   // Whether forward_and_sample() is there.
   virtual bool can_sample() const { return false; }
   // forward() of which only the chosen tokens come back to the host.

@@ -26,8 +26,8 @@ struct Layer {
     store.begin(0);
     store.write(0, 0, 6, x.data());
     store.finish(0);
-    LayerPass pass(config(), store, 100);
-    const DecoderLayer packed = pack_layer(config(), weights, ComputeType::kF32, owned.exec);
+    LayerPass pass(config(), store, 100, owned.exec);
+    const CalibrationLayer packed = pass.pack(weights, owned.exec);
     if (statistics != nullptr) {
       CollectOptions options;
       options.kinds = {LinearKind::kQkv, LinearKind::kO, LinearKind::kGateUp, LinearKind::kDown};

@@ -21,8 +21,8 @@ std::vector<float> layer_outputs(const LayerWeights& weights, const ModelConfig&
   store.begin(0);
   store.write(0, 0, 1, inputs.data());
   store.finish(0);
-  LayerPass pass(config, store, 64);
-  pass.propagate(pack_layer(config, weights, ComputeType::kF32, exec), {}, exec);
+  LayerPass pass(config, store, 64, exec);
+  pass.propagate(pass.pack(weights, exec), {}, exec);
   std::vector<float> outputs(inputs.size());
   store.read(1, 0, 1, outputs.data());
   return outputs;
