@@ -3,7 +3,7 @@
 // rotate through more than the L2 cache holds; launches are replayed from a CUDA graph; each figure
 // is the median of several replays. Every shape is checked against sums in double first.
 //   linear_small_cuda_bench [--models 8b,70b,head] [--formats mxfp4,nvfp4] [--rows 1,16]
-//                           [--sweep]    every cluster size, beside the chosen one
+//                           [--shapes qkv,o,gate_up,down,lm_head] [--sweep]    every cluster size, beside the chosen one
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 
@@ -211,10 +211,12 @@ double worst_error(const std::vector<float>& y, const std::vector<double>& expec
 int bench(int argc, char** argv) {
   std::string models = "8b,70b", formats = "mxfp4,nvfp4";
   std::vector<int> rows = {1, 4, 8, 16, 32, 64};
+  std::string shapes = ",qkv,o,gate_up,down,lm_head,";
   bool sweep = false;
   for (int i = 1; i < argc; ++i) {
     if (!std::strcmp(argv[i], "--sweep")) sweep = true;
     if (!std::strcmp(argv[i], "--models") && i + 1 < argc) models = argv[++i];
+    if (!std::strcmp(argv[i], "--shapes") && i + 1 < argc) shapes = ',' + std::string(argv[++i]) + ',';
     if (!std::strcmp(argv[i], "--formats") && i + 1 < argc) formats = argv[++i];
     if (!std::strcmp(argv[i], "--rows") && i + 1 < argc) {
       rows.clear();
@@ -250,6 +252,7 @@ int bench(int argc, char** argv) {
   bool right = true;
   for (const Shape& shape : kShapes) {
     if (models.find(shape.model) == std::string::npos) continue;
+    if (shapes.find(',' + std::string(shape.name) + ',') == std::string::npos) continue;
     DeviceBuffer x(64 * shape.k * 2), y(64 * shape.n * 4), workspace(64 * (shape.n + 64) * 4);
     fill_bf16<<<256, 256>>>(x.as<__nv_bfloat16>(), 64 * shape.k, 4);
     std::vector<double> blas_us;
@@ -287,7 +290,7 @@ int bench(int argc, char** argv) {
         const CudaLinearInput input{CudaElement::kBF16, x.data(), nullptr, m, shape.k};
         std::vector<SmallLinearConfig> configs = {
             choose_small_linear_config(m, shape.n, shape.k, w.tile_bytes, sms)};
-        if (sweep) {
+        if (sweep && index == 0) {
           for (const int cluster : {1, 2, 4, 8}) {
             const auto c = small_linear_candidate(m, shape.n, shape.k, w.tile_bytes, sms, cluster);
             if (std::isfinite(c.time) && c.config != configs[0]) configs.push_back(c.config);

@@ -16,10 +16,12 @@
 
 namespace lathe {
 
-// Which column of x stands where among the 32 that a pair of steps multiplies. In the paired orders,
-// words (two neighbours along k) hold columns c and c + 16; the words of thread t = 0..3 are
-//   kBytePairs  c = 4t, 4t + 1 in the first step, 4t + 2, 4t + 3 in the second
-//   kHalfPairs  c = 2t, 2t + 1                    2t + 8, 2t + 9
+// Which columns of x stand where among those that a step, or a pair of steps, multiplies. A word of
+// the right operand is two neighbours along k; the words of thread t = 0..3 are, first then second
+// of a step:
+//   kNatural    2t, 2t + 1       2t + 8, 2t + 9
+//   kBytePairs  4t, 4t + 2       4t + 1, 4t + 3
+//   kHalfPairs  2t, 2t + 16      2t + 1, 2t + 17     then 2t + 8, 2t + 24   2t + 9, 2t + 25
 enum class XOrder { kNatural, kBytePairs, kHalfPairs };
 
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
@@ -41,6 +43,12 @@ __device__ __forceinline__ uint32_t add_bf16x2(uint32_t a, uint32_t b) {
 __device__ __forceinline__ uint32_t select_bits(uint32_t a, uint32_t b, uint32_t mask) {
   uint32_t result;
   asm("lop3.b32 %0, %1, %2, %3, 0xE4;" : "=r"(result) : "r"(a), "r"(b), "r"(mask));
+  return result;
+}
+// a & mask, out of the compiler's sight: it would mask anew what is shifted later.
+__device__ __forceinline__ uint32_t keep_bits(uint32_t a, uint32_t mask) {
+  uint32_t result;
+  asm("and.b32 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(mask));
   return result;
 }
 // From shared memory.
@@ -65,17 +73,29 @@ constexpr uint32_t kTwoToThe112 = 0x77807780;  // as two bf16
 constexpr uint32_t kTwoToThe120 = 0x7B807B80;
 constexpr uint32_t kTwoToThe127 = 0x7F007F00;
 
-// The eight codes of a word as bf16, times 2^-126: pairs[i] = A_i | B_i << 16. A magnitude's three
-// bits are the low bits of an exponent and the first of a mantissa, subnormals included.
-__device__ __forceinline__ void e2m1_pairs(uint32_t word, uint32_t (&pairs)[4]) {
-  constexpr uint32_t kMagnitudes = 0x01C001C0, kSigns = 0x80808080;
-  const uint32_t a_signs = word & kSigns;       // of A_i at the top of byte i
-  const uint32_t b_signs = word << 4 & kSigns;  // of B_i
+// The codes of a word as bf16, times 2^-126: a magnitude's three bits are the low bits of an exponent
+// and the first of a mantissa, subnormals included. Two ways to pair them; signs come as words whose
+// other bits are zero or lie under kMagnitudes.
+constexpr uint32_t kMagnitudes = 0x01C001C0, kSignBits = 0x80808080;
+
+// A0 A2, A1 A3, B0 B2, B1 B3. Least work for the integer unit, which is the one that is short.
+__device__ __forceinline__ void e2m1_pairs_apart_2(uint32_t word, uint32_t (&pairs)[4]) {
+  const uint32_t a_signs = keep_bits(word, kSignBits);       // of A_i at the top of byte i
+  const uint32_t b_signs = keep_bits(word << 4, kSignBits);  // of B_i
+  const uint32_t a = permute_bytes(word, word, 0x1100);
+  const uint32_t b = permute_bytes(word, word, 0x3322);
+  pairs[0] = select_bits(a << 6, a_signs << 8, kMagnitudes);
+  pairs[1] = select_bits(a << 2, a_signs, kMagnitudes);
+  pairs[2] = select_bits(b << 6, b_signs << 8, kMagnitudes);
+  pairs[3] = select_bits(b << 2, b_signs, kMagnitudes);
+}
+// A_i B_i: pairs whose halves belong to two groups of 16, which need one word of scales.
+__device__ __forceinline__ void e2m1_pairs_apart_16(uint32_t word, uint32_t (&pairs)[4]) {
+  const uint32_t a_signs = word & kSignBits, b_signs = word << 4 & kSignBits;
   const uint32_t upper = word >> 8;
   const uint32_t shifted[4] = {word << 6, word << 2, upper << 6, upper << 2};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    // Bytes 0 and 2 are whatever: all that is set in them lies under kMagnitudes.
     const uint32_t signs = permute_bytes(a_signs, b_signs, 0x4000u | i << 4 | i << 12);
     pairs[i] = select_bits(shifted[i], signs, kMagnitudes);
   }
@@ -101,7 +121,7 @@ struct SmallDecodeMxfp4 {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {  // g, g + 8
       uint32_t pairs[4];
-      e2m1_pairs(words[row], pairs);
+      e2m1_pairs_apart_2(words[row], pairs);
       // 2^(byte - 127 + 126) twice; byte <= 127, so that the exponent field does not run over.
       const uint32_t byte = permute_bytes(raw.scales, 0, 0x4040u + 0x101u * (2 * kHalf + row));
       const uint32_t scale = byte * 128 + 0x3F003F00u;
@@ -131,7 +151,7 @@ struct SmallDecodeNvfp4 {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       uint32_t pairs[4];
-      e2m1_pairs(words[row], pairs);
+      e2m1_pairs_apart_16(words[row], pairs);
       // The byte shifted by four is a bf16 of 2^-120 times the E4M3 value, subnormals too. It needs
       // 2^(120 + 119), in two products; 448 * 2^119 is still finite.
       const uint32_t bytes = permute_bytes(scales, 0, 0x4240u + 0x101u * row);

@@ -9,13 +9,13 @@ namespace lathe {
 namespace {
 
 constexpr int kMaxShared = 227 * 1024;
-constexpr int kGroups = 4, kChunkTiles = 2;
+constexpr int kGroups = 4, kChunkTiles = 4;
 
 // As small_linear_sm90.h lays shared memory out, without the ring.
-int fixed_bytes(int rows, int cluster, int64_t x_tiles) {
-  const int stride = 64 / cluster + (rows <= 16 ? 4 : 0);
-  const int sums = kGroups * cluster * rows * stride * 4 * (rows <= 16 ? 2 : 1);
-  return static_cast<int>(std::min<int64_t>(1024 + x_tiles * rows * 128, kMaxShared)) + sums + 1024;
+int64_t fixed_bytes(int rows, int cluster, int64_t x_tiles) {
+  const int exchange = cluster == 1 ? 0 : 2 * rows * 64 * 4;
+  const int sums = (rows <= 16 ? 2 : 1) * (kGroups * rows * 68 * 4 + exchange);
+  return 1024 + x_tiles * rows * 128 + sums + 64 * 16 + 64;
 }
 
 }  // namespace
@@ -29,7 +29,7 @@ SmallLinearCandidate small_linear_candidate(int64_t m, int64_t n, int64_t k, int
                                             int num_sms, int cluster) {
   const int64_t panels = (n + 63) / 64, k_tiles = k / 64;
   const int rows = m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
-  const int ring_unit = kGroups * kChunkTiles * tile_bytes;  // one slot of every warpgroup
+  const int slot_bytes = kChunkTiles * tile_bytes;
   SmallLinearCandidate candidate{{}, std::numeric_limits<double>::infinity()};
   // Larger clusters must fit into groups of 16 or 18 multiprocessors.
   const int available = cluster <= 2 ? num_sms / cluster : num_sms / 16 * 16 / cluster;
@@ -37,15 +37,16 @@ SmallLinearCandidate small_linear_candidate(int64_t m, int64_t n, int64_t k, int
   const auto num_clusters = static_cast<int>(std::min<int64_t>(available, panels));
   const int64_t rounds = (panels + num_clusters - 1) / num_clusters;
   for (int passes = 1; passes <= 256; passes *= 2) {
-    const int64_t x_tiles = (k_tiles + cluster * passes - 1) / (cluster * passes);
-    const int slots = std::min((kMaxShared - fixed_bytes(rows, cluster, x_tiles)) / ring_unit, 8);
-    if (slots < 2) continue;
+    const int64_t x_tiles = (k_tiles + cluster * passes - 1) / (cluster * passes) + 1;
+    const auto slots = static_cast<int>(
+        std::min<int64_t>((kMaxShared - fixed_bytes(rows, cluster, x_tiles)) / slot_bytes, 16));
+    if (slots < 5) continue;
     const auto tiles = static_cast<double>((k_tiles + cluster - 1) / cluster);
     candidate.config = {rows, cluster, num_clusters, passes, slots};
     // Tiles and the ends of panels; x from the L2 cache; what several passes cost; too small a ring.
     candidate.time = static_cast<double>(rounds) * (tiles + 3.0 * passes) + 0.04 * rows * tiles +
                      8.0 * (passes - 1);
-    if (slots * ring_unit < 48 * 1024) candidate.time *= 1.15;
+    if (slots * slot_bytes < 48 * 1024) candidate.time *= 1.15;
     break;
   }
   return candidate;

@@ -16,7 +16,7 @@ struct SmallLinearConfig {
   int cluster = 1;       // blocks that share a row panel of W, along k: 1, 2, 4 or 8
   int num_clusters = 1;  // that walk over the row panels
   int passes = 1;        // over x, where it does not fit into shared memory at once
-  int slots = 4;         // of each warpgroup's ring of two tiles
+  int slots = 8;         // of the ring, four tiles each
   bool operator==(const SmallLinearConfig&) const = default;
 };
 std::string to_string(const SmallLinearConfig& config);

@@ -1,16 +1,16 @@
 // y = x W^T for up to 64 rows of x on Hopper: bound by reading W once.
 //
 // W is cut into tiles of 64 rows x 64 columns, a row panel's tiles contiguous along k. A cluster of
-// C blocks takes whole panels, each block a C-th of their columns; within a block, chunks of two
+// C blocks takes whole panels, each block a C-th of their columns; within a block, chunks of four
 // tiles go round four warpgroups. So 4 C partial sums of a panel are added at its end, in a fixed
 // order. One block a multiprocessor, five warpgroups:
 //
-//   warpgroups 0..3   x into shared memory once, as the tensor core's B operand; then for each chunk:
-//                     decode to registers, y^T[64, rows] += W x^T by wgmma. At the end of a panel the
-//                     sums are sent to the block of the cluster that owns their rows (st.async) and
-//                     the next panel begins.
-//   warpgroup 4       warp 0 keeps the ring of each warpgroup full with bulk copies, beginning before
-//                     the previous kernel has ended; warps 1..3 add up what has arrived and write y.
+//   warpgroups 0..3   x into shared memory once, as the tensor core's right operand; then for each
+//                     chunk: decode to registers, y^T[64, rows] += W x^T by wgmma. At the end of a
+//                     panel the sums go to shared memory and the next panel begins.
+//   warpgroup 4       warp 0 keeps a ring of chunks full with bulk copies, beginning before the
+//                     previous kernel has ended; warps 1..3 add up the warpgroups' sums, send each
+//                     block of the cluster those of the rows it owns, add up what arrives, write y.
 //
 // No warpgroup waits for another within a panel, and copies run on through all that happens at its
 // end.
@@ -33,14 +33,14 @@ struct SmallLinearArgs {
   const __nv_bfloat16* x;   // [m, 64 k_tiles]
   const float* x_scales;    // [m] or null
   void* y;                  // [m, y_stride], bf16 or fp32
-  float* partial;           // [rows, 64 panels] of earlier passes
+  float* partial;           // [rows, 64 panels] of earlier passes, 16-byte aligned
   int64_t y_stride;
   int64_t n;
   int m;
   int k_tiles;
   int panels;
   int passes;
-  int slots;
+  int slots;                // of the ring
   int x_tiles;  // that shared memory holds
   bool y_is_f32;
 };
@@ -56,21 +56,22 @@ constexpr int kReducers = 96;
 constexpr int kConsumerRegisters = 104;
 constexpr int kHelperRegisters = 64;
 static_assert(kConsumers * kConsumerRegisters + 128 * kHelperRegisters <= kThreads * 96);
-constexpr int kChunkTiles = 2;
+constexpr int kChunkTiles = 4;
 constexpr int kPanelRows = 64;
 constexpr int kMaxShared = 227 * 1024;
 
+// Buffers of the sums of a panel: two where they are small.
 constexpr int sum_buffers(int rows) { return rows <= 16 ? 2 : 1; }
-// Floats between columns of a buffer of sums: so many rows of the panel a block owns, and room that
-// spreads the columns over the banks.
-constexpr int sum_stride(int rows, int cluster) { return kPanelRows / cluster + (rows <= 16 ? 4 : 0); }
-constexpr int sum_bytes(int rows, int cluster) {
-  return kGroups * cluster * rows * sum_stride(rows, cluster) * 4;
-}
+// Floats between columns of the warpgroups' sums; four spread them over the banks.
+constexpr int kSumStride = kPanelRows + 4;
+constexpr int group_sum_bytes(int rows) { return kGroups * rows * kSumStride * 4; }
+// What blocks of a cluster exchange: [cluster][rows][64 / cluster] floats out and in.
+constexpr int exchange_bytes(int rows, int cluster) { return cluster == 1 ? 0 : rows * kPanelRows * 4; }
 constexpr int x_tile_bytes(int rows) { return rows * 128; }
 constexpr int shared_bytes(int rows, int cluster, int x_tiles, int slots, int tile_bytes) {
-  return 1024 + x_tiles * x_tile_bytes(rows) + kGroups * slots * kChunkTiles * tile_bytes +
-         sum_buffers(rows) * sum_bytes(rows, cluster) + (2 * kGroups * slots + 4) * 8;
+  return 1024 + x_tiles * x_tile_bytes(rows) + slots * kChunkTiles * tile_bytes +
+         sum_buffers(rows) * (group_sum_bytes(rows) + 2 * exchange_bytes(rows, cluster)) +
+         (2 * slots + 4 * sum_buffers(rows)) * 8;
 }
 
 // ---- PTX beyond async_copy_sm90.h
@@ -90,10 +91,13 @@ __device__ __forceinline__ uint32_t remote_address(uint32_t address, uint32_t ra
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
   return remote;
 }
-__device__ __forceinline__ void store_remote(uint32_t address, float value, uint32_t barrier) {
+// Shared memory to that of another block; `target` and `barrier` are addresses there.
+__device__ __forceinline__ void copy_bulk_remote(uint32_t target, uint32_t source, uint32_t bytes,
+                                                 uint32_t barrier) {
   asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(address),
-      "r"(__float_as_uint(value)), "r"(barrier)
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];" ::"r"(target),
+      "r"(source), "r"(bytes), "r"(barrier)
       : "memory");
 }
 __device__ __forceinline__ void barrier_wait_cluster(uint32_t barrier, uint32_t parity) {
@@ -171,51 +175,348 @@ __device__ __forceinline__ int x_offset(int row, int chunk) {
   return row * 128 + ((chunk ^ row % 8) << 4);
 }
 
-// x[:, 64 begin .. 64 end) to shared memory, by all consumers. Rows from m on are zeros.
+// x[:, 64 begin .. 64 end) to shared memory, by all consumers. Rows from m on are zeros, and so is a
+// tile behind the last where their number is odd.
 template <XOrder kOrder, int kRows>
 __device__ __forceinline__ void stage_x(const SmallLinearArgs& a, TileRange range, std::byte* target) {
-  // An item is 8 columns and the 8 that lie 16 behind them.
-  const int items = (range.end - range.begin) * kRows * 4;
+  const int tiles = range.end - range.begin;
+  const int items = (tiles + tiles % 2) * kRows * 4;  // of 16 columns
   const int64_t k = int64_t{a.k_tiles} * 64;
 #pragma unroll 2
   for (int item = threadIdx.x; item < items; item += kConsumers) {
-    // Eight neighbours take a row's 128 bytes in two: of a 32-column block, a = 0, 1.
     const int part = item % 4, row = item / 4 % kRows, tile = item / (4 * kRows);
-    const int block = part / 2, upper = part % 2;
-    uint4 low = {}, high = {};
-    if (row < a.m) {
-      const __nv_bfloat16* source =
-          a.x + row * k + (range.begin + tile) * 64 + block * 32 + upper * 8;
-      low = *reinterpret_cast<const uint4*>(source);
-      high = *reinterpret_cast<const uint4*>(source + 16);
+    // Two times 8 columns: neighbours, or 16 apart.
+    const int column = kOrder == XOrder::kHalfPairs ? part / 2 * 32 + part % 2 * 8 : part * 16;
+    uint4 first = {}, second = {};
+    if (row < a.m && tile < tiles) {
+      const __nv_bfloat16* source = a.x + row * k + (range.begin + tile) * 64 + column;
+      first = *reinterpret_cast<const uint4*>(source);
+      second = *reinterpret_cast<const uint4*>(source + (kOrder == XOrder::kHalfPairs ? 16 : 8));
+    }
+    uint4 left = first, right = second;  // chunks of 8 numbers along k
+    if constexpr (kOrder == XOrder::kBytePairs) {
+      left = {permute_bytes(first.x, first.y, 0x5410), permute_bytes(first.z, first.w, 0x5410),
+              permute_bytes(second.x, second.y, 0x5410), permute_bytes(second.z, second.w, 0x5410)};
+      right = {permute_bytes(first.x, first.y, 0x7632), permute_bytes(first.z, first.w, 0x7632),
+               permute_bytes(second.x, second.y, 0x7632), permute_bytes(second.z, second.w, 0x7632)};
+    } else if constexpr (kOrder == XOrder::kHalfPairs) {
+      left = {permute_bytes(first.x, second.x, 0x5410), permute_bytes(first.y, second.y, 0x5410),
+              permute_bytes(first.z, second.z, 0x5410), permute_bytes(first.w, second.w, 0x5410)};
+      right = {permute_bytes(first.x, second.x, 0x7632), permute_bytes(first.y, second.y, 0x7632),
+               permute_bytes(first.z, second.z, 0x7632), permute_bytes(first.w, second.w, 0x7632)};
     }
     std::byte* tile_target = target + tile * x_tile_bytes(kRows);
-    if constexpr (kOrder == XOrder::kNatural) {
-      *reinterpret_cast<uint4*>(tile_target + x_offset(row, block * 4 + upper)) = low;
-      *reinterpret_cast<uint4*>(tile_target + x_offset(row, block * 4 + upper + 2)) = high;
-    } else {
-      // pair[c]: columns 8 upper + c and 16 behind it.
-      const uint32_t l[4] = {low.x, low.y, low.z, low.w}, h[4] = {high.x, high.y, high.z, high.w};
-      uint32_t pair[8];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        pair[2 * i] = permute_bytes(l[i], h[i], 0x5410);
-        pair[2 * i + 1] = permute_bytes(l[i], h[i], 0x7632);
+    *reinterpret_cast<uint4*>(tile_target + x_offset(row, 2 * part)) = left;
+    *reinterpret_cast<uint4*>(tile_target + x_offset(row, 2 * part + 1)) = right;
+  }
+}
+
+// Where things are in shared memory, and who this block is.
+template <class Decode, int kRows>
+struct Block {
+  static constexpr int kSlotBytes = kChunkTiles * (Decode::kCodeBytes + Decode::kScaleBytes);
+  static constexpr int kBuffers = sum_buffers(kRows);
+  int cluster_shift, rank, first_panel, panel_step;
+  std::byte* x;            // tiles of x, 1024-byte aligned
+  uint32_t ring;           // [slots] chunks
+  float* group_sums;       // [buffers][groups][rows][kSumStride]
+  float* outgoing;         // [buffers][owners][rows][64 / cluster]
+  float* incoming;         // [buffers][senders][rows][64 / cluster]
+  uint32_t full, empty;    // [slots] barriers: a chunk has arrived; all have read it
+  uint32_t group_full, group_empty;        // [buffers]
+  uint32_t incoming_full, incoming_empty;  // [buffers]; empty: in all blocks of the cluster
+
+  __device__ __forceinline__ Block(const SmallLinearArgs& a, int shift, std::byte* shared)
+      : cluster_shift(shift), rank(shift == 0 ? 0 : static_cast<int>(cluster_rank())),
+        first_panel(blockIdx.x >> shift), panel_step(gridDim.x >> shift) {
+    x = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(shared) + 1023) / 1024 * 1024);
+    std::byte* next = x + a.x_tiles * x_tile_bytes(kRows);
+    ring = shared_address(next);
+    next += a.slots * kSlotBytes;
+    group_sums = reinterpret_cast<float*>(next);
+    outgoing = group_sums + kBuffers * group_sum_bytes(kRows) / 4;
+    incoming = outgoing + kBuffers * exchange_bytes(kRows, cluster()) / 4;
+    full = shared_address(incoming + kBuffers * exchange_bytes(kRows, cluster()) / 4);
+    empty = full + a.slots * 8;
+    group_full = empty + a.slots * 8;
+    group_empty = group_full + kBuffers * 8;
+    incoming_full = group_empty + kBuffers * 8;
+    incoming_empty = incoming_full + kBuffers * 8;
+  }
+  __device__ __forceinline__ int cluster() const { return 1 << cluster_shift; }
+  __device__ __forceinline__ void init_barriers(const SmallLinearArgs& a) const {
+    for (int i = 0; i < a.slots; ++i) {
+      barrier_init(full + i * 8, 1);
+      barrier_init(empty + i * 8, 4);
+    }
+    for (int i = 0; i < kBuffers; ++i) {
+      barrier_init(group_full + i * 8, kGroups * 4);
+      barrier_init(group_empty + i * 8, 1);
+      barrier_init(incoming_full + i * 8, 1);
+      barrier_init(incoming_empty + i * 8, static_cast<uint32_t>(cluster()));
+    }
+    barrier_init_fence();
+  }
+};
+
+// A position in a ring: its index and the parity of the barrier's phase.
+struct RingPlace {
+  int index;
+  uint32_t parity;
+  __device__ __forceinline__ void advance(int by, int size) {
+    index += by;
+    if (index >= size) {
+      index -= size;
+      parity ^= 1;
+    }
+  }
+};
+
+// Warp 0 of the helpers: every chunk of the block in the order of its use. The whole warp walks along,
+// so that addresses stay in uniform registers; `leader` is one of its lanes.
+template <class Decode, int kRows>
+class Producer {
+ public:
+  __device__ __forceinline__ Producer(const SmallLinearArgs& a, const Block<Decode, kRows>& block)
+      : a_(a), block_(block), pass_(0), panel_(block.first_panel), place_{0, 1} {
+    begin_panel();
+    skip_empty();
+  }
+  __device__ __forceinline__ bool done() const { return left_ == 0; }
+  __device__ __forceinline__ void copy_next(bool leader) {
+    constexpr int kCodes = Decode::kCodeBytes, kScales = Decode::kScaleBytes;
+    barrier_wait(block_.empty + place_.index * 8, place_.parity);
+    if (leader) {
+      const uint32_t barrier = block_.full + place_.index * 8;
+      const uint32_t codes = block_.ring + place_.index * Block<Decode, kRows>::kSlotBytes;
+      const uint32_t scales = codes + kChunkTiles * kCodes;
+      const uint32_t count = min(left_, kChunkTiles);
+      const uint32_t odd = count % 2;
+      barrier_arrive_expect(barrier, (count + odd) * (kCodes + kScales));
+      copy_bulk(codes, codes_, count * kCodes, barrier);
+      copy_bulk(scales, scales_, count * kScales, barrier);
+      if (odd != 0) {  // the last tile twice, the second time against an x of zeros
+        copy_bulk(codes + count * kCodes, codes_ + (count - 1) * kCodes, kCodes, barrier);
+        copy_bulk(scales + count * kScales, scales_ + (count - 1) * kScales, kScales, barrier);
       }
-      // The word of thread t, pair i is word t of chunk i of the block.
-      if constexpr (kOrder == XOrder::kBytePairs) {  // pairs 4t + i, t = 2 upper, 2 upper + 1
+    }
+    codes_ += kChunkTiles * kCodes;
+    scales_ += kChunkTiles * kScales;
+    place_.advance(1, a_.slots);
+    left_ = max(left_ - kChunkTiles, 0);
+    skip_empty();
+  }
+
+ private:
+  __device__ __forceinline__ void begin_panel() {
+    const TileRange range = tile_range(a_, block_.cluster(), block_.rank, pass_);
+    const int64_t tile = int64_t{panel_} * a_.k_tiles + range.begin;
+    codes_ = a_.codes + tile * Decode::kCodeBytes;
+    scales_ = a_.scales + tile * Decode::kScaleBytes;
+    left_ = range.end - range.begin;
+  }
+  // To the next panel or pass, where this one has no tiles left.
+  __device__ __forceinline__ void skip_empty() {
+    while (left_ == 0) {
+      panel_ += block_.panel_step;
+      if (panel_ >= a_.panels) {
+        panel_ = block_.first_panel;
+        if (++pass_ == a_.passes) return;
+      }
+      begin_panel();
+    }
+  }
+  const SmallLinearArgs& a_;
+  const Block<Decode, kRows>& block_;
+  int pass_, panel_;
+  int left_;  // tiles of the panel
+  const std::byte* codes_;
+  const std::byte* scales_;
+  RingPlace place_;
+};
+
+// Warpgroups 0..3.
+template <class Decode, int kRows>
+__device__ __forceinline__ void consume(const SmallLinearArgs& a, const Block<Decode, kRows>& block) {
+  constexpr int kCodes = Decode::kCodeBytes, kScales = Decode::kScaleBytes;
+  const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+  const int thread = threadIdx.x % 128, lane = threadIdx.x % 32;
+  const uint32_t x_address = shared_address(block.x);
+  RingPlace chunk_place{group, 0}, buffer{0, 1};
+  int turn = 0;  // the warpgroup that takes the first chunk of the panel
+  for (int pass = 0; pass < a.passes; ++pass) {
+    const TileRange range = tile_range(a, block.cluster(), block.rank, pass);
+    const int tiles = range.end - range.begin;
+    if (pass > 0) named_barrier(1, kConsumers);  // all products with the old x are done
+    stage_x<Decode::kOrder, kRows>(a, range, block.x);
+    fence_async_proxy();
+    named_barrier(1, kConsumers);
+    for (int panel = block.first_panel; panel < a.panels; panel += block.panel_step) {
+      float sum[kRows / 2];
+#pragma unroll
+      for (int i = 0; i < kRows / 2; ++i) sum[i] = 0;
+      for (int tile = ((group - turn) & (kGroups - 1)) * kChunkTiles; tile < tiles;
+           tile += kGroups * kChunkTiles) {
+        barrier_wait(block.full + chunk_place.index * 8, chunk_place.parity);
+        const uint32_t codes = block.ring + chunk_place.index * Block<Decode, kRows>::kSlotBytes;
+        const uint32_t scales = codes + kChunkTiles * kCodes;
+        const bool whole = tile + 2 < tiles;
+#pragma unroll
+        for (int pair = 0; pair < 2; ++pair) {
+          if (pair > 0 && !whole) break;
+          typename Decode::Raw raw[2];
+#pragma unroll
+          for (int u = 0; u < 2; ++u) {
+            const int v = 2 * pair + u;
+            raw[u] = Decode::load(codes + v * kCodes, scales + v * kScales, thread);
+          }
+          if (pair > 0 || !whole) {
+            __syncwarp();
+            if (lane == 0) barrier_arrive(block.empty + chunk_place.index * 8);
+          }
+          uint32_t left[2][2][2][4];  // [tile][half][step of the half]
+#pragma unroll
+          for (int u = 0; u < 2; ++u) {
+            wgmma_wait<1>();  // registers of the tile before the last are free again
+            Decode::template decode<0>(raw[u], left[u][0]);
+            Decode::template decode<1>(raw[u], left[u][1]);
+            const uint64_t right =
+                wgmma_descriptor(x_address + (tile + 2 * pair + u) * x_tile_bytes(kRows));
+            order_operands(left[u]);
+#pragma unroll
+            for (int step = 0; step < 4; ++step) {
+              multiply<kRows>(sum, left[u][step / 2][step % 2], right + 2 * step);
+            }
+            wgmma_commit();
+          }
+        }
+        chunk_place.advance(kGroups, a.slots);
+      }
+      turn = (turn + (tiles + kChunkTiles - 1) / kChunkTiles) & (kGroups - 1);
+      wgmma_wait<0>();
+#pragma unroll
+      for (int i = 0; i < kRows / 2; ++i) asm volatile("" : "+f"(sum[i])::"memory");
+
+      barrier_wait(block.group_empty + buffer.index * 8, buffer.parity);
+      float* target = block.group_sums +
+                      ((buffer.index * kGroups + group) * kRows + thread % 4 * 2) * kSumStride +
+                      thread / 32 * 16 + lane / 4;
+#pragma unroll
+      for (int j = 0; j < kRows / 8; ++j) {
+        if (8 * j >= a.m) break;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          *reinterpret_cast<uint2*>(tile_target + x_offset(row, block * 4 + i) + upper * 8) = {
-              pair[i], pair[4 + i]};
-        }
-      } else {  // pairs 2t + i % 2 + 8 (i / 2), i / 2 = upper
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          *reinterpret_cast<uint4*>(tile_target + x_offset(row, block * 4 + upper * 2 + i)) = {
-              pair[i], pair[2 + i], pair[4 + i], pair[6 + i]};
+          target[(8 * j + i % 2) * kSumStride + i / 2 * 8] = sum[4 * j + i];
         }
       }
+      __syncwarp();
+      if (lane == 0) barrier_arrive(block.group_full + buffer.index * 8);
+      buffer.advance(1, Block<Decode, kRows>::kBuffers);
+    }
+  }
+}
+
+// y of four rows of the panel (outputs n .. n + 3) and one row of x.
+template <class Decode>
+__device__ __forceinline__ void finish(const SmallLinearArgs& a, int pass, int64_t n, int column,
+                                       float4 sums) {
+  const float values[4] = {sums.x, sums.y, sums.z, sums.w};
+  float4* partial = reinterpret_cast<float4*>(a.partial + column * int64_t{a.panels} * kPanelRows + n);
+  float4 before = {};
+  if (pass > 0) before = *partial;
+  const float earlier[4] = {before.x, before.y, before.z, before.w};
+  if (pass < a.passes - 1) {
+    *partial = {values[0] + earlier[0], values[1] + earlier[1], values[2] + earlier[2],
+                values[3] + earlier[3]};
+    return;
+  }
+  const float x_scale = a.x_scales == nullptr ? 1.0f : a.x_scales[column];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (n + i >= a.n) break;
+    float y = (values[i] + earlier[i]) * Decode::kOutputScale;
+    if (a.row_scales != nullptr) y *= a.row_scales[n + i];
+    y *= x_scale;
+    if (a.bias != nullptr) y += a.bias[n + i];
+    const int64_t index = column * a.y_stride + n + i;
+    if (a.y_is_f32) {
+      static_cast<float*>(a.y)[index] = y;
+    } else {
+      static_cast<__nv_bfloat16*>(a.y)[index] = __float2bfloat16_rn(y);
+    }
+  }
+}
+
+__device__ __forceinline__ float4 add(float4 a, float4 b) {
+  return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
+}
+
+// Warps 1..3 of the helpers.
+template <class Decode, int kRows>
+__device__ __forceinline__ void reduce(const SmallLinearArgs& a, const Block<Decode, kRows>& block) {
+  const int thread = threadIdx.x - kConsumers - 32;
+  const int cluster = block.cluster();
+  const int owned_shift = 6 - block.cluster_shift, owned = 1 << owned_shift;
+  const uint32_t part_bytes = static_cast<uint32_t>(a.m * owned * 4);
+  if (cluster > 1 && thread == 0) {
+    for (int i = 0; i < Block<Decode, kRows>::kBuffers; ++i) {
+      barrier_arrive_expect(block.incoming_full + i * 8, part_bytes * cluster);
+    }
+  }
+  RingPlace buffer{0, 0};
+  for (int pass = 0; pass < a.passes; ++pass) {
+    for (int panel = block.first_panel; panel < a.panels; panel += block.panel_step) {
+      const int64_t n = int64_t{panel} * kPanelRows;
+      const uint32_t barrier_offset = buffer.index * 8;
+      if (cluster > 1) barrier_wait(block.incoming_empty + barrier_offset, buffer.parity ^ 1);
+      barrier_wait(block.group_full + barrier_offset, buffer.parity);
+      const float* group_sums = block.group_sums + buffer.index * kGroups * kRows * kSumStride;
+      float* outgoing = block.outgoing + buffer.index * kRows * kPanelRows;
+      for (int item = thread; item < a.m * (kPanelRows / 4); item += kReducers) {
+        const int row = item % (kPanelRows / 4) * 4, column = item / (kPanelRows / 4);
+        const float* source = group_sums + column * kSumStride + row;
+        float4 sum = *reinterpret_cast<const float4*>(source);
+#pragma unroll
+        for (int group = 1; group < kGroups; ++group) {
+          sum = add(sum, *reinterpret_cast<const float4*>(source + group * kRows * kSumStride));
+        }
+        if (cluster == 1) {
+          finish<Decode>(a, pass, n + row, column, sum);
+        } else {
+          const int owner = row >> owned_shift;
+          *reinterpret_cast<float4*>(outgoing + (owner * kRows + column) * owned +
+                                     (row & (owned - 1))) = sum;
+        }
+      }
+      if (cluster > 1) fence_async_proxy();
+      named_barrier(2, kReducers);
+      if (thread == 0) barrier_arrive(block.group_empty + barrier_offset);
+      if (cluster > 1) {
+        float* incoming = block.incoming + buffer.index * kRows * kPanelRows;
+        if (thread < cluster) {
+          const auto other = static_cast<uint32_t>(thread);
+          copy_bulk_remote(remote_address(shared_address(incoming + block.rank * kRows * owned), other),
+                           shared_address(outgoing + thread * kRows * owned), part_bytes,
+                           remote_address(block.incoming_full + barrier_offset, other));
+        }
+        barrier_wait_cluster(block.incoming_full + barrier_offset, buffer.parity);
+        for (int item = thread; item < a.m << (owned_shift - 2); item += kReducers) {
+          const int row = (item & (owned / 4 - 1)) * 4, column = item >> (owned_shift - 2);
+          const float* source = incoming + column * owned + row;
+          float4 sum = *reinterpret_cast<const float4*>(source);
+          for (int sender = 1; sender < cluster; ++sender) {
+            sum = add(sum, *reinterpret_cast<const float4*>(source + sender * kRows * owned));
+          }
+          finish<Decode>(a, pass, n + (block.rank << owned_shift) + row, column, sum);
+        }
+        named_barrier(2, kReducers);
+        if (thread == 0) barrier_arrive_expect(block.incoming_full + barrier_offset, part_bytes * cluster);
+        __syncwarp();
+        if (thread < cluster) {
+          arrive_remote(remote_address(block.incoming_empty + barrier_offset, static_cast<uint32_t>(thread)));
+        }
+      }
+      buffer.advance(1, Block<Decode, kRows>::kBuffers);
     }
   }
 }
@@ -223,36 +524,17 @@ __device__ __forceinline__ void stage_x(const SmallLinearArgs& a, TileRange rang
 template <class Decode, int kRows>
 __global__ void __launch_bounds__(kThreads, 1)
     small_linear_kernel(const __grid_constant__ SmallLinearArgs a, int cluster_shift) {
-  constexpr int kBuffers = sum_buffers(kRows);
-  constexpr int kCodes = Decode::kCodeBytes, kScales = Decode::kScaleBytes;
-  constexpr int kSlotBytes = kChunkTiles * (kCodes + kScales);
-  const int cluster = 1 << cluster_shift;
-  const int rank = cluster_shift == 0 ? 0 : static_cast<int>(cluster_rank());
-  const int first_panel = blockIdx.x >> cluster_shift, panel_step = gridDim.x >> cluster_shift;
+  extern __shared__ std::byte shared[];
+  const Block<Decode, kRows> block(a, cluster_shift, shared);
   const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
-  const int lane = threadIdx.x % 32;
-
-  extern __shared__ std::byte unaligned_shared[];
-  std::byte* x_shared = reinterpret_cast<std::byte*>(
-      (reinterpret_cast<uintptr_t>(unaligned_shared) + 1023) / 1024 * 1024);
-  std::byte* ring = x_shared + a.x_tiles * x_tile_bytes(kRows);
-  float* sums = reinterpret_cast<float*>(ring + kGroups * a.slots * kSlotBytes);
-  const int sum_size = sum_bytes(kRows, cluster) / 4;
-  const uint32_t full = shared_address(sums + kBuffers * sum_size);  // [groups][slots]
-  const uint32_t empty = full + kGroups * a.slots * 8;
-  const uint32_t sums_full = empty + kGroups * a.slots * 8;  // [buffers]
-  const uint32_t sums_empty = sums_full + kBuffers * 8;
-
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < kGroups * a.slots; ++i) {
-      barrier_init(full + i * 8, 1);
-      barrier_init(empty + i * 8, 4);
-    }
-    for (int i = 0; i < kBuffers; ++i) {
-      barrier_init(sums_full + i * 8, 1);
-      barrier_init(sums_empty + i * 8, cluster);
-    }
-    barrier_init_fence();
+  // The weights are nobody's output: their copies begin at once.
+  const bool leader = threadIdx.x == kConsumers;
+  Producer<Decode, kRows> producer(a, block);
+  if (warp == kGroups * 4) {
+    if (leader) block.init_barriers(a);
+    __syncwarp();
+    for (int i = 0; i < a.slots && !producer.done(); ++i) producer.copy_next(leader);
+    __syncwarp();
   }
   if (cluster_shift == 0) {
     __syncthreads();
@@ -263,179 +545,19 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   if (warp < kGroups * 4) {
     take_registers<kConsumerRegisters>();
-    const int group = warp / 4;
-    const int thread = threadIdx.x % 128;
     wait_for_previous_kernel();
-    int slot = 0, parity = 0;      // of this warpgroup's ring
-    int buffer = 0, sum_parity = 1;
-    const uint32_t group_ring = shared_address(ring) + group * a.slots * kSlotBytes;
-    const uint32_t group_full = full + group * a.slots * 8;
-    const uint32_t group_empty = empty + group * a.slots * 8;
-    const uint32_t x_address = shared_address(x_shared);
-    for (int pass = 0; pass < a.passes; ++pass) {
-      const TileRange range = tile_range(a, cluster, rank, pass);
-      const int tiles = range.end - range.begin;
-      if (pass > 0) named_barrier(1, kConsumers);
-      stage_x<Decode::kOrder, kRows>(a, range, x_shared);
-      fence_async_proxy();
-      named_barrier(1, kConsumers);
-      for (int panel = first_panel; panel < a.panels; panel += panel_step) {
-        float sum[kRows / 2];
-#pragma unroll
-        for (int i = 0; i < kRows / 2; ++i) sum[i] = 0;
-        for (int tile = group * kChunkTiles; tile < tiles; tile += kGroups * kChunkTiles) {
-          barrier_wait(group_full + slot * 8, parity);
-          const uint32_t codes = group_ring + slot * kSlotBytes;
-          const uint32_t scales = codes + kChunkTiles * kCodes;
-          typename Decode::Raw raw[kChunkTiles];
-#pragma unroll
-          for (int u = 0; u < kChunkTiles; ++u) {
-            raw[u] = Decode::load(codes + u * kCodes, scales + u * kScales, thread);
-            // In place of a tile behind the last: zeros, times an x that counts anyway.
-            if (u > 0 && tile + u >= tiles) raw[u] = {};
-          }
-          __syncwarp();
-          if (lane == 0) barrier_arrive(group_empty + slot * 8);
-          if (++slot == a.slots) {
-            slot = 0;
-            parity ^= 1;
-          }
-          uint32_t left[kChunkTiles][2][2][4];  // [tile][half][step of the half]
-#pragma unroll
-          for (int u = 0; u < kChunkTiles; ++u) {
-            wgmma_wait<1>();  // registers of the tile before the last are free again
-            Decode::template decode<0>(raw[u], left[u][0]);
-            Decode::template decode<1>(raw[u], left[u][1]);
-            const uint64_t right = 
-                wgmma_descriptor(x_address + min(tile + u, tiles - 1) * x_tile_bytes(kRows));
-            order_operands(left[u]);
-#pragma unroll
-            for (int step = 0; step < 4; ++step) {
-              multiply<kRows>(sum, left[u][step / 2][step % 2], right + 2 * step);
-            }
-            wgmma_commit();
-          }
-        }
-        wgmma_wait<0>();
-#pragma unroll
-        for (int i = 0; i < kRows / 2; ++i) asm volatile("" : "+f"(sum[i])::"memory");
-
-        // Row r of the panel goes to block r / (64 / cluster) of the cluster.
-        barrier_wait_cluster(sums_empty + buffer * 8, sum_parity);
-        const int stride = sum_stride(kRows, cluster);
-        const uint32_t base = shared_address(sums + buffer * sum_size) +
-                              ((rank * kGroups + group) * kRows + thread % 4 * 2) * stride * 4;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int row = thread / 32 * 16 + lane / 4 + 8 * half;
-          const int owner = row >> (6 - cluster_shift);
-          const uint32_t target = remote_address(
-              base + (row - (owner << (6 - cluster_shift))) * 4, static_cast<uint32_t>(owner));
-          const uint32_t barrier = remote_address(sums_full + buffer * 8, static_cast<uint32_t>(owner));
-#pragma unroll
-          for (int j = 0; j < kRows / 8; ++j) {
-            if (8 * j >= a.m) break;
-            store_remote(target + 8 * j * stride * 4, sum[4 * j + 2 * half], barrier);
-            store_remote(target + (8 * j + 1) * stride * 4, sum[4 * j + 2 * half + 1], barrier);
-          }
-        }
-        if (++buffer == kBuffers) {
-          buffer = 0;
-          sum_parity ^= 1;
-        }
-      }
-    }
+    consume(a, block);
   } else {
     give_registers<kHelperRegisters>();
     if (warp == kGroups * 4) {
-      if (lane == 0) {
-        int slot[kGroups] = {}, parity[kGroups];
-#pragma unroll
-        for (int g = 0; g < kGroups; ++g) parity[g] = 1;
-        for (int pass = 0; pass < a.passes; ++pass) {
-          const TileRange range = tile_range(a, cluster, rank, pass);
-          for (int panel = first_panel; panel < a.panels; panel += panel_step) {
-            for (int tile = range.begin; tile < range.end;) {
-#pragma unroll
-              for (int g = 0; g < kGroups; ++g) {
-                if (tile >= range.end) break;
-                const uint32_t count = min(kChunkTiles, range.end - tile);
-                const uint32_t index = g * a.slots + slot[g];
-                barrier_wait(empty + index * 8, parity[g]);
-                const uint32_t barrier = full + index * 8;
-                const uint32_t target = shared_address(ring) + index * kSlotBytes;
-                const int64_t source = int64_t{panel} * a.k_tiles + tile;
-                barrier_arrive_expect(barrier, count * (kCodes + kScales));
-                copy_bulk(target, a.codes + source * kCodes, count * kCodes, barrier);
-                if constexpr (kScales > 0) {
-                  copy_bulk(target + kChunkTiles * kCodes, a.scales + source * kScales,
-                            count * kScales, barrier);
-                }
-                if (++slot[g] == a.slots) {
-                  slot[g] = 0;
-                  parity[g] ^= 1;
-                }
-                tile += kChunkTiles;
-              }
-            }
-          }
-        }
-      }
+      while (!producer.done()) producer.copy_next(leader);
     } else {
       wait_for_previous_kernel();
-      const int thread = threadIdx.x - kConsumers - 32;
-      const int row_shift = 6 - cluster_shift, owned = 1 << row_shift;
-      const int stride = sum_stride(kRows, cluster);
-      const uint32_t expected = kGroups * kPanelRows * 4 * ((a.m + 7) / 8 * 8);
-      if (thread == 0) {
-        for (int i = 0; i < kBuffers; ++i) barrier_arrive_expect(sums_full + i * 8, expected);
-      }
-      int buffer = 0, parity = 0;
-      for (int pass = 0; pass < a.passes; ++pass) {
-        for (int panel = first_panel; panel < a.panels; panel += panel_step) {
-          barrier_wait_cluster(sums_full + buffer * 8, parity);
-          const float* source = sums + buffer * sum_size;
-          for (int e = thread; e < a.m << row_shift; e += kReducers) {
-            const int row = e & (owned - 1), column = e >> row_shift;
-            const int64_t n = int64_t{panel} * kPanelRows + (rank << row_shift) + row;
-            float total = 0;
-            for (int part = 0; part < kGroups * cluster; ++part) {
-              total += source[(part * kRows + column) * stride + row];
-            }
-            float* partial = a.partial + column * int64_t{a.panels} * kPanelRows + n;
-            if (pass > 0) total += *partial;
-            if (pass < a.passes - 1) {
-              *partial = total;
-            } else if (n < a.n) {
-              total *= Decode::kOutputScale;
-              if (a.row_scales != nullptr) total *= a.row_scales[n];
-              if (a.x_scales != nullptr) total *= a.x_scales[column];
-              if (a.bias != nullptr) total += a.bias[n];
-              const int64_t index = column * a.y_stride + n;
-              if (a.y_is_f32) {
-                static_cast<float*>(a.y)[index] = total;
-              } else {
-                static_cast<__nv_bfloat16*>(a.y)[index] = __float2bfloat16_rn(total);
-              }
-            }
-          }
-          named_barrier(2, kReducers);
-          if (thread == 0) {
-            barrier_arrive_expect(sums_full + buffer * 8, expected);
-            for (int other = 0; other < cluster; ++other) {
-              arrive_remote(remote_address(sums_empty + buffer * 8, static_cast<uint32_t>(other)));
-            }
-          }
-          if (++buffer == kBuffers) {
-            buffer = 0;
-            parity ^= 1;
-          }
-        }
-      }
+      reduce(a, block);
     }
     __syncwarp();
   }
-  // Shared memory must last until the others of the cluster have sent and told what they had to.
+  // Shared memory must last until the others of the cluster have read and sent what they had to.
   if (cluster_shift > 0) cluster_sync();
 }
 
@@ -486,7 +608,7 @@ inline SmallLinearArgs small_linear_args(const std::byte* codes, const std::byte
   args.passes = config.passes;
   args.slots = config.slots;
   const int pieces = config.cluster * config.passes;
-  args.x_tiles = (args.k_tiles + pieces - 1) / pieces;
+  args.x_tiles = (args.k_tiles + pieces - 1) / pieces + 1;  // and zeros behind an odd number
   args.y_is_f32 = y.element == CudaElement::kF32;
   return args;
 }
