@@ -3,7 +3,8 @@
 // rotate through more than the L2 cache holds; launches are replayed from a CUDA graph; each figure
 // is the median of several replays. Every shape is checked against sums in double first.
 //   linear_small_cuda_bench [--models 8b,70b,head] [--formats mxfp4,nvfp4] [--rows 1,16]
-//                           [--shapes qkv,o,gate_up,down,lm_head] [--sweep]    every cluster size, beside the chosen one
+//                           [--shapes qkv,o,gate_up,down,lm_head] [--sweep]
+// --sweep: every cluster size beside the chosen one.
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 
@@ -48,8 +49,8 @@ __global__ void fill_bf16(__nv_bfloat16* out, int64_t count, uint64_t seed) {
   }
 }
 // y in double, one warp an output; and the sums of magnitudes that errors are measured by.
-__global__ void reference_kernel(const __nv_bfloat16* x, const float* w, int m, int64_t n, int64_t k,
-                                 double* y, double* magnitudes) {
+__global__ void reference_kernel(const __nv_bfloat16* x, const float* w, int m, int64_t n,
+                                 int64_t k, double* y, double* magnitudes) {
   const int64_t j = int64_t{blockIdx.x} * 8 + threadIdx.x / 32;
   if (j >= n) return;
   for (int t = 0; t < m; ++t) {
@@ -69,7 +70,8 @@ __global__ void reference_kernel(const __nv_bfloat16* x, const float* w, int m, 
     }
   }
 }
-__global__ void __launch_bounds__(512) read_kernel(const uint4* data, int64_t count, uint32_t* out) {
+__global__ void __launch_bounds__(512)
+    read_kernel(const uint4* data, int64_t count, uint32_t* out) {
   uint32_t sum = 0;
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
 #pragma unroll 8
@@ -114,8 +116,8 @@ class Blas {
  public:
   Blas() : workspace_(64 << 20) { cublasLtCreate(&handle_); }
   ~Blas() { cublasLtDestroy(handle_); }
-  double time(int m, int64_t n, int64_t k, const std::vector<const void*>& w, const void* x, void* y,
-              int count, cudaStream_t stream) {
+  double time(int m, int64_t n, int64_t k, const std::vector<const void*>& w, const void* x,
+              void* y, int count, cudaStream_t stream) {
     cublasLtMatmulDesc_t desc;
     cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     const cublasOperation_t transpose = CUBLAS_OP_T;
@@ -127,8 +129,8 @@ class Blas {
     cublasLtMatmulPreference_t preference;
     cublasLtMatmulPreferenceCreate(&preference);
     const auto bytes = static_cast<size_t>(workspace_.size());
-    cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
-                                         sizeof bytes);
+    cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                         &bytes, sizeof bytes);
     cublasLtMatmulHeuristicResult_t results[4];
     int found = 0;
     cublasLtMatmulAlgoGetHeuristic(handle_, desc, lw, lx, ly, ly, preference, 4, results, &found);
@@ -136,9 +138,10 @@ class Blas {
     const float one = 1, zero = 0;
     for (int a = 0; a < found; ++a) {
       best = std::min(best, time_graph(count, stream, [&](int i) {
-        cublasLtMatmul(handle_, desc, &one, w[static_cast<size_t>(i) % w.size()], lw, x, lx, &zero, y,
-                       ly, y, ly, &results[a].algo, workspace_.data(), bytes, stream);
-      }));
+                        cublasLtMatmul(handle_, desc, &one, w[static_cast<size_t>(i) % w.size()],
+                                       lw, x, lx, &zero, y, ly, y, ly, &results[a].algo,
+                                       workspace_.data(), bytes, stream);
+                      }));
     }
     return best;
   }
@@ -153,10 +156,11 @@ struct Shape {
   const char* name;
   int64_t n, k;
 };
-constexpr Shape kShapes[] = {
-    {"8b", "qkv", 6144, 4096},      {"8b", "o", 4096, 4096},     {"8b", "gate_up", 28672, 4096},
-    {"8b", "down", 4096, 14336},    {"70b", "qkv", 10240, 8192}, {"70b", "o", 8192, 8192},
-    {"70b", "gate_up", 57344, 8192}, {"70b", "down", 8192, 28672},  {"head", "lm_head", 128256, 4096}};
+constexpr Shape kShapes[] = {{"8b", "qkv", 6144, 4096},        {"8b", "o", 4096, 4096},
+                             {"8b", "gate_up", 28672, 4096},   {"8b", "down", 4096, 14336},
+                             {"70b", "qkv", 10240, 8192},      {"70b", "o", 8192, 8192},
+                             {"70b", "gate_up", 57344, 8192},  {"70b", "down", 8192, 28672},
+                             {"head", "lm_head", 128256, 4096}};
 
 enum class Kind { kMxfp4, kNvfp4 };
 constexpr struct {
@@ -174,7 +178,8 @@ struct Weights {
   int tile_bytes, copies;
   DeviceBuffer codes, scales;
 
-  Weights(int index, int64_t rows, int64_t columns) : kind(kKinds[index].kind), n(rows), k(columns) {
+  Weights(int index, int64_t rows, int64_t columns)
+      : kind(kKinds[index].kind), n(rows), k(columns) {
     const int64_t tiles = (n + 63) / 64 * (k / 64);
     tile_bytes = kKinds[index].code_bytes + 256;
     code_bytes = tiles * kKinds[index].code_bytes;
@@ -187,12 +192,17 @@ struct Weights {
                               kKinds[index].scale_range);
   }
   Fp4Tiles fp4(int i) const {
-    return {ElementType::kE2M1, kind == Kind::kMxfp4 ? ScaleType::kE8M0 : ScaleType::kE4M3, n, k,
-            codes.data() + i % copies * code_bytes, scales.data() + i % copies * scale_bytes, nullptr,
+    return {ElementType::kE2M1,
+            kind == Kind::kMxfp4 ? ScaleType::kE8M0 : ScaleType::kE4M3,
+            n,
+            k,
+            codes.data() + i % copies * code_bytes,
+            scales.data() + i % copies * scale_bytes,
+            nullptr,
             nullptr};
   }
-  void run(int i, const CudaLinearInput& x, const CudaLinearOutput& y, const SmallLinearConfig& config,
-           std::byte* workspace, cudaStream_t stream) const {
+  void run(int i, const CudaLinearInput& x, const CudaLinearOutput& y,
+           const SmallLinearConfig& config, std::byte* workspace, cudaStream_t stream) const {
     linear_fp4_small_sm90(fp4(i), x, y, config, workspace, stream);
   }
 };
@@ -216,7 +226,8 @@ int bench(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     if (!std::strcmp(argv[i], "--sweep")) sweep = true;
     if (!std::strcmp(argv[i], "--models") && i + 1 < argc) models = argv[++i];
-    if (!std::strcmp(argv[i], "--shapes") && i + 1 < argc) shapes = ',' + std::string(argv[++i]) + ',';
+    if (!std::strcmp(argv[i], "--shapes") && i + 1 < argc)
+      shapes = ',' + std::string(argv[++i]) + ',';
     if (!std::strcmp(argv[i], "--formats") && i + 1 < argc) formats = argv[++i];
     if (!std::strcmp(argv[i], "--rows") && i + 1 < argc) {
       rows.clear();
@@ -237,13 +248,14 @@ int bench(int argc, char** argv) {
     fill_bytes<<<1024, 256>>>(data.as<uint8_t>(), data.size(), 3, 0, 256);
     for (const int blocks : {sms, 2 * sms, 4 * sms}) {
       const double us = time_graph(4, stream, [&](int) {
-        read_kernel<<<blocks, 512, 0, stream>>>(data.as<uint4>(), data.size() / 16, out.as<uint32_t>());
+        read_kernel<<<blocks, 512, 0, stream>>>(data.as<uint4>(), data.size() / 16,
+                                                out.as<uint32_t>());
       });
       peak = std::max(peak, static_cast<double>(data.size()) / us * 1e-3);
     }
     const double us = time_graph(2, stream, [&](int) {
-      cudaMemcpyAsync(data.data(), data.data() + data.size() / 2, static_cast<size_t>(data.size() / 2),
-                      cudaMemcpyDeviceToDevice, stream);
+      cudaMemcpyAsync(data.data(), data.data() + data.size() / 2,
+                      static_cast<size_t>(data.size() / 2), cudaMemcpyDeviceToDevice, stream);
     });
     std::printf("%s, %d multiprocessors: reads %.0f GB/s, copies %.0f GB/s (read + written)\n",
                 properties.name, sms, peak, static_cast<double>(data.size()) / us * 1e-3);
@@ -264,8 +276,8 @@ int bench(int argc, char** argv) {
       std::vector<const void*> w;
       for (int i = 0; i < copies; ++i) w.push_back(dense.data() + i * bytes);
       for (const int m : rows) {
-        blas_us.push_back(blas.time(m, shape.n, shape.k, w, x.data(), y.data(),
-                                    std::max(copies, 8), stream));
+        blas_us.push_back(
+            blas.time(m, shape.n, shape.k, w, x.data(), y.data(), std::max(copies, 8), stream));
       }
     }
     for (int index = 0; index < 2; ++index) {
@@ -274,7 +286,8 @@ int bench(int argc, char** argv) {
       Weights w(index, shape.n, shape.k);
       // A check of the largest number of rows.
       const int most = *std::max_element(rows.begin(), rows.end());
-      std::vector<double> expected(static_cast<size_t>(most * shape.n)), magnitudes(expected.size());
+      std::vector<double> expected(static_cast<size_t>(most * shape.n)),
+          magnitudes(expected.size());
       {
         DeviceBuffer dense(shape.n * shape.k * 4);
         DeviceBuffer sums(most * shape.n * 8), totals(most * shape.n * 8);
@@ -300,7 +313,8 @@ int bench(int argc, char** argv) {
           const auto enqueue = [&](int i, CudaElement element) {
             w.run(i, input, {element, y.data(), shape.n}, config, workspace.data(), stream);
           };
-          cuda_check(cudaMemsetAsync(y.data(), 0xff, static_cast<size_t>(y.size()), stream), "poison");
+          cuda_check(cudaMemsetAsync(y.data(), 0xff, static_cast<size_t>(y.size()), stream),
+                     "poison");
           enqueue(0, CudaElement::kF32);
           std::vector<float> got(static_cast<size_t>(m * shape.n));
           y.to_host(got.data(), static_cast<int64_t>(got.size() * 4), stream);
@@ -312,10 +326,11 @@ int bench(int argc, char** argv) {
           const double us = time_graph(std::max(w.copies, 16), stream,
                                        [&](int i) { enqueue(i, CudaElement::kBF16); });
           const double gbs = static_cast<double>(w.code_bytes + w.scale_bytes) / us * 1e-3;
-          std::printf("%-4s %-8s m %2d %s %7.2f us %5.0f GB/s %3.0f%%  bf16 %7.2f us  x%4.2f  error "
-                      "%.0f%s  [%s]\n",
-                      shape.model, shape.name, m, format, us, gbs, 100 * gbs / peak, blas_us[r],
-                      blas_us[r] / us, error, ok ? "" : " WRONG", to_string(config).c_str());
+          std::printf(
+              "%-4s %-8s m %2d %s %7.2f us %5.0f GB/s %3.0f%%  bf16 %7.2f us  x%4.2f  error "
+              "%.0f%s  [%s]\n",
+              shape.model, shape.name, m, format, us, gbs, 100 * gbs / peak, blas_us[r],
+              blas_us[r] / us, error, ok ? "" : " WRONG", to_string(config).c_str());
           std::fflush(stdout);
         }
       }

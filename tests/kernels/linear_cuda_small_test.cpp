@@ -86,8 +86,8 @@ Tiles tiles_by_definition(const std::vector<QuantizedMatrix>& parts) {
                                                  static_cast<int>(group % groups), groups, bytes);
         for (int b = 0; b < bytes; ++b) {
           const int byte = scales[(r * part.num_groups() + group) * bytes + b];
-          result.scales[static_cast<std::size_t>(offset + b)] = static_cast<uint8_t>(
-              format.scale == ScaleType::kE8M0 ? byte - largest + 127 : byte);
+          result.scales[static_cast<std::size_t>(offset + b)] =
+              static_cast<uint8_t>(format.scale == ScaleType::kE8M0 ? byte - largest + 127 : byte);
         }
       }
     }
@@ -125,15 +125,15 @@ TEST(PackFp4, MatchesTheLayoutBitForBitWithOddParts) {
 
 TEST(DequantizeCuda, GivesTheNumbersOfTheReference) {
   LATHE_NEEDS_GPU();
-  for (const char* format : {"mxfp4", "mxfp4-fitted", "nvfp4", "int4", "nvint4", "mxint4", "int8", "fp8",
-                             "mxfp8"}) {
+  for (const char* format :
+       {"mxfp4", "mxfp4-fitted", "nvfp4", "int4", "nvint4", "mxint4", "int8", "fp8", "mxfp8"}) {
     SCOPED_TRACE(format);
     const QuantizedMatrix matrix = random_matrix(format, 37, 2112, 5);
     const auto expected = dequantized(matrix);
     const auto codes = DeviceBuffer::from_host(matrix.codes.data(), matrix.codes.size());
     const auto scales = DeviceBuffer::from_host(matrix.scales.data(), matrix.scales.size());
-    const DeviceMatrixView view{matrix.format,   matrix.rows,         matrix.cols,
-                                codes.data(),    scales.data(),       matrix.global_scale,
+    const DeviceMatrixView view{matrix.format,    matrix.rows,    matrix.cols,
+                                codes.data(),     scales.data(),  matrix.global_scale,
                                 matrix.log_alpha, matrix.log_beta};
     DeviceArray<float> f32(37 * 2112);
     dequantize_cuda(view, CudaElement::kF32, f32.data(), nullptr);
@@ -171,9 +171,14 @@ struct Problem {
   DeviceArray<float> x_scales_device;
 
   Problem(const std::string& format, int64_t rows, int64_t outputs, int64_t inputs, uint64_t seed)
-      : m(rows), n(outputs), k(inputs), x(from_bf16(to_bf16(normal_values(m * k, seed)))),
-        x_scales(normal_values(m, seed + 1)), bias(normal_values(n, seed + 2)),
-        x_device(to_bf16(x)), x_scales_device(x_scales) {
+      : m(rows),
+        n(outputs),
+        k(inputs),
+        x(from_bf16(to_bf16(normal_values(m * k, seed)))),
+        x_scales(normal_values(m, seed + 1)),
+        bias(normal_values(n, seed + 2)),
+        x_device(to_bf16(x)),
+        x_scales_device(x_scales) {
     const QuantizedMatrix matrix = random_matrix(format, n, k, seed + 3);
     w = dequantized(matrix);
     // INT4: code * scale is rounded to bf16 on the way.
@@ -196,9 +201,9 @@ std::vector<T> run(Problem& p, const SmallLinearConfig& config, bool extras, int
                               extras ? p.x_scales_device.data() + first : nullptr, count, p.k};
   const CudaLinearOutput output{sizeof(T) == 4 ? CudaElement::kF32 : CudaElement::kBF16, y.data(),
                                 stride};
-  linear_fp4_small_sm90(tiles, input, output, config,
-                        config.passes > 1 ? reinterpret_cast<std::byte*>(workspace.data()) : nullptr,
-                        nullptr);
+  linear_fp4_small_sm90(
+      tiles, input, output, config,
+      config.passes > 1 ? reinterpret_cast<std::byte*>(workspace.data()) : nullptr, nullptr);
   const auto padded = y.host();
   std::vector<T> result;
   for (int64_t t = 0; t < count; ++t) {
@@ -213,9 +218,9 @@ std::vector<T> run(Problem& p, const SmallLinearConfig& config, bool extras, int
   return result;
 }
 
-// Products of bf16 are exact in fp32. One instruction adds 16 of them to a sum, each cut to 2^-24 of
-// the largest: so k products leave at most (k + k / 16) 2^-24 of the sum of magnitudes; adding up
-// the parts, two factors and the bias are each an fp32 rounding.
+// Products of bf16 are exact in fp32. One instruction adds 16 of them to a sum, each cut to 2^-24
+// of the largest: so k products leave at most (k + k / 16) 2^-24 of the sum of magnitudes; adding
+// up the parts, two factors and the bias are each an fp32 rounding.
 void expect_right(const Problem& p, bool extras, const std::vector<float>& y, int parts,
                   double output_rounding, int64_t column_step) {
   for (int64_t t = 0; t < p.m; ++t) {
@@ -231,9 +236,9 @@ void expect_right(const Problem& p, bool extras, const std::vector<float>& y, in
       const double factor = extras ? double{p.x_scales[static_cast<std::size_t>(t)]} : 1.0;
       const double bias = extras ? double{p.bias[static_cast<std::size_t>(j)]} : 0.0;
       const double expected = sum * factor + bias;
-      const double tolerance =
-          std::fabs(factor) * magnitudes * (static_cast<double>(p.k) * 1.0625 + parts + 4) * 0x1p-24 +
-          std::fabs(bias) * 0x1p-22 + std::fabs(expected) * output_rounding;
+      const double tolerance = std::fabs(factor) * magnitudes *
+                                   (static_cast<double>(p.k) * 1.0625 + parts + 4) * 0x1p-24 +
+                               std::fabs(bias) * 0x1p-22 + std::fabs(expected) * output_rounding;
       const double got = y[static_cast<std::size_t>(t * p.n + j)];
       ASSERT_TRUE(std::fabs(got - expected) <= tolerance)
           << "row " << t << " column " << j << ": " << got << ", expected " << expected << " +- "
@@ -263,14 +268,15 @@ TEST(LinearFp4Small, MatchesTheReferenceForEveryShapeOfCluster) {
   LATHE_NEEDS_GPU();
   const struct {
     int64_t m, n, k;
-  } sizes[] = {{3, 64, 64},     {9, 1, 64},      {17, 200, 128},    {64, 65, 704},   {8, 4096, 576},
-               {16, 9000, 320}, {33, 700, 4096}, {64, 513, 14336}, {1, 1000, 28672}, {16, 300, 14336}};
+  } sizes[] = {{3, 64, 64},      {9, 1, 64},      {17, 200, 128},  {64, 65, 704},
+               {8, 4096, 576},   {16, 9000, 320}, {33, 700, 4096}, {64, 513, 14336},
+               {1, 1000, 28672}, {16, 300, 14336}};
   for (const auto& size : sizes) {
     for (const char* format : kFp4Formats) {
       Problem p(format, size.m, size.n, size.k, 20);
       for (const int cluster : {1, 2, 4, 8}) {
-        auto config = small_linear_candidate(p.m, p.n, p.k, kTileCodeBytes + 256, kHopperSms, cluster)
-                          .config;
+        auto config =
+            small_linear_candidate(p.m, p.n, p.k, kTileCodeBytes + 256, kHopperSms, cluster).config;
         for (const int passes : {config.passes, config.passes * 2}) {
           config.passes = passes;
           SCOPED_TRACE(testing::Message() << format << ' ' << p.m << " x " << p.n << " x " << p.k

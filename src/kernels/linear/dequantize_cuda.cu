@@ -1,10 +1,9 @@
-#include "kernels/linear/dequantize_cuda.h"
-
 #include <cuda_bf16.h>
 
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/linear/dequantize_cuda.h"
 #include "quant/fp8.h"
 #include "tensor/cuda_check.h"
 
@@ -69,9 +68,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t scale_index = row * a.groups + col / a.group;
     const bool narrow = a.scale == ScaleType::kE8M0 || a.scale == ScaleType::kE4M3 ||
                         a.scale == ScaleType::kLogLinear8;
-    const double scale =
-        narrow ? tables->scales[static_cast<uint8_t>(a.scales[scale_index])]
-               : wide_scale(a.scale, a.scales, scale_index);
+    const double scale = narrow ? tables->scales[static_cast<uint8_t>(a.scales[scale_index])]
+                                : wide_scale(a.scale, a.scales, scale_index);
     out[index] = rounded<T>(double{tables->elements[code]} * scale / a.global_scale);
   }
 }
@@ -104,9 +102,9 @@ __global__ void __launch_bounds__(kThreads)
   } else {
     code ^= 8u;
   }
-  const std::byte* scale = a.scales + tile * (kTileRows * a.groups * a.scale_bytes) +
-                           tile_scale_offset(r, c / (kTileColumns / a.groups), a.groups,
-                                             a.scale_bytes);
+  const std::byte* scale =
+      a.scales + tile * (kTileRows * a.groups * a.scale_bytes) +
+      tile_scale_offset(r, c / (kTileColumns / a.groups), a.groups, a.scale_bytes);
   double value = a.scale_bytes == 1 ? tables->scales[static_cast<uint8_t>(*scale)]
                                     : wide_scale(a.scale, scale, 0);
   value *= double{tables->elements[code]};
@@ -180,11 +178,16 @@ void dequantize_cuda(const DeviceMatrixView& matrix, CudaElement element, void* 
   for (int64_t begin = 0; begin < matrix.rows; begin += kRowsPerLaunch) {
     const int64_t rows = std::min(kRowsPerLaunch, matrix.rows - begin);
     const int64_t groups = matrix.cols / group;
-    const RowMajorArgs args{
-        reinterpret_cast<const uint8_t*>(matrix.codes) +
-            begin * matrix.cols * element_bits(format.element) / 8,
-        matrix.scales + begin * groups * scale_bytes(format.scale), rows, matrix.cols, group, groups,
-        format.scale, element_bits(format.element) == 4, double{matrix.global_scale}};
+    const RowMajorArgs args{reinterpret_cast<const uint8_t*>(matrix.codes) +
+                                begin * matrix.cols * element_bits(format.element) / 8,
+                            matrix.scales + begin * groups * scale_bytes(format.scale),
+                            rows,
+                            matrix.cols,
+                            group,
+                            groups,
+                            format.scale,
+                            element_bits(format.element) == 4,
+                            double{matrix.global_scale}};
     const dim3 grid(static_cast<unsigned>((matrix.cols + kThreads * 8 - 1) / (kThreads * 8)),
                     static_cast<unsigned>(rows));
     if (element == CudaElement::kF32) {
@@ -205,19 +208,24 @@ void dequantize_cuda(const Fp4Tiles& tiles, CudaElement element, void* out, Cuda
   const auto bytes = static_cast<int>(scale_bytes(tiles.scale));
   for (int64_t begin = 0; begin < tiles.n; begin += kRowsPerLaunch) {
     const int64_t first = begin / kTileRows * (tiles.k / kTileColumns);
-    const TileArgs args{
-        reinterpret_cast<const uint32_t*>(tiles.codes + first * kTileCodeBytes),
-        tiles.scales + first * kTileRows * groups * bytes,
-        tiles.row_scales == nullptr ? nullptr : tiles.row_scales + begin, tiles.n - begin, tiles.k,
-        groups, bytes, fp4_order(tiles.scale), tiles.scale, tiles.element == ElementType::kE2M1};
+    const TileArgs args{reinterpret_cast<const uint32_t*>(tiles.codes + first * kTileCodeBytes),
+                        tiles.scales + first * kTileRows * groups * bytes,
+                        tiles.row_scales == nullptr ? nullptr : tiles.row_scales + begin,
+                        tiles.n - begin,
+                        tiles.k,
+                        groups,
+                        bytes,
+                        fp4_order(tiles.scale),
+                        tiles.scale,
+                        tiles.element == ElementType::kE2M1};
     const dim3 grid(static_cast<unsigned>((tiles.k + kThreads - 1) / kThreads),
                     static_cast<unsigned>(std::min(kRowsPerLaunch, tiles.n - begin)));
     if (element == CudaElement::kF32) {
       tile_kernel<<<grid, kThreads, 0, stream>>>(args, tables.data(),
                                                  static_cast<float*>(out) + begin * tiles.k);
     } else {
-      tile_kernel<<<grid, kThreads, 0, stream>>>(args, tables.data(),
-                                                 static_cast<__nv_bfloat16*>(out) + begin * tiles.k);
+      tile_kernel<<<grid, kThreads, 0, stream>>>(
+          args, tables.data(), static_cast<__nv_bfloat16*>(out) + begin * tiles.k);
     }
     cuda_check_launch("dequantization");
   }

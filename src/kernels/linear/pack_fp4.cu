@@ -1,7 +1,7 @@
-#include "kernels/linear/pack_fp4.h"
-
 #include <cmath>
+#include <vector>
 
+#include "kernels/linear/pack_fp4.h"
 #include "tensor/cuda_check.h"
 
 namespace lathe {
@@ -32,8 +32,8 @@ __device__ const Source* find_part(const Sources& sources, int64_t row) {
 
 // row_factors[n] and, for E8M0, the largest scale byte of the row: one warp a row.
 template <ScaleType kScale>
-__global__ void row_factor_kernel(const __grid_constant__ Sources sources, int64_t n, int64_t groups,
-                                  float* factors, uint8_t* largest) {
+__global__ void row_factor_kernel(const __grid_constant__ Sources sources, int64_t n,
+                                  int64_t groups, float* factors, uint8_t* largest) {
   const int64_t row = int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= n) return;
   const Source& part = *find_part(sources, row);
@@ -77,9 +77,9 @@ __device__ GroupScale read_scale(const Source* part, int64_t row, int64_t group,
 
 // One warp quarter of a tile a warp: block (tile of a panel, panel), 128 threads.
 template <ElementType kElement, ScaleType kScale>
-__global__ void __launch_bounds__(128) tile_kernel(const __grid_constant__ Sources sources,
-                                                   int64_t k, const uint8_t* largest, uint4* codes,
-                                                   uint8_t* scales) {
+__global__ void __launch_bounds__(128)
+    tile_kernel(const __grid_constant__ Sources sources, int64_t k, const uint8_t* largest,
+                uint4* codes, uint8_t* scales) {
   constexpr int kGroup = kScale == ScaleType::kE4M3 ? 16 : 32;
   constexpr int kGroups = kTileColumns / kGroup;
   constexpr int kScaleBytes = kScale == ScaleType::kBF16 ? 2 : 1;
@@ -98,8 +98,8 @@ __global__ void __launch_bounds__(128) tile_kernel(const __grid_constant__ Sourc
     const int64_t column = int64_t{blockIdx.x} * kTileColumns + word / 2 * 32;
     uint4 raw = {};
     if (part != nullptr) {
-      raw = *reinterpret_cast<const uint4*>(part->codes +
-                                            ((row - part->row_begin) * k + column) / 2);
+      raw =
+          *reinterpret_cast<const uint4*>(part->codes + ((row - part->row_begin) * k + column) / 2);
     }
     const uint32_t raw_words[4] = {raw.x, raw.y, raw.z, raw.w};
     words[word] = 0;
@@ -113,8 +113,8 @@ __global__ void __launch_bounds__(128) tile_kernel(const __grid_constant__ Sourc
         if (kScaleBytes == 2) target[1] = static_cast<uint8_t>(scale.bits >> 8);
       }
       for (int i = 0; i < 4; ++i) {
-        const int c = half * 16 + (kOrder == Fp4Order::kByteFragments ? 4 * t + i
-                                                                      : 2 * t + i / 2 * 8 + i % 2);
+        const int c = half * 16 +
+                      (kOrder == Fp4Order::kByteFragments ? 4 * t + i : 2 * t + i / 2 * 8 + i % 2);
         uint32_t code = raw_words[c / 8] >> (c % 8 * 4) & 15u;
         const int index = half * 4 + i;
         if constexpr (kElement == ElementType::kE2M1) {
@@ -169,8 +169,8 @@ Fp4Order fp4_order(ScaleType scale) {
 
 PackedFp4 pack_fp4(std::span<const DeviceMatrixView> parts, CudaStream stream) {
   if (parts.empty() || parts.size() > kMaxParts) {
-    fail(ErrorCode::kInvalidArgument, "packing ", parts.size(), " stacked weights; 1 to ", kMaxParts,
-         " can be");
+    fail(ErrorCode::kInvalidArgument, "packing ", parts.size(), " stacked weights; 1 to ",
+         kMaxParts, " can be");
   }
   const WeightFormat format = parts[0].format;
   PackedFp4 packed;
@@ -185,8 +185,8 @@ PackedFp4 pack_fp4(std::span<const DeviceMatrixView> parts, CudaStream stream) {
   bool factors = format.scale == ScaleType::kE8M0;
   for (const DeviceMatrixView& part : parts) {
     if (part.format != format || part.cols != packed.k || part.rows < 1) {
-      fail(ErrorCode::kInvalidArgument, "stacked weights differ: ", weight_format_name(format), " x ",
-           packed.k, " and ", weight_format_name(part.format), " x ", part.cols);
+      fail(ErrorCode::kInvalidArgument, "stacked weights differ: ", weight_format_name(format),
+           " x ", packed.k, " and ", weight_format_name(part.format), " x ", part.cols);
     }
     sources.part[sources.count++] = {reinterpret_cast<const uint8_t*>(part.codes),
                                      reinterpret_cast<const uint8_t*>(part.scales), packed.n,

@@ -1,14 +1,13 @@
 // 4-bit weights from their storage order (weight_format.h) to the tiles of fp4_tiles.h, on the GPU.
 // Two freedoms of the layout are settled here:
 //   MXFP4  the E8M0 bytes of a row are stored relative to its largest, which becomes 127 (scale 1);
-//          2^(largest - 127) goes into the row's factor. Groups that lie more than 127 binades below
-//          the largest become zeros. So every decoder knows the range that it has to hold.
+//          2^(largest - 127) goes into the row's factor. Groups that lie more than 127 binades
+//          below the largest become zeros. So every decoder knows the range that it has to hold.
 //   NVFP4  scale bytes are 0..0x7f: the sign of a negative scale is moved into the codes.
 // 1 / global_scale goes into the row's factor as well.
 #pragma once
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include "kernels/linear/fp4_tiles.h"
 #include "kernels/linear/linear_cuda.h"

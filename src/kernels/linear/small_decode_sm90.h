@@ -73,9 +73,9 @@ constexpr uint32_t kTwoToThe112 = 0x77807780;  // as two bf16
 constexpr uint32_t kTwoToThe120 = 0x7B807B80;
 constexpr uint32_t kTwoToThe127 = 0x7F007F00;
 
-// The codes of a word as bf16, times 2^-126: a magnitude's three bits are the low bits of an exponent
-// and the first of a mantissa, subnormals included. Two ways to pair them; signs come as words whose
-// other bits are zero or lie under kMagnitudes.
+// The codes of a word as bf16, times 2^-126: a magnitude's three bits are the low bits of an
+// exponent and the first of a mantissa, subnormals included. Two ways to pair them; signs come as
+// words whose other bits are zero or lie under kMagnitudes.
 constexpr uint32_t kMagnitudes = 0x01C001C0, kSignBits = 0x80808080;
 
 // A0 A2, A1 A3, B0 B2, B1 B3. Least work for the integer unit, which is the one that is short.

@@ -25,7 +25,8 @@ std::string to_string(const SmallLinearConfig& config);
 SmallLinearConfig choose_small_linear_config(int64_t m, int64_t n, int64_t k, int tile_bytes,
                                              int num_sms);
 // The best with so many blocks in a cluster, and what the choice thinks of it: its time in units of
-// the time in which the memory delivers a tile to every multiprocessor. Infinite where it cannot be.
+// the time in which the memory delivers a tile to every multiprocessor. Infinite where it cannot
+// be.
 struct SmallLinearCandidate {
   SmallLinearConfig config;
   double time;

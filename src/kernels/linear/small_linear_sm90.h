@@ -40,7 +40,7 @@ struct SmallLinearArgs {
   int k_tiles;
   int panels;
   int passes;
-  int slots;                // of the ring
+  int slots;    // of the ring
   int x_tiles;  // that shared memory holds
   bool y_is_f32;
 };
@@ -51,8 +51,8 @@ constexpr int kGroups = 4;  // of consumers
 constexpr int kConsumers = kGroups * 128;
 constexpr int kThreads = kConsumers + 128;
 constexpr int kReducers = 96;
-// A block starts with 96 registers a thread (65536 / kThreads, rounded down to a multiple of 8), and
-// shares out no more than these.
+// A block starts with 96 registers a thread (65536 / kThreads, rounded down to a multiple of 8),
+// and shares out no more than these.
 constexpr int kConsumerRegisters = 104;
 constexpr int kHelperRegisters = 64;
 static_assert(kConsumers * kConsumerRegisters + 128 * kHelperRegisters <= kThreads * 96);
@@ -66,7 +66,9 @@ constexpr int sum_buffers(int rows) { return rows <= 16 ? 2 : 1; }
 constexpr int kSumStride = kPanelRows + 4;
 constexpr int group_sum_bytes(int rows) { return kGroups * rows * kSumStride * 4; }
 // What blocks of a cluster exchange: [cluster][rows][64 / cluster] floats out and in.
-constexpr int exchange_bytes(int rows, int cluster) { return cluster == 1 ? 0 : rows * kPanelRows * 4; }
+constexpr int exchange_bytes(int rows, int cluster) {
+  return cluster == 1 ? 0 : rows * kPanelRows * 4;
+}
 constexpr int x_tile_bytes(int rows) { return rows * 128; }
 constexpr int shared_bytes(int rows, int cluster, int x_tiles, int slots, int tile_bytes) {
   return 1024 + x_tiles * x_tile_bytes(rows) + slots * kChunkTiles * tile_bytes +
@@ -80,8 +82,8 @@ constexpr int shared_bytes(int rows, int cluster, int x_tiles, int slots, int ti
 __device__ __forceinline__ void copy_bulk(uint32_t target, const void* source, uint32_t bytes,
                                           uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          target),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(target),
       "l"(source), "r"(bytes), "r"(barrier)
       : "memory");
 }
@@ -132,21 +134,22 @@ template <int N>
 __device__ __forceinline__ void multiply(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b);
 #define LATHE_F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define LATHE_F16(i) LATHE_F4(i), LATHE_F4(i + 4), LATHE_F4(i + 8), LATHE_F4(i + 12)
-#define LATHE_MULTIPLY(N, D, A0, A1, A2, A3, B, ...)                                            \
-  template <>                                                                                  \
-  __device__ __forceinline__ void multiply<N>(float(&d)[N / 2], const uint32_t(&a)[4],         \
-                                              uint64_t b) {                                    \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" D "}, {%" A0     \
-                 ", %" A1 ", %" A2 ", %" A3 "}, %" B ", 1, 1, 1, 0;"                           \
-                 : __VA_ARGS__                                                                 \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
+#define LATHE_MULTIPLY(N, D, A0, A1, A2, A3, B, ...)                                       \
+  template <>                                                                              \
+  __device__ __forceinline__ void multiply<N>(float(&d)[N / 2], const uint32_t(&a)[4],     \
+                                              uint64_t b) {                                \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" D "}, {%" A0 \
+                 ", %" A1 ", %" A2 ", %" A3 "}, %" B ", 1, 1, 1, 0;"                       \
+                 : __VA_ARGS__                                                             \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                    \
   }
 #define LATHE_D4 "%0, %1, %2, %3"
 #define LATHE_D8 LATHE_D4 ", %4, %5, %6, %7"
 #define LATHE_D16 LATHE_D8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define LATHE_D32                                                                           \
-  LATHE_D16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, " \
-            "%31"
+#define LATHE_D32                                                                     \
+  LATHE_D16                                                                           \
+      ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, " \
+      "%31"
 LATHE_MULTIPLY(8, LATHE_D4, "4", "5", "6", "7", "8", LATHE_F4(0))
 LATHE_MULTIPLY(16, LATHE_D8, "8", "9", "10", "11", "12", LATHE_F4(0), LATHE_F4(4))
 LATHE_MULTIPLY(32, LATHE_D16, "16", "17", "18", "19", "20", LATHE_F16(0))
@@ -175,10 +178,11 @@ __device__ __forceinline__ int x_offset(int row, int chunk) {
   return row * 128 + ((chunk ^ row % 8) << 4);
 }
 
-// x[:, 64 begin .. 64 end) to shared memory, by all consumers. Rows from m on are zeros, and so is a
-// tile behind the last where their number is odd.
+// x[:, 64 begin .. 64 end) to shared memory, by all consumers. Rows from m on are zeros, and so is
+// a tile behind the last where their number is odd.
 template <XOrder kOrder, int kRows>
-__device__ __forceinline__ void stage_x(const SmallLinearArgs& a, TileRange range, std::byte* target) {
+__device__ __forceinline__ void stage_x(const SmallLinearArgs& a, TileRange range,
+                                        std::byte* target) {
   const int tiles = range.end - range.begin;
   const int items = (tiles + tiles % 2) * kRows * 4;  // of 16 columns
   const int64_t k = int64_t{a.k_tiles} * 64;
@@ -198,7 +202,8 @@ __device__ __forceinline__ void stage_x(const SmallLinearArgs& a, TileRange rang
       left = {permute_bytes(first.x, first.y, 0x5410), permute_bytes(first.z, first.w, 0x5410),
               permute_bytes(second.x, second.y, 0x5410), permute_bytes(second.z, second.w, 0x5410)};
       right = {permute_bytes(first.x, first.y, 0x7632), permute_bytes(first.z, first.w, 0x7632),
-               permute_bytes(second.x, second.y, 0x7632), permute_bytes(second.z, second.w, 0x7632)};
+               permute_bytes(second.x, second.y, 0x7632),
+               permute_bytes(second.z, second.w, 0x7632)};
     } else if constexpr (kOrder == XOrder::kHalfPairs) {
       left = {permute_bytes(first.x, second.x, 0x5410), permute_bytes(first.y, second.y, 0x5410),
               permute_bytes(first.z, second.z, 0x5410), permute_bytes(first.w, second.w, 0x5410)};
@@ -217,18 +222,20 @@ struct Block {
   static constexpr int kSlotBytes = kChunkTiles * (Decode::kCodeBytes + Decode::kScaleBytes);
   static constexpr int kBuffers = sum_buffers(kRows);
   int cluster_shift, rank, first_panel, panel_step;
-  std::byte* x;            // tiles of x, 1024-byte aligned
-  uint32_t ring;           // [slots] chunks
-  float* group_sums;       // [buffers][groups][rows][kSumStride]
-  float* outgoing;         // [buffers][owners][rows][64 / cluster]
-  float* incoming;         // [buffers][senders][rows][64 / cluster]
-  uint32_t full, empty;    // [slots] barriers: a chunk has arrived; all have read it
-  uint32_t group_full, group_empty;        // [buffers]
+  std::byte* x;                      // tiles of x, 1024-byte aligned
+  uint32_t ring;                     // [slots] chunks
+  float* group_sums;                 // [buffers][groups][rows][kSumStride]
+  float* outgoing;                   // [buffers][owners][rows][64 / cluster]
+  float* incoming;                   // [buffers][senders][rows][64 / cluster]
+  uint32_t full, empty;              // [slots] barriers: a chunk has arrived; all have read it
+  uint32_t group_full, group_empty;  // [buffers]
   uint32_t incoming_full, incoming_empty;  // [buffers]; empty: in all blocks of the cluster
 
   __device__ __forceinline__ Block(const SmallLinearArgs& a, int shift, std::byte* shared)
-      : cluster_shift(shift), rank(shift == 0 ? 0 : static_cast<int>(cluster_rank())),
-        first_panel(blockIdx.x >> shift), panel_step(gridDim.x >> shift) {
+      : cluster_shift(shift),
+        rank(shift == 0 ? 0 : static_cast<int>(cluster_rank())),
+        first_panel(blockIdx.x >> shift),
+        panel_step(gridDim.x >> shift) {
     x = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(shared) + 1023) / 1024 * 1024);
     std::byte* next = x + a.x_tiles * x_tile_bytes(kRows);
     ring = shared_address(next);
@@ -272,8 +279,8 @@ struct RingPlace {
   }
 };
 
-// Warp 0 of the helpers: every chunk of the block in the order of its use. The whole warp walks along,
-// so that addresses stay in uniform registers; `leader` is one of its lanes.
+// Warp 0 of the helpers: every chunk of the block in the order of its use. The whole warp walks
+// along, so that addresses stay in uniform registers; `leader` is one of its lanes.
 template <class Decode, int kRows>
 class Producer {
  public:
@@ -337,7 +344,8 @@ class Producer {
 
 // Warpgroups 0..3.
 template <class Decode, int kRows>
-__device__ __forceinline__ void consume(const SmallLinearArgs& a, const Block<Decode, kRows>& block) {
+__device__ __forceinline__ void consume(const SmallLinearArgs& a,
+                                        const Block<Decode, kRows>& block) {
   constexpr int kCodes = Decode::kCodeBytes, kScales = Decode::kScaleBytes;
   const int group = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
   const int thread = threadIdx.x % 128, lane = threadIdx.x % 32;
@@ -421,7 +429,8 @@ template <class Decode>
 __device__ __forceinline__ void finish(const SmallLinearArgs& a, int pass, int64_t n, int column,
                                        float4 sums) {
   const float values[4] = {sums.x, sums.y, sums.z, sums.w};
-  float4* partial = reinterpret_cast<float4*>(a.partial + column * int64_t{a.panels} * kPanelRows + n);
+  float4* partial =
+      reinterpret_cast<float4*>(a.partial + column * int64_t{a.panels} * kPanelRows + n);
   float4 before = {};
   if (pass > 0) before = *partial;
   const float earlier[4] = {before.x, before.y, before.z, before.w};
@@ -453,7 +462,8 @@ __device__ __forceinline__ float4 add(float4 a, float4 b) {
 
 // Warps 1..3 of the helpers.
 template <class Decode, int kRows>
-__device__ __forceinline__ void reduce(const SmallLinearArgs& a, const Block<Decode, kRows>& block) {
+__device__ __forceinline__ void reduce(const SmallLinearArgs& a,
+                                       const Block<Decode, kRows>& block) {
   const int thread = threadIdx.x - kConsumers - 32;
   const int cluster = block.cluster();
   const int owned_shift = 6 - block.cluster_shift, owned = 1 << owned_shift;
@@ -495,9 +505,10 @@ __device__ __forceinline__ void reduce(const SmallLinearArgs& a, const Block<Dec
         float* incoming = block.incoming + buffer.index * kRows * kPanelRows;
         if (thread < cluster) {
           const auto other = static_cast<uint32_t>(thread);
-          copy_bulk_remote(remote_address(shared_address(incoming + block.rank * kRows * owned), other),
-                           shared_address(outgoing + thread * kRows * owned), part_bytes,
-                           remote_address(block.incoming_full + barrier_offset, other));
+          copy_bulk_remote(
+              remote_address(shared_address(incoming + block.rank * kRows * owned), other),
+              shared_address(outgoing + thread * kRows * owned), part_bytes,
+              remote_address(block.incoming_full + barrier_offset, other));
         }
         barrier_wait_cluster(block.incoming_full + barrier_offset, buffer.parity);
         for (int item = thread; item < a.m << (owned_shift - 2); item += kReducers) {
@@ -510,10 +521,12 @@ __device__ __forceinline__ void reduce(const SmallLinearArgs& a, const Block<Dec
           finish<Decode>(a, pass, n + (block.rank << owned_shift) + row, column, sum);
         }
         named_barrier(2, kReducers);
-        if (thread == 0) barrier_arrive_expect(block.incoming_full + barrier_offset, part_bytes * cluster);
+        if (thread == 0)
+          barrier_arrive_expect(block.incoming_full + barrier_offset, part_bytes * cluster);
         __syncwarp();
         if (thread < cluster) {
-          arrive_remote(remote_address(block.incoming_empty + barrier_offset, static_cast<uint32_t>(thread)));
+          arrive_remote(
+              remote_address(block.incoming_empty + barrier_offset, static_cast<uint32_t>(thread)));
         }
       }
       buffer.advance(1, Block<Decode, kRows>::kBuffers);
@@ -567,16 +580,18 @@ void launch(const SmallLinearArgs& args, const SmallLinearConfig& config, CudaSt
                                   Decode::kCodeBytes + Decode::kScaleBytes);
   const auto kernel = small_linear_kernel<Decode, kRows>;
   static const bool prepared = [&] {
-    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxShared),
-               "asking for shared memory");
+    cuda_check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxShared),
+        "asking for shared memory");
     return true;
   }();
   (void)prepared;
   int shift = 0;
   while (1 << shift < config.cluster) ++shift;
   launch_dependent("a linear layer of few rows", kernel,
-                   dim3(static_cast<unsigned>(config.cluster * config.num_clusters)), dim3(kThreads),
-                   shared, stream, static_cast<unsigned>(config.cluster), args, shift);
+                   dim3(static_cast<unsigned>(config.cluster * config.num_clusters)),
+                   dim3(kThreads), shared, stream, static_cast<unsigned>(config.cluster), args,
+                   shift);
 }
 
 }  // namespace small_linear
