@@ -349,7 +349,7 @@ TEST(SmallLinearConfig, FitsAndUsesTheMachine) {
         EXPECT_GE(config.slots, 5);
         // Rows of one class, one config: what a row's bits may not depend on.
         EXPECT_EQ(config, choose_fp4_small_config(config.rows, n, k, kHopperSms));
-        if (m <= 8) {
+        if (m <= 8 && k <= 8192) {
           EXPECT_EQ(config.passes, 1);
         }
       }
