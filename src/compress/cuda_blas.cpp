@@ -78,17 +78,14 @@ void cuda_gemm_a_b(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
 }
 
 void cuda_add_gram_upper(int64_t m, int64_t k, const float* x, float* c, CudaStream stream) {
-  // In panels of rows of c, each from its diagonal to the right: half of the full product and half
-  // a panel more, at the speed of cuBLAS's product (its Ssyrk is slower).
-  constexpr int64_t kPanel = 1024;
+  // Row-major upper is what a library of columns calls lower. As fast as products of panels, 43 to
+  // 53 TFLOP/s on an H100 for k = 4096 and 14336. Three TF32 products of split numbers would take
+  // two thirds of the time, but the tensor cores cut off what they add: the diagonal came out 3e-5
+  // too small after 2048 tokens, where fp32 is right to 3e-7.
   const float one = 1;
-  cublasHandle_t blas = libraries_on(stream).blas;
-  for (int64_t first = 0; first < k; first += kPanel) {
-    const int64_t rows = std::min(kPanel, k - first);
-    check_blas(cublasSgemm_64(blas, CUBLAS_OP_N, CUBLAS_OP_T, k - first, rows, m, &one, x + first,
-                              k, x + first, k, &one, c + first * k + first, k),
-               "a Gram matrix");
-  }
+  check_blas(cublasSsyrk_64(libraries_on(stream).blas, CUBLAS_FILL_MODE_LOWER, CUBLAS_OP_N, k, m,
+                            &one, x, k, &one, c, k),
+             "a Gram matrix");
 }
 
 bool cuda_cholesky_lower(int64_t k, float* a, CudaStream stream) {

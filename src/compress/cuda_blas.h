@@ -12,8 +12,7 @@ namespace lathe {
 void cuda_gemm_a_b(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                    int64_t ldb, float beta, float* c, int64_t ldc, CudaStream stream);
 
-// The upper triangle (j >= i) of c[k, k] += x[m, k]^T x[m, k]. Some of the lower one is written
-// too.
+// The upper triangle (j >= i) of c[k, k] += x[m, k]^T x[m, k].
 void cuda_add_gram_upper(int64_t m, int64_t k, const float* x, float* c, CudaStream stream);
 
 // Cholesky in place, from the lower triangle (j <= i) of a[k, k]: a = L L^T, L lower. The strictly
