@@ -164,6 +164,7 @@ class Setup {
     batch.num_sequences = sequences;
     batch.max_rows_per_sequence = c.rows;
     batch.max_context = max_context;
+    batch.only_long_runs = c.rows > kAttentionDecodeRows;
 
     const bool e4m3 = c.element == KvCudaElement::kE4M3;
     const int64_t elements = num_blocks * kBlockSize * c.shape.num_kv_heads * c.shape.head_dim;
@@ -223,6 +224,37 @@ class Setup {
     return std::sqrt(off / norm);
   }
 
+  // rope_append_cuda() and attention, as in a layer.
+  double time_layer() {
+    const int64_t half = args.head_dim / 2;
+    std::vector<float> frequencies;
+    for (int64_t j = 0; j < half; ++j) {
+      frequencies.push_back(std::pow(10000.0f, -static_cast<float>(j) / static_cast<float>(half)));
+    }
+    const DeviceBuffer inverse = DeviceBuffer::from_host(frequencies.data(), half * 4);
+    DeviceBuffer cos(batch.num_rows * half * 4), sin(batch.num_rows * half * 4);
+    rope_tables_cuda(inverse.as<float>(), 1, half, batch.positions, batch.num_rows, cos.as<float>(),
+                     sin.as<float>(), nullptr);
+    cuda_check(cudaDeviceSynchronize(), "rope_tables");
+    const RopeAppendArgs rope{.qkv = const_cast<void*>(args.q),
+                              .element = CudaElement::kBF16,
+                              .stride = args.q_stride,
+                              .cos = cos.as<float>(),
+                              .sin = sin.as<float>(),
+                              .num_heads = args.num_heads,
+                              .num_kv_heads = args.num_kv_heads,
+                              .head_dim = args.head_dim,
+                              .rotary_dim = args.head_dim};
+    AttentionCudaArgs after = args;
+    after.follows_rope_append = true;
+    const int per_graph = std::max(8, 2 * static_cast<int>(layers.size()));
+    return time_us(per_graph, [&](int i, CudaStream stream) {
+      const KvCudaLayer& layer = layers[static_cast<std::size_t>(i) % layers.size()];
+      rope_append_cuda(rope, batch, layer, stream);
+      attention_cuda(after, batch, layer, stream);
+    });
+  }
+
   double time() {
     const int per_graph = std::max(8, 2 * static_cast<int>(layers.size()));
     return time_us(per_graph, [&](int i, CudaStream stream) {
@@ -256,10 +288,13 @@ void decode(const char* name, const Case& c, double peak) {
   Setup setup(c, layers);
   const double error = setup.error();
   const double us = setup.time();
-  std::printf("%-28s %2ld/%ld/%-3ld %s rows %2ld  %9.2f us %7.0f GB/s %5.1f %%  error %.1e%s\n",
-              name, c.shape.num_heads, c.shape.num_kv_heads, c.shape.head_dim, name_of(c.element),
-              c.rows, us, bytes / us / 1e3, 100 * bytes / us / 1e3 / peak, error,
-              error < 5e-3 ? "" : "  WRONG");
+  const double layer_us = setup.time_layer();
+  std::printf(
+      "%-24s %2ld/%ld/%-3ld %s rows %2ld %8.2f us %5.0f GB/s %5.1f %%, with rope %8.2f us  error "
+      "%.1e%s\n",
+      name, c.shape.num_heads, c.shape.num_kv_heads, c.shape.head_dim, name_of(c.element), c.rows,
+      us, bytes / us / 1e3, 100 * bytes / us / 1e3 / peak, layer_us, error,
+      error < 5e-3 ? "" : "  WRONG");
   std::fflush(stdout);
 }
 
@@ -335,6 +370,8 @@ void bench_short() {
     decode("64 x 1100", {llama8b, element, same(64, 1100)}, peak);
     decode("256 x 512", {llama8b, element, same(256, 512)}, peak);
     decode("8 x 32768", {llama8b, element, same(8, 32768)}, peak);
+    decode("window 4 of 8 x 4096", {llama8b, element, same(8, 4096), 4}, peak);
+    decode("window 16 of 8 x 4096", {llama8b, element, same(8, 4096), 16}, peak);
     std::vector<int64_t> ragged = same(63, 512);
     ragged.push_back(32768);
     decode("63 x 512 and 32768", {llama8b, element, ragged}, peak);

@@ -126,7 +126,8 @@ class Step {
                            .head_dim = p.head_dim,
                            .scale = scale(),
                            .softcap = p.softcap,
-                           .sliding_window = p.sliding_window};
+                           .sliding_window = p.sliding_window,
+                           .follows_rope_append = follows};
     const int64_t bytes = attention_cuda_workspace_bytes(args, batch);
     if (workspace_.size() < bytes) {
       workspace_ = DeviceBuffer(bytes);
@@ -163,7 +164,8 @@ class Step {
   const Problem p;
   PagedKvCuda kv;
   std::vector<float> q;
-  bool plain = false;  // attention_plain_cuda() whatever the sizes are
+  bool follows = false;  // start before the kernel before is done, of which there is none
+  bool plain = false;    // attention_plain_cuda() whatever the sizes are
 
  private:
   static PagedKvCuda::Shape shape(const Problem& p) {
@@ -311,7 +313,7 @@ constexpr Elements kElements[] = {{CudaElement::kBF16, KvCudaElement::kBF16},
 
 TEST_F(AttentionCuda, HeadDims) {
   for (const auto& e : kElements) {
-    for (const int64_t head_dim : {8, 24, 64, 80, 96, 128, 256}) {
+    for (const int64_t head_dim : {8, 12, 24, 64, 80, 96, 128, 256}) {
       expect_matches_reference(
           {.q_element = e.q, .kv_element = e.kv, .head_dim = head_dim, .runs = mixed_runs()});
     }
@@ -397,6 +399,7 @@ TEST_F(AttentionCuda, PaddingAndLooseBoundsChangeNothing) {
     p.padding_rows = 9;
     Step padded(p);
     std::copy(step.q.begin(), step.q.end(), padded.q.begin());
+    padded.follows = true;
     EXPECT_TRUE(same_bits(padded.run_all(/*slack=*/25), expected)) << p;
     EXPECT_TRUE(same_bits(step.run_all(), expected)) << p << ": a second time";
   }
@@ -468,7 +471,7 @@ TEST_F(AttentionCuda, RejectsBadSizes) {
   const AttentionCudaArgs good{
       .q_stride = 256, .num_heads = 4, .num_kv_heads = 2, .head_dim = 64, .scale = 1};
   AttentionCudaArgs args = good;
-  args.head_dim = 60;
+  args.head_dim = 61;
   EXPECT_EQ(code(args), ErrorCode::kInvalidArgument);
   args = good, args.num_kv_heads = 3;
   EXPECT_EQ(code(args), ErrorCode::kInvalidArgument);

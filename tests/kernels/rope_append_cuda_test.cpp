@@ -217,6 +217,7 @@ TEST_F(RopeAppendCuda, MatchesTheReferences) {
         expect_matches_reference({element, kv, 9, 3, 80, 32, norms});  // a part of each head
         expect_matches_reference({element, kv, 2, 1, 24, 6, norms});   // an odd half
         expect_matches_reference({element, kv, 2, 1, 8, 0, norms});
+        expect_matches_reference({element, kv, 4, 2, 12, 12, norms});
       }
     }
   }

@@ -8,16 +8,16 @@ namespace lathe {
 namespace {
 
 void check(const AttentionCudaArgs& a, const CudaBatch& batch) {
-  if (a.head_dim < 8 || a.head_dim > 256 || a.head_dim % 8 != 0) {
+  if (a.head_dim < 2 || a.head_dim > 256 || a.head_dim % 2 != 0) {
     fail(ErrorCode::kInvalidArgument, "attention on the GPU: head_dim ", a.head_dim,
-         " (multiples of 8 up to 256)");
+         " (even numbers up to 256)");
   }
   if (a.num_kv_heads < 1 || a.num_heads < 1 || a.num_heads % a.num_kv_heads != 0 ||
       a.num_heads / a.num_kv_heads > 16) {
     fail(ErrorCode::kInvalidArgument, "attention on the GPU: ", a.num_heads, " query heads on ",
          a.num_kv_heads, " KV heads (whole groups of up to 16)");
   }
-  if (a.q_stride < a.num_heads * a.head_dim || a.q_stride % 8 != 0 ||
+  if (a.q_stride < a.num_heads * a.head_dim || a.q_stride % 2 != 0 ||
       a.element == CudaElement::kE4M3) {
     fail(ErrorCode::kInvalidArgument, "attention on the GPU: row stride ", a.q_stride,
          " of q, or its element");
@@ -43,7 +43,7 @@ void check(const AttentionCudaArgs& a, const CudaBatch& batch) {
 bool has_fast_attention(const AttentionCudaArgs& args, KvCudaElement element) {
   const int64_t d = args.head_dim;
   return args.element == CudaElement::kBF16 && element != KvCudaElement::kF32 &&
-         (d == 64 || d == 96 || d == 128 || d == 256);
+         args.q_stride % 8 == 0 && (d == 64 || d == 96 || d == 128 || d == 256);
 }
 
 DecodeGrid decode_grid(const AttentionCudaArgs& args, const CudaBatch& batch) {
@@ -58,6 +58,11 @@ DecodeGrid decode_grid(const AttentionCudaArgs& args, const CudaBatch& batch) {
   return grid;
 }
 
+// One block merges all queries of its tile: quick for few, while many wait for each other.
+bool decode_merges_apart(const DecodeGrid& grid) {
+  return grid.num_splits > 1 && grid.num_queries > 8;
+}
+
 int64_t decode_blocks_per_pair(int64_t pairs, int64_t max_context, int64_t num_splits) {
   // Three rounds over a GPU that holds some 400 blocks; but a long context among many short ones
   // still in 16 pieces, if they have 256 tokens. Not one block for each part that a bound allows:
@@ -65,9 +70,6 @@ int64_t decode_blocks_per_pair(int64_t pairs, int64_t max_context, int64_t num_s
   constexpr int64_t kBlocks = 1200, kPieces = 16, kTokens = 256;
   int64_t blocks =
       std::max(kBlocks / std::max<int64_t>(pairs, 1), std::min(kPieces, max_context / kTokens));
-#ifdef ATTN_TUNE
-  if (const char* x = getenv("ATTN_X")) blocks = std::max<int64_t>(1, atoll(x) / pairs);
-#endif
   return std::clamp<int64_t>(blocks, 1, std::max<int64_t>(num_splits, 1));
 }
 
@@ -89,6 +91,7 @@ void attention_cuda(const AttentionCudaArgs& args, const CudaBatch& batch, const
   if (batch.max_rows_per_sequence > kAttentionDecodeRows) {
     (e4m3 ? attention_prefill_e4m3_sm90 : attention_prefill_bf16_sm90)(args, batch, layer, stream);
   }
+  if (batch.only_long_runs) return;
   // Whatever the bound, there may be sequences with few rows.
   (e4m3 ? attention_decode_e4m3_sm90 : attention_decode_bf16_sm90)(args, batch, layer, stream);
 }

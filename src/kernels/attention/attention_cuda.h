@@ -35,6 +35,8 @@ struct CudaBatch {
   int64_t table_stride = 0;
   int64_t num_rows = 0;
   int64_t num_sequences = 0;
+  // No sequence has 1 to kAttentionDecodeRows rows (a step of prompts alone): saves a launch.
+  bool only_long_runs = false;
   // Bounds. What lies above them in the device's numbers is not computed.
   int64_t max_rows_per_sequence = 1;
   int64_t max_context = 0;  // tokens, the largest position + 1. Close bounds make small grids and
@@ -55,7 +57,7 @@ struct RopeAppendArgs {
   const float* sin = nullptr;
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;
-  int64_t head_dim = 0;    // a multiple of 8, <= 256
+  int64_t head_dim = 0;    // even, <= 256
   int64_t rotary_dim = 0;  // even, <= head_dim; half-split pairs (rope.h)
 };
 
@@ -72,14 +74,18 @@ void rope_tables_cuda(const float* inverse_frequencies, float attention_factor, 
 struct AttentionCudaArgs {
   const void* q = nullptr;                   // [num_rows, num_heads * head_dim]
   CudaElement element = CudaElement::kBF16;  // of q and out; kF32 runs in plain fp32 arithmetic
-  int64_t q_stride = 0;                      // in elements, a multiple of 8
+  int64_t q_stride = 0;                      // in elements, even; fast if a multiple of 8
   void* out = nullptr;    // [num_rows, num_heads * head_dim], dense; rows of padding are left alone
   int64_t num_heads = 0;  // up to 16 per KV head
   int64_t num_kv_heads = 0;  // divides num_heads
-  int64_t head_dim = 0;      // a multiple of 8, <= 256; 64, 96, 128 and 256 have fast versions
+  int64_t head_dim = 0;      // even, <= 256; 64, 96, 128 and 256 have fast versions
   float scale = 0;
   float softcap = 0;           // 0: none
   int64_t sliding_window = 0;  // 0: none
+  // The kernel before this one in the stream is rope_append_cuda(), and what it does not write
+  // itself (positions, tables, the cache before this step's rows) was written before it began.
+  // Reading the cache then starts while it still runs.
+  bool follows_rope_append = false;
   // attention_cuda_workspace_bytes(), 256-byte aligned. Zero it once after it is allocated; from
   // then on nobody else writes there. Calls on one stream may share it, whatever their sizes.
   void* workspace = nullptr;

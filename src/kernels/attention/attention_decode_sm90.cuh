@@ -17,6 +17,7 @@
 // Sources: Dao et al., "Flash-Decoding" (2023); Milakov and Gimelshein, "Online normalizer" (2018).
 #pragma once
 #include <algorithm>
+#include <climits>
 
 #include "kernels/attention/attention_cuda_kernels.h"
 #include "kernels/attention/attention_splits.h"
@@ -31,9 +32,11 @@ constexpr float kLog2E = 1.4426950408889634f;
 
 // What the host decides for a launch.
 struct Plan {
-  int num_splits = 0;   // parts that a tile may touch: stride of the partial results
-  int num_queries = 0;  // per sequence and KV head: stride of the partial results
-  int merge_rows = 0;   // queries per block that can exist: room to merge the warps' results
+  int num_splits = 0;         // parts that a tile may touch: stride of the partial results
+  int num_queries = 0;        // per sequence and KV head: stride of the partial results
+  int tile_queries = 0;       // of a block
+  int merge_rows = 0;         // queries per block that can exist: room to merge the warps' results
+  bool merges_apart = false;  // by merge_kernel
   int32_t* counters = nullptr;   // [num_sequences, num_kv_heads * tiles], zero between launches
   float2* statistics = nullptr;  // [num_sequences, num_kv_heads, num_queries, num_splits]: largest
                                  // score * log2 e, sum of 2^(score - largest)
@@ -48,41 +51,49 @@ struct Shape {
   static constexpr int kUnitsPerRow = kRowBytes / 16;
   static constexpr int kColumnGroups = D * kSize / kRowBytes;
   static constexpr int kHeadBytes = kBlock * D * kSize;  // keys or values of one head of a block
-  // Stages of keys and values per warp: 16 KiB in flight per warp, or one stage.
-  static constexpr int kStages = 16384 / (2 * kHeadBytes) < 1 ? 1 : 16384 / (2 * kHeadBytes);
+  // Stages of keys and values per warp. 16 KiB of them in flight per warp hide the latency of
+  // memory with 12 warps on a multiprocessor; E4M3 gets by with fewer bytes, as 16 warps fit then.
+  static constexpr int kStages = kE4M3 && kTiles == 1           ? (D <= 64 ? 2 : 1)
+                                 : 16384 / (2 * kHeadBytes) < 1 ? 1
+                                                                : 16384 / (2 * kHeadBytes);
   static constexpr int kRingBytes = kWarps * kStages * 2 * kHeadBytes;
   static constexpr int kQueries = 16 * kTiles;
   static constexpr int kQueryPitch = D * 2 + 16;  // bytes; the padding spreads rows over the banks
   static constexpr int kQueryBytes = kQueries * kQueryPitch;
-  static constexpr bool kQueriesInRegisters = D * kTiles <= 128;
+  static constexpr bool kQueriesInRegisters = D * kTiles <= 128 && !(kE4M3 && D > 64);
   static constexpr int kMergePitch = D + 8;  // floats
   static constexpr int kBarrierBytes = kWarps * kStages * 2 * 8;
-  static constexpr int kBlocksPerSm = kTiles == 1 && D <= 128 ? 3 : 2;  // by registers
+  static constexpr int kBlocksPerSm =  // by registers
+      kTiles == 1 && D <= 128 ? (kE4M3 ? 4 : 3) : 2;
 
   static constexpr int merge_bytes(int rows) { return kWarps * rows * (kMergePitch * 4 + 8); }
-  // Few queries (one row of a model with up to 4 heads per KV head) have their own space for
-  // merging and the copies run on into the next part meanwhile; many use the ring between two
-  // parts.
-  static constexpr bool merges_in_ring(int rows) { return merge_bytes(rows) > 10000; }
+  // With one tile there is space for merging beside the ring, and the copies run on into the next
+  // part meanwhile; with two tiles merging uses the ring, between two parts.
+  static constexpr bool kMergesInRing = kTiles > 1;
   static constexpr int ring_bytes(int rows) {
-    return merges_in_ring(rows) && merge_bytes(rows) > kRingBytes ? merge_bytes(rows) : kRingBytes;
+    return kMergesInRing && merge_bytes(rows) > kRingBytes ? merge_bytes(rows) : kRingBytes;
   }
   // Ring, barriers, then queries and merging, which share space when the queries are in registers.
   static constexpr int tail_merge_offset() { return kQueriesInRegisters ? 0 : kQueryBytes; }
   static constexpr int shared_bytes(int rows) {
-    const int merge_end = merges_in_ring(rows) ? 0 : tail_merge_offset() + merge_bytes(rows);
+    const int merge_end = kMergesInRing ? 0 : tail_merge_offset() + merge_bytes(rows);
     return ring_bytes(rows) + kBarrierBytes + (merge_end > kQueryBytes ? merge_end : kQueryBytes);
   }
 };
 
-// Byte offset of 16-byte unit `unit` of a token's row in one head of a block.
+// Addresses of the 16-byte units of a token's row in one head of a block: row_address() holds what
+// depends on the token, and, as rows are aligned to their size, an exclusive or adds the unit.
 template <typename S>
-__device__ inline int unit_offset(int token, int unit) {
+__device__ inline uint32_t row_address(uint32_t head, int token) {
   const int permutation = S::kRowBytes == 128  ? token & 7
                           : S::kRowBytes == 64 ? token >> 1 & 3
                                                : token >> 2 & 1;
-  return (unit / S::kUnitsPerRow * kBlock + token) * S::kRowBytes +
-         ((unit % S::kUnitsPerRow ^ permutation) << 4);
+  return head + static_cast<uint32_t>(token * S::kRowBytes + (permutation << 4));
+}
+template <typename S>
+__device__ inline uint32_t unit_address(uint32_t row, int unit) {
+  return (row ^ static_cast<uint32_t>(unit % S::kUnitsPerRow << 4)) +
+         static_cast<uint32_t>(unit / S::kUnitsPerRow * kBlock * S::kRowBytes);
 }
 
 template <int D, bool kE4M3, int kTiles>
@@ -114,23 +125,26 @@ class Worker {
   // The block to copy next, in the order in which they are used; next_split_ < 0 at the end.
   __device__ void settle_next() {
     while (next_split_ >= split_begin_ && next_block_ >= end_block(next_split_)) {
-      next_split_ = merges_in_ring_ ? -1 : next_split_ - static_cast<int>(gridDim.x);
+      next_split_ = S::kMergesInRing ? -1 : next_split_ - static_cast<int>(gridDim.x);
       if (next_split_ >= split_begin_) next_block_ = first_block(next_split_);
     }
     if (next_split_ >= split_begin_) next_id_ = table_[next_block_];
   }
-  __device__ void start_copies(int split) {
-    next_split_ = split;
-    next_block_ = first_block(split);
-    settle_next();
-#pragma unroll
-    for (int i = 0; i < S::kStages; ++i) {
-      if (!has_next()) break;
-      const int stage = (used_ + i) % S::kStages;
+  // Fills the slots from a part's first blocks on; those behind `limit` are left for another call.
+  __device__ void start_copies(int limit) {
+    while (started_ < S::kStages && has_next() && next_block_ < limit) {
+      const int stage = (used_ + started_) % S::kStages;
       copy(next_id_, stage, false);
       copy(next_id_, stage, true);
+      ++started_;
       advance_next();
     }
+  }
+  __device__ void start_part(int split) {
+    next_split_ = split;
+    next_block_ = first_block(split);
+    started_ = 0;
+    settle_next();
   }
   __device__ void advance_next() {
     next_block_ += kWarps;
@@ -162,7 +176,7 @@ class Worker {
   __device__ void add_values(uint32_t values);
   __device__ void merge_warps(int split);
   __device__ void merge_splits();
-  __device__ void store_out(int query, int dim, float4 v) const;
+  __device__ __nv_bfloat16* out_of(int query) const;
   __device__ int64_t partial_idx(int query, int split) const {
     return ((static_cast<int64_t>(sequence_) * args_.num_kv_heads + kv_head_) * plan_.num_queries +
             query) *
@@ -187,9 +201,8 @@ class Worker {
   uint32_t ring_, barriers_;
   char* tail_;   // queries
   char* merge_;  // the warps' results
-  bool merges_in_ring_;
 
-  int next_split_ = -1, next_block_;
+  int next_split_ = -1, next_block_, started_ = 0;
   int64_t next_id_ = 0;
   int used_ = 0;  // blocks this warp has begun: stage and parity of its slots
 
@@ -197,7 +210,7 @@ class Worker {
   float s_[kTiles][kBlock / 8][4];
   float o_[kTiles][D / 8][4];
   float largest_[kTiles][2], total_[kTiles][2];
-  int see_begin_[kTiles][2], see_last_[kTiles][2];
+  int see_last_[kTiles][2];
 };
 
 // False: nothing to do for this block of the grid.
@@ -210,6 +223,9 @@ __device__ bool Worker<D, kE4M3, kTiles>::locate() {
   kv_head_ = static_cast<int>(blockIdx.y) % num_kv_heads;
   tile_idx_ = static_cast<int>(blockIdx.y) / num_kv_heads;
   group_ = static_cast<int>(args_.num_heads) / num_kv_heads;
+  // One row per sequence is the common case: then the position need not wait for query_begin.
+  const int likely_position =
+      batch_.positions[min(static_cast<int64_t>(sequence_), batch_.num_rows - 1)];
   first_row_ = batch_.query_begin[sequence_];
   const int rows = batch_.query_begin[sequence_ + 1] - first_row_;
   num_queries_ = rows * group_;
@@ -217,7 +233,7 @@ __device__ bool Worker<D, kE4M3, kTiles>::locate() {
   if (rows < 1 || rows > static_cast<int>(kAttentionDecodeRows)) return false;
   if (query_begin_ >= num_queries_) return false;
   query_count_ = min(S::kQueries, num_queries_ - query_begin_);
-  first_position_ = batch_.positions[first_row_];
+  first_position_ = first_row_ == sequence_ ? likely_position : batch_.positions[first_row_];
   const int lowest = position_of(query_begin_);
   const int highest = position_of(query_begin_ + query_count_ - 1);
   seen_begin_ = first_seen(lowest), seen_end_ = highest + 1;
@@ -229,13 +245,20 @@ __device__ bool Worker<D, kE4M3, kTiles>::locate() {
 
 template <int D, bool kE4M3, int kTiles>
 __device__ void Worker<D, kE4M3, kTiles>::run() {
-  if (!locate()) return;
-  merges_in_ring_ = S::merges_in_ring(plan_.merge_rows);
+  if (!args_.follows_rope_append) {
+    wait_for_previous_grid();
+    release_next_grid();
+  }
+  if (!locate()) {
+    if (args_.follows_rope_append) wait_for_previous_grid();
+    return;
+  }
+
   ring_ = shared_address(shared_) + static_cast<uint32_t>(warp_ * S::kStages * 2 * S::kHeadBytes);
   char* const ring_end = shared_ + S::ring_bytes(plan_.merge_rows);
   barriers_ = shared_address(ring_end) + static_cast<uint32_t>(warp_ * S::kStages * 2 * 8);
   tail_ = ring_end + S::kBarrierBytes;
-  merge_ = merges_in_ring_ ? shared_ : tail_ + S::tail_merge_offset();
+  merge_ = S::kMergesInRing ? shared_ : tail_ + S::tail_merge_offset();
   if (lane_ == 0) {
     for (int i = 0; i < 2 * S::kStages; ++i) barrier_init(barriers_ + 8u * i, 1);
     barrier_init_fence();
@@ -243,11 +266,20 @@ __device__ void Worker<D, kE4M3, kTiles>::run() {
   __syncwarp();
   // Parts from the last on: the late ones are the longest.
   const int first_split = split_end_ - 1 - static_cast<int>(blockIdx.x);
-  start_copies(first_split);
+  start_part(first_split);
+  if (args_.follows_rope_append) {
+    start_copies(first_position_ / kBlock);  // blocks that this step's rows are not in
+    wait_for_previous_grid();
+    release_next_grid();
+  }
+  start_copies(INT_MAX);
   load_queries();
 
   for (int split = first_split; split >= split_begin_; split -= static_cast<int>(gridDim.x)) {
-    if (merges_in_ring_ && split != first_split) start_copies(split);
+    if (S::kMergesInRing && split != first_split) {
+      start_part(split);
+      start_copies(INT_MAX);
+    }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -306,9 +338,7 @@ __device__ void Worker<D, kE4M3, kTiles>::load_queries() {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int query = tile * 16 + i * 8 + lane_ / 4;
-      const int position = position_of(query_begin_ + (query < query_count_ ? query : 0));
-      see_begin_[tile][i] = first_seen(position);
-      see_last_[tile][i] = position;
+      see_last_[tile][i] = position_of(query_begin_ + (query < query_count_ ? query : 0));
     }
   }
 }
@@ -340,12 +370,16 @@ __device__ void Worker<D, kE4M3, kTiles>::score(uint32_t keys) {
       for (int i = 0; i < 4; ++i) s_[tile][j][i] = 0;
     }
   }
+  // E4M3: 32 tokens, one unit. bf16: 16 tokens, two neighbouring units.
+  const uint32_t row =
+      kE4M3 ? row_address<S>(keys, lane_)
+            : unit_address<S>(row_address<S>(keys, lane_ / 16 * 8 + lane_ % 8), lane_ / 8 % 2);
 #pragma unroll
   for (int step = 0; step < D / 16; ++step) {
     uint32_t k[kBlock / 8][2];  // per 8 tokens
     if constexpr (kE4M3) {
       uint32_t r[4];
-      load_matrices(r, keys + static_cast<uint32_t>(unit_offset<S>(lane_, step)));
+      load_matrices(r, unit_address<S>(row, step));
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         k[j][0] = f16_from_e4m3(r[j] & 0xffffu), k[j][1] = f16_from_e4m3(r[j] >> 16);
@@ -354,9 +388,7 @@ __device__ void Worker<D, kE4M3, kTiles>::score(uint32_t keys) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         uint32_t r[4];
-        const int token = half * 16 + lane_ / 16 * 8 + lane_ % 8;
-        load_matrices(
-            r, keys + static_cast<uint32_t>(unit_offset<S>(token, 2 * step + lane_ / 8 % 2)));
+        load_matrices(r, unit_address<S>(row, 2 * step) + half * 16 * S::kRowBytes);
         k[2 * half][0] = r[0], k[2 * half][1] = r[1];
         k[2 * half + 1][0] = r[2], k[2 * half + 1][1] = r[3];
       }
@@ -405,7 +437,8 @@ __device__ void Worker<D, kE4M3, kTiles>::softmax(int block) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int t = block_begin + j * 8 + lane_ % 4 * 2 + i % 2;
-          const bool seen = t >= see_begin_[tile][i / 2] && t <= see_last_[tile][i / 2];
+          const int last = see_last_[tile][i / 2];
+          const bool seen = t >= first_seen(last) && t <= last;
           s_[tile][j][i] = seen ? s_[tile][j][i] : -INFINITY;
         }
       }
@@ -453,7 +486,7 @@ __device__ void Worker<D, kE4M3, kTiles>::clear_unseen(int block, uint32_t value
 #pragma unroll
     for (int unit = 0; unit < D * S::kSize / 16; ++unit) {
       asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(
-                       values + static_cast<uint32_t>(unit_offset<S>(lane_, unit))),
+                       unit_address<S>(row_address<S>(values, lane_), unit)),
                    "r"(0)
                    : "memory");
     }
@@ -465,8 +498,11 @@ __device__ void Worker<D, kE4M3, kTiles>::clear_unseen(int block, uint32_t value
 // o += weights * values of 32 tokens.
 template <int D, bool kE4M3, int kTiles>
 __device__ void Worker<D, kE4M3, kTiles>::add_values(uint32_t values) {
+  const uint32_t row =
+      unit_address<S>(row_address<S>(values, lane_ / 8 % 2 * 8 + lane_ % 8), lane_ / 16);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {  // 16 tokens
+    const uint32_t half_row = row + half * 16 * S::kRowBytes;
     uint32_t weights[kTiles][4];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -476,15 +512,14 @@ __device__ void Worker<D, kE4M3, kTiles>::add_values(uint32_t values) {
         weights[tile][i] = pack<kE4M3>(pair[0], pair[1]);
       }
     }
-    const int token = half * 16 + lane_ / 8 % 2 * 8 + lane_ % 8;
+
 #pragma unroll
     for (int j = 0; j < D / 16; j += kE4M3 ? 2 : 1) {
       uint32_t r[4];
       if constexpr (kE4M3) {
         // Units j and j + 1 of 16 dims; a register holds dims 2n, 2n + 1 of two tokens. Products
         // take the even dims, then the odd ones.
-        load_matrices_transposed(
-            r, values + static_cast<uint32_t>(unit_offset<S>(token, j + lane_ / 16)));
+        load_matrices_transposed(r, unit_address<S>(half_row, j));
 #pragma unroll
         for (int u = 0; u < 2; ++u) {
           const uint32_t low = __byte_perm(r[2 * u], 0, 0x3120);
@@ -498,8 +533,7 @@ __device__ void Worker<D, kE4M3, kTiles>::add_values(uint32_t values) {
           }
         }
       } else {
-        load_matrices_transposed(
-            r, values + static_cast<uint32_t>(unit_offset<S>(token, 2 * j + lane_ / 16)));
+        load_matrices_transposed(r, unit_address<S>(half_row, 2 * j));
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
           multiply<false>(o_[tile][2 * j], weights[tile], r[0], r[1]);
@@ -533,13 +567,10 @@ __device__ void Worker<D, kE4M3, kTiles>::attend_block(int block) {
 }
 
 template <int D, bool kE4M3, int kTiles>
-__device__ void Worker<D, kE4M3, kTiles>::store_out(int query, int dim, float4 v) const {
+__device__ __nv_bfloat16* Worker<D, kE4M3, kTiles>::out_of(int query) const {
   const int64_t row = first_row_ + query / group_;
   const int head = kv_head_ * group_ + query % group_;
-  uint2 bits;
-  bits.x = pack<false>(v.x, v.y), bits.y = pack<false>(v.z, v.w);
-  *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(args_.out) +
-                            (row * args_.num_heads + head) * D + dim) = bits;
+  return static_cast<__nv_bfloat16*>(args_.out) + (row * args_.num_heads + head) * D;
 }
 
 // The warps' results for one part, to the workspace, or to the output where a query sees this part
@@ -547,8 +578,8 @@ __device__ void Worker<D, kE4M3, kTiles>::store_out(int query, int dim, float4 v
 template <int D, bool kE4M3, int kTiles>
 __device__ void Worker<D, kE4M3, kTiles>::merge_warps(int split) {
   const int rows = plan_.merge_rows;
-  float* sums = reinterpret_cast<float*>(merge_);  // [kWarps][rows][kMergePitch]
-  if (merges_in_ring_) __syncthreads();            // all warps are done with their slots
+  float* sums = reinterpret_cast<float*>(merge_);   // [kWarps][rows][kMergePitch]
+  if constexpr (S::kMergesInRing) __syncthreads();  // all warps are done with their slots
   float2* statistics = reinterpret_cast<float2*>(sums + kWarps * rows * S::kMergePitch);
 #pragma unroll
   for (int tile = 0; tile < kTiles; ++tile) {
@@ -604,98 +635,144 @@ __device__ void Worker<D, kE4M3, kTiles>::merge_warps(int split) {
     }
     if (first == last) {
       const float scale = layer_.value_scale / total;
-      store_out(query_begin_ + query, dim,
-                make_float4(sum.x * scale, sum.y * scale, sum.z * scale, sum.w * scale));
+      *reinterpret_cast<uint2*>(out_of(query_begin_ + query) + dim) = make_uint2(
+          pack<false>(sum.x * scale, sum.y * scale), pack<false>(sum.z * scale, sum.w * scale));
     } else {
       const int64_t at = partial_idx(query_begin_ + query, split);
       *reinterpret_cast<float4*>(plan_.sums + at * D + dim) = sum;
       if (dim == 0) plan_.statistics[at] = make_float2(largest, total);
     }
   }
-  if (merges_in_ring_) fence_async_proxy();
+  if constexpr (S::kMergesInRing) fence_async_proxy();
   __syncthreads();  // the space is used again by the next part
 }
 
-// The block that finishes last adds up the parts of each query, in order.
+// Adds up the parts of one query, in order, by one warp. statistics and sums: of its first part.
+template <int D>
+__device__ void merge_query(const float2* statistics, const float* sums, int count,
+                            float value_scale, __nv_bfloat16* out) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float2 nothing = make_float2(-INFINITY, 0);
+  const float2 first = lane < count ? __ldcg(statistics + lane) : nothing;
+  float largest = first.x;
+  for (int i = lane + 32; i < count; i += 32) largest = fmaxf(largest, __ldcg(statistics + i).x);
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
+  }
+  constexpr int kQuads = D / 4;  // float4s of a result; a lane has kQuads / 32 of them
+  constexpr int kPerLane = (kQuads + 31) / 32;
+  constexpr int kAhead = kPerLane == 1 ? 8 : 4;  // loads in flight
+  float4 sum[kPerLane] = {};
+  float total = 0;
+  for (int base = 0; base < count; base += 32) {
+    float2 part = base == 0 ? first : nothing;
+    if (base > 0 && base + lane < count) part = __ldcg(statistics + base + lane);
+    const float weight = exp2_fast(part.x - largest);
+    total += part.y * weight;
+    const int here = min(32, count - base);
+    for (int i = 0; i < here; i += kAhead) {
+      float4 v[kAhead][kPerLane];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+#pragma unroll
+        for (int p = 0; p < kPerLane; ++p) {
+          const int quad = lane + 32 * p;
+          v[a][p] = make_float4(0, 0, 0, 0);
+          if (i + a < here && quad < kQuads) {
+            v[a][p] = __ldcg(
+                reinterpret_cast<const float4*>(sums + static_cast<int64_t>(base + i + a) * D) +
+                quad);
+          }
+        }
+      }
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const float w = __shfl_sync(0xffffffffu, weight, (i + a) & 31);
+#pragma unroll
+        for (int p = 0; p < kPerLane; ++p) {
+          sum[p].x = fmaf(v[a][p].x, w, sum[p].x), sum[p].y = fmaf(v[a][p].y, w, sum[p].y);
+          sum[p].z = fmaf(v[a][p].z, w, sum[p].z), sum[p].w = fmaf(v[a][p].w, w, sum[p].w);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    total += __shfl_xor_sync(0xffffffffu, total, offset);
+  }
+  const float scale = value_scale / total;
+#pragma unroll
+  for (int p = 0; p < kPerLane; ++p) {
+    const int quad = lane + 32 * p;
+    if (quad >= kQuads) continue;
+    *reinterpret_cast<uint2*>(out + quad * 4) =
+        make_uint2(pack<false>(sum[p].x * scale, sum[p].y * scale),
+                   pack<false>(sum[p].z * scale, sum[p].w * scale));
+  }
+}
+
+// Merging by the block that finishes last, or is the only one.
 template <int D, bool kE4M3, int kTiles>
 __device__ void Worker<D, kE4M3, kTiles>::merge_splits() {
   const int parts = split_end_ - split_begin_;
-  if (parts == 1) return;
-  bool is_last = false;
-  if (threadIdx.x == 0) {
-    const int arrivals = min(static_cast<int>(gridDim.x), parts);
-    int32_t* counter = plan_.counters + (static_cast<int64_t>(sequence_) * gridDim.y + blockIdx.y);
-    __threadfence();
-    is_last = atomicAdd(counter, 1) == arrivals - 1;
-    if (is_last) *counter = 0;
-    __threadfence();
+  if (parts == 1 || plan_.merges_apart) return;
+  if (gridDim.x > 1) {
+    bool is_last = false;
+    if (threadIdx.x == 0) {
+      const int arrivals = min(static_cast<int>(gridDim.x), parts);
+      int32_t* counter =
+          plan_.counters + (static_cast<int64_t>(sequence_) * gridDim.y + blockIdx.y);
+      __threadfence();
+      is_last = atomicAdd(counter, 1) == arrivals - 1;
+      if (is_last) *counter = 0;
+      __threadfence();
+    }
+    if (__syncthreads_or(is_last) == 0) return;
   }
-  is_last = __syncthreads_or(is_last) != 0;
-  if (!is_last) return;
   for (int query = query_begin_ + warp_; query < query_begin_ + query_count_; query += kWarps) {
     const int position = position_of(query);
     const int first = split_of(first_seen(position));
     const int count = split_of(position) + 1 - first;
     if (count == 1) continue;
     const int64_t at = partial_idx(query, first);
-    float largest = -INFINITY;
-    for (int i = lane_; i < count; i += 32) {
-      largest = fmaxf(largest, __ldcg(plan_.statistics + at + i).x);
-    }
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
-    }
-    constexpr int kQuads = D / 4;  // float4s of a result; a lane has kQuads / 32 of them
-    constexpr int kPerLane = (kQuads + 31) / 32;
-    constexpr int kAhead = kPerLane == 1 ? 8 : 4;  // loads in flight
-    float4 sum[kPerLane] = {};
-    float total = 0;
-    for (int base = 0; base < count; base += 32) {
-      float2 part = make_float2(-INFINITY, 0);
-      if (base + lane_ < count) part = __ldcg(plan_.statistics + at + base + lane_);
-      const float weight = exp2_fast(part.x - largest);
-      total += part.y * weight;
-      const int here = min(32, count - base);
-      for (int i = 0; i < here; i += kAhead) {
-        float4 v[kAhead][kPerLane];
-#pragma unroll
-        for (int a = 0; a < kAhead; ++a) {
-#pragma unroll
-          for (int p = 0; p < kPerLane; ++p) {
-            const int quad = lane_ + 32 * p;
-            v[a][p] = make_float4(0, 0, 0, 0);
-            if (i + a < here && quad < kQuads) {
-              v[a][p] = __ldcg(
-                  reinterpret_cast<const float4*>(plan_.sums + (at + base + i + a) * D) + quad);
-            }
-          }
-        }
-#pragma unroll
-        for (int a = 0; a < kAhead; ++a) {
-          const float w = __shfl_sync(0xffffffffu, weight, (i + a) & 31);
-#pragma unroll
-          for (int p = 0; p < kPerLane; ++p) {
-            sum[p].x = fmaf(v[a][p].x, w, sum[p].x), sum[p].y = fmaf(v[a][p].y, w, sum[p].y);
-            sum[p].z = fmaf(v[a][p].z, w, sum[p].z), sum[p].w = fmaf(v[a][p].w, w, sum[p].w);
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-      total += __shfl_xor_sync(0xffffffffu, total, offset);
-    }
-    const float scale = layer_.value_scale / total;
-#pragma unroll
-    for (int p = 0; p < kPerLane; ++p) {
-      const int quad = lane_ + 32 * p;
-      if (quad >= kQuads) continue;
-      store_out(
-          query, quad * 4,
-          make_float4(sum[p].x * scale, sum[p].y * scale, sum[p].z * scale, sum[p].w * scale));
-    }
+    merge_query<D>(plan_.statistics + at, plan_.sums + at * D, count, layer_.value_scale,
+                   out_of(query));
   }
+}
+
+// Merging for many queries: a warp for each.
+template <int D>
+__global__ void __launch_bounds__(kWarps * 32)
+    merge_kernel(const __grid_constant__ AttentionCudaArgs args,
+                 const __grid_constant__ CudaBatch batch, float value_scale,
+                 const __grid_constant__ Plan plan) {
+  wait_for_previous_grid();
+  release_next_grid();
+  const int sequence = static_cast<int>(blockIdx.z), kv_head = static_cast<int>(blockIdx.y);
+  const int query = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
+  const int group = static_cast<int>(args.num_heads / args.num_kv_heads);
+  const int first_row = batch.query_begin[sequence];
+  const int rows = batch.query_begin[sequence + 1] - first_row;
+  if (rows > static_cast<int>(kAttentionDecodeRows) || query >= rows * group) return;
+  // The parts are counted from the first that its block's queries see, 16 or 32 of them.
+  const int window = static_cast<int>(args.sliding_window);
+  const auto first_part = [&](int q) {
+    const int position = batch.positions[first_row] + q / group;
+    return split_of(window > 0 && window <= position ? position - window + 1 : 0);
+  };
+  const int position = batch.positions[first_row] + query / group;
+  const int first = first_part(query);
+  const int count = split_of(position) + 1 - first;
+  if (count == 1) return;
+  const int64_t at =
+      ((static_cast<int64_t>(sequence) * args.num_kv_heads + kv_head) * plan.num_queries + query) *
+          plan.num_splits +
+      first - first_part(query / plan.tile_queries * plan.tile_queries);
+  merge_query<D>(
+      plan.statistics + at, plan.sums + at * D, count, value_scale,
+      static_cast<__nv_bfloat16*>(args.out) +
+          ((first_row + query / group) * args.num_heads + kv_head * group + query % group) * D);
 }
 
 template <int D, bool kE4M3, int kTiles>
@@ -704,8 +781,6 @@ __global__ void __launch_bounds__(kWarps * 32, Shape<D, kE4M3, kTiles>::kBlocksP
                   const __grid_constant__ CudaBatch batch,
                   const __grid_constant__ KvCudaLayer layer, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(128) char shared[];
-  wait_for_previous_grid();
-  release_next_grid();
   Worker<D, kE4M3, kTiles>(args, batch, layer, plan, shared).run();
 }
 
@@ -715,7 +790,9 @@ void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaL
   using S = Shape<D, kE4M3, kTiles>;
   const Plan plan{.num_splits = static_cast<int>(grid.num_splits),
                   .num_queries = static_cast<int>(grid.num_queries),
+                  .tile_queries = S::kQueries,
                   .merge_rows = static_cast<int>(std::min<int64_t>(S::kQueries, grid.num_queries)),
+                  .merges_apart = decode_merges_apart(grid),
                   .counters = static_cast<int32_t*>(args.workspace),
                   .statistics = reinterpret_cast<float2*>(static_cast<char*>(args.workspace) +
                                                           kDecodeCounterBytes),
@@ -733,6 +810,12 @@ void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaL
       static_cast<unsigned>(args.num_kv_heads * tiles), static_cast<unsigned>(batch.num_sequences));
   launch_dependent(kernel, blocks, dim3(kWarps * 32), shared_bytes, stream, "attention_decode",
                    args, batch, layer, plan);
+  if (!plan.merges_apart) return;
+  const dim3 merge_blocks(static_cast<unsigned>((grid.num_queries + kWarps - 1) / kWarps),
+                          static_cast<unsigned>(args.num_kv_heads),
+                          static_cast<unsigned>(batch.num_sequences));
+  launch_dependent(merge_kernel<D>, merge_blocks, dim3(kWarps * 32), 0, stream, "attention_merge",
+                   args, batch, layer.value_scale, plan);
 }
 
 // Two tiles a block when there are more than 16 queries: the keys and values of a block are then

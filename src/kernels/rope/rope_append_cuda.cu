@@ -297,10 +297,10 @@ __global__ void rope_tables_kernel(const float* inverse_frequencies, float atten
 
 void rope_append_cuda(const RopeAppendArgs& args, const CudaBatch& batch, const KvCudaLayer& layer,
                       CudaStream stream) {
-  if (args.head_dim < 8 || args.head_dim > kMaxHeadDim || args.head_dim % 8 != 0 ||
+  if (args.head_dim < 2 || args.head_dim > kMaxHeadDim || args.head_dim % 2 != 0 ||
       args.rotary_dim < 0 || args.rotary_dim > args.head_dim || args.rotary_dim % 2 != 0) {
     fail(ErrorCode::kInvalidArgument, "rope_append on the GPU: head_dim ", args.head_dim,
-         " (multiples of 8 up to ", kMaxHeadDim, "), rotary_dim ", args.rotary_dim);
+         " (even numbers up to ", kMaxHeadDim, "), rotary_dim ", args.rotary_dim);
   }
   const int64_t num_slots = args.num_heads + 2 * args.num_kv_heads;
   if (args.num_heads < 1 || args.num_kv_heads < 1 || args.stride % 2 != 0 ||
