@@ -7,6 +7,8 @@ namespace {
 // hidden (+ branch) behind its norm. The gain is read ahead of the other kernels' results where the
 // registers allow it.
 struct HiddenSource {
+  static constexpr int kManyRowsSlots = 2;
+  static int many_whole_rows_slots(int64_t vectors) { return vectors <= kMaxRowThreads ? 1 : 2; }
   struct Scratch {
     RowScratch branch;
     RowScratch hidden;

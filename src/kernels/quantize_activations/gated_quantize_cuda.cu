@@ -25,6 +25,8 @@ __device__ float gate_of(float x, GateFunction function) {
 
 template <typename T>
 struct GatedSource {
+  static constexpr int kManyRowsSlots = 1;
+  static int many_whole_rows_slots(int64_t) { return 4; }
   struct Scratch {};
   template <int kSlots>
   struct Prefetched {};
@@ -41,20 +43,22 @@ struct GatedSource {
   __device__ void load(const RowPlace& place, const Prefetched<kSlots>&, RowVectors<kSlots>& v,
                        Scratch&) const {
     const T* gate = gate_up + place.row * stride;
-    float up[kSlots][kVectorCols];
+    PackedVector<T> gates[kSlots] = {};
+    PackedVector<T> ups[kSlots] = {};
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {
-#pragma unroll
-      for (int i = 0; i < kVectorCols; ++i) v.x[slot][i] = up[slot][i] = 0;
       if (!place.has(slot)) continue;
-      load_vector(gate + place.column(slot), v.x[slot]);
-      load_vector(gate + size + place.column(slot), up[slot]);
+      gates[slot] = load_packed(gate + place.column(slot));
+      ups[slot] = load_packed(gate + size + place.column(slot));
     }
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {
+      float up[kVectorCols];
+      unpack(gates[slot], v.x[slot]);
+      unpack(ups[slot], up);
 #pragma unroll
       for (int i = 0; i < kVectorCols; ++i) {
-        v.x[slot][i] = __fmul_rn(gate_of<T>(v.x[slot][i], function), up[slot][i]);
+        v.x[slot][i] = __fmul_rn(gate_of<T>(v.x[slot][i], function), up[i]);
       }
     }
   }

@@ -7,6 +7,8 @@ namespace {
 
 template <typename T>
 struct PlainSource {
+  static constexpr int kManyRowsSlots = 2;
+  static int many_whole_rows_slots(int64_t) { return 4; }
   struct Scratch {};
   template <int kSlots>
   struct Prefetched {};
@@ -58,23 +60,27 @@ bool needs_whole_row(const QuantizedTarget& target) {
          (target.format == ActivationFormat::kNvfp4 && target.global_scale == 0);
 }
 
-// Few rows: as many threads as there are vectors, for the shortest way through. Many rows: several
-// vectors in a thread, so that more loads are under way than a thread's fixed costs.
-RowConfig choose_row_config(int64_t m, int64_t k, bool whole_row) {
-  constexpr int64_t kManyRows = 264;  // two for each multiprocessor
+RowConfig choose_row_config(int64_t m, int64_t k, bool whole_row, const ManyRowsSlots& many) {
+  constexpr int64_t kMultiprocessors = 132;
   const int64_t vectors = k / kVectorCols;
-  const auto config = [&](int slots, int64_t segments, bool is_cluster) {
-    const int64_t in_segment = (vectors + segments - 1) / segments;
-    return RowConfig{slots, static_cast<int>(round_up((in_segment + slots - 1) / slots, 32)),
-                     static_cast<int>(segments), is_cluster && segments > 1};
+  const auto config = [&](int slots, int64_t segments) {
+    const auto threads_for = [&] {
+      return round_up(((vectors + segments - 1) / segments + slots - 1) / slots, 32);
+    };
+    while (threads_for() > max_row_threads(slots)) slots *= 2;
+    return RowConfig{slots, static_cast<int>(threads_for()), static_cast<int>(segments),
+                     whole_row && segments > 1};
   };
   if (!whole_row) {
-    const int slots = m * vectors >= kManyRows * 1024 ? 2 : 1;
-    return config(slots, (vectors + 128 * slots - 1) / (128 * slots), false);
+    const int slots = m * vectors >= 2 * kMultiprocessors * 1024 ? many.of_segments : 1;
+    return config(slots, (vectors + 128 * slots - 1) / (128 * slots));
   }
-  int slots = m >= kManyRows && vectors >= 256 ? 2 : 1;
-  while (round_up((vectors + slots - 1) / slots, 32) > max_row_threads(slots)) slots *= 2;
-  return config(slots, 1, false);
+  // Clusters are for rows that 1024 threads hold only with several vectors each, while all of them
+  // run at once.
+  if (vectors > kMaxRowThreads && m <= kMultiprocessors / 4) return config(1, 8);
+  if (vectors > kMaxRowThreads && m <= kMultiprocessors / 2) return config(1, 2);
+  const bool is_many = m > kMultiprocessors || vectors > kMaxRowThreads;
+  return config(is_many && vectors >= 256 ? many.of_rows : 1, 1);
 }
 
 void check_aligned(const void* pointer, const char* name) {

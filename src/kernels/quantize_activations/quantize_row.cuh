@@ -3,9 +3,8 @@
 // where the source fills the registers: Source::load() for the whole block, after
 // Source::prefetch() of what no other kernel writes.
 //
-// The arithmetic is that of quantize_activations_ref.cpp, operation by operation. Divisions by a
-// power of two are multiplications by its inverse, which round the same; no multiplication and
-// addition are fused where the reference does not.
+// The numbers are those of quantize_activations_ref.cpp, bit for bit; each shorter way to them says
+// why it gives the same. No multiplication and addition are fused where the reference does not.
 #pragma once
 #include "kernels/quantize_activations/quantize_cuda.h"
 #include "kernels/quantize_activations/row_vectors.cuh"
@@ -61,7 +60,7 @@ struct Divisor {
 
 // Adding 1.5 * 2^23 steps and subtracting it again rounds to a multiple of the step, ties to even;
 // zero becomes +0. The steps of E2M1 at x are 0.5, 1 and 2 times its scale: half the binade of x,
-// but at least half the scale. Bits of a float that is at least `scale_bits`, a power of two:
+// but at least half the scale. scale_bits: of the scale, a power of two.
 __device__ inline float round_to_half_binade(float x, uint32_t scale_bits) {
   const uint32_t binade = max(__float_as_uint(x) & kInfinityBits, scale_bits);
   const float magic = __uint_as_float(binade + 0x0b400000u);
@@ -344,8 +343,18 @@ struct RowConfig {
   bool is_cluster;
 };
 
+// How many vectors a thread of an operation best holds where there are many rows: in segments that
+// are independent, and in whole rows.
+struct ManyRowsSlots {
+  int of_segments;
+  int of_rows;
+};
+
 // whole_row: something is computed over the whole row, so that a block or a cluster has to hold it.
-RowConfig choose_row_config(int64_t m, int64_t k, bool whole_row);
+// Few rows: as many threads as there are vectors, for the shortest way through, and a cluster where
+// a block does not have so many. Many rows: what was fastest on an H100 (fused_cuda_bench,
+// 2026-11).
+RowConfig choose_row_config(int64_t m, int64_t k, bool whole_row, const ManyRowsSlots& many);
 
 bool needs_whole_row(const QuantizedTarget& target);
 
@@ -380,7 +389,9 @@ void launch_rows(const Source& source, const QuantizedTarget& to, int64_t m, int
 template <typename Source>
 void launch_rows(const Source& source, const QuantizedTarget& target, int64_t m, int64_t k,
                  bool whole_row, cudaStream_t stream) {
-  const RowConfig config = choose_row_config(m, k, whole_row || needs_whole_row(target));
+  const ManyRowsSlots many = {Source::kManyRowsSlots,
+                              Source::many_whole_rows_slots(k / kVectorCols)};
+  const RowConfig config = choose_row_config(m, k, whole_row || needs_whole_row(target), many);
   switch (target.element) {
     case CudaElement::kF32:
       return launch_rows<Source, float>(source, target, m, k, config, stream);

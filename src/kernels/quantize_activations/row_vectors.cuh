@@ -40,21 +40,40 @@ struct RowPlace {
   __device__ int64_t column(int slot) const { return int64_t{vector(slot)} * kVectorCols; }
 };
 
-__device__ inline void load_vector(const float* from, float (&x)[kVectorCols]) {
-  const float4 low = reinterpret_cast<const float4*>(from)[0];
-  const float4 high = reinterpret_cast<const float4*>(from)[1];
-  x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
-  x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+// A vector as it lies in memory: half the registers for bf16 until it is unpacked.
+template <typename T>
+struct PackedVector;
+template <>
+struct PackedVector<float> {
+  float4 low, high;
+};
+template <>
+struct PackedVector<__nv_bfloat16> {
+  uint4 bits;
+};
+
+template <typename T>
+__device__ PackedVector<T> load_packed(const T* from) {
+  return *reinterpret_cast<const PackedVector<T>*>(from);
 }
 
-__device__ inline void load_vector(const __nv_bfloat16* from, float (&x)[kVectorCols]) {
-  const uint4 bits = *reinterpret_cast<const uint4*>(from);
-  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+__device__ inline void unpack(const PackedVector<float>& packed, float (&x)[kVectorCols]) {
+  x[0] = packed.low.x, x[1] = packed.low.y, x[2] = packed.low.z, x[3] = packed.low.w;
+  x[4] = packed.high.x, x[5] = packed.high.y, x[6] = packed.high.z, x[7] = packed.high.w;
+}
+
+__device__ inline void unpack(const PackedVector<__nv_bfloat16>& packed, float (&x)[kVectorCols]) {
+  const uint32_t words[4] = {packed.bits.x, packed.bits.y, packed.bits.z, packed.bits.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     x[2 * i] = __uint_as_float(words[i] << 16);
     x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
   }
+}
+
+template <typename T>
+__device__ void load_vector(const T* from, float (&x)[kVectorCols]) {
+  unpack(load_packed(from), x);
 }
 
 __device__ inline void store_vector(float* to, const float (&x)[kVectorCols]) {

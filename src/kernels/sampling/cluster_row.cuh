@@ -62,6 +62,7 @@ struct ClusterScratch {
   uint64_t exchange[2][kRowBlocks][kExchangeWords];
   uint64_t warps[kRowWarps][kExchangeWords];
   double runs[kRowWarps];  // of reach_by_token()
+  double pieces[kRowWarps];
 };
 
 class ClusterRow {
@@ -213,10 +214,26 @@ class ClusterRow {
     double before = 0;
     const auto block_sum = [&](int i) { return received<Sum>(i).value; };
     const auto run_sum = [&](int w) { return scratch_.runs[w]; };
-    if (part_that_reaches(block_sum, kRowBlocks, target, before) == block_rank &&
-        part_that_reaches(run_sum, kRowWarps, target, before) == warp) {
-      const int token = walk(weight, begin, end, before, target);
-      if (token >= 0) found.rank = rank_of(1, token);
+    if (part_that_reaches(block_sum, kRowBlocks, target, before) == block_rank) {
+      // The whole block on the run, a piece for each warp.
+      const int reached = part_that_reaches(run_sum, kRowWarps, target, before);
+      const int run_begin = min(reached * run, count);
+      const int run_end = min(run_begin + run, count);
+      const int piece = (run + kRowThreads - 1) / kRowThreads * 32;
+      const int piece_begin = min(run_begin + warp * piece, run_end);
+      const int piece_end = min(piece_begin + piece, run_end);
+      Sum in_piece;
+      for (int i = piece_begin + lane; i < piece_end; i += 32) {
+        in_piece.value += static_cast<double>(weight(logits[i], first_token + i));
+      }
+      in_piece = warp_reduce(in_piece);
+      if (lane == 0) scratch_.pieces[warp] = in_piece.value;
+      __syncthreads();
+      const auto piece_sum = [&](int w) { return scratch_.pieces[w]; };
+      if (part_that_reaches(piece_sum, kRowWarps, target, before) == warp) {
+        const int token = walk(weight, piece_begin, piece_end, before, target);
+        if (token >= 0) found.rank = rank_of(1, token);
+      }
     }
     found = reduce(found);
     return found.rank == 0 ? -1 : rank_token(found.rank);

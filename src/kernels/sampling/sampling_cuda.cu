@@ -48,6 +48,12 @@ struct Temperature {
     const float depth = __fmul_rn(__fmul_rn(__fsub_rn(max_logit, logit), inverse), kBandsPerNat);
     return depth < static_cast<float>(kLastBand) ? static_cast<int>(depth) : kLastBand;
   }
+  // Of the logit that many bands below the largest, moved by a few of its last places.
+  __device__ uint32_t key_at(float bands, float places) const {
+    const float logit = max_logit - bands / kBandsPerNat / inverse;
+    const float place = fmaxf(fabsf(max_logit), fabsf(logit)) * 0x1p-23f;
+    return max(logit_key(logit + places * place), kLowestKey);
+  }
 };
 
 __device__ void load_slice(const SamplingCudaArgs& a, int64_t row, const ClusterRow& cluster) {
@@ -281,11 +287,15 @@ __device__ int draw_nucleus_of_all(const SamplingRow& p, const Temperature& t, d
                             },
                             target, kLastBand);
   const int last_band = found.band;
+  // Where the band's logits lie, and a little more, for rounding.
+  const auto top = static_cast<float>(last_band);
+  const uint32_t high = last_band == 0 ? kHighestKey : t.key_at(top - 0.1f, 4);
+  const uint32_t low = last_band == kLastBand ? kLowestKey : t.key_at(top + 1.1f, -4);
   const uint64_t least =
       cluster
           .reach_by_rank(
               [&](float logit, int) { return t.band(logit) == last_band ? t.weight(logit) : 0.0f; },
-              found.before, target, true, kLowestKey, kHighestKey)
+              found.before, target, true, low, high)
           .rank;
   const auto above = [&](float logit, int) {
     return t.band(logit) < last_band ? probable_weight(p, t, logit) : 0.0f;
@@ -298,8 +308,7 @@ __device__ int draw_nucleus_of_all(const SamplingRow& p, const Temperature& t, d
   const double sum_beside = cluster.sum(beside);
   const double drawn = p.uniform * (sum_above + sum_beside);
   if (drawn < sum_above || sum_beside == 0) return cluster.reach_by_token(above, drawn);
-  return rank_token(
-      cluster.reach_by_rank(beside, sum_above, drawn, false, kLowestKey, kHighestKey).rank);
+  return rank_token(cluster.reach_by_rank(beside, sum_above, drawn, false, low, high).rank);
 }
 
 __device__ int draw_nucleus(const SamplingRow& p, const Temperature& t, ClusterRow& cluster,
