@@ -3,7 +3,8 @@
 // Weights rotate through more than the L2 cache holds; launches are replayed from a CUDA graph;
 // figures are medians. Every case is checked against double sums on random outputs first, with y
 // poisoned.
-//   linear_w8_cuda_bench [--shapes lm_head,qkv] [--rows 1,16] [--sweep]
+//   linear_w8_cuda_bench [--shapes lm_head,qkv] [--formats fp8] [--rows 1,16] [--sweep]
+//   linear_w8_cuda_bench --gemm     FP8 times FP8 by cuBLASLt at 256 to 4096 rows, beside BF16
 #include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
@@ -16,6 +17,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/linear/gemm_cublas.h"
+#include "kernels/linear/gemm_fp8_cublaslt.h"
 #include "kernels/linear/linear_w8_small_sm90.h"
 #include "tensor/cuda_check.h"
 #include "tensor/device_buffer.h"
@@ -56,8 +59,9 @@ __global__ void fill(Fill what, void* out, int64_t count, uint64_t seed) {
       case Fill::kNormal:  // of four uniform numbers, about normal
         float sum = 0;
         for (int j = 0; j < 4; ++j) {
-          sum += static_cast<float>(mix(static_cast<uint64_t>(4 * i + j) + (seed << 40))) * 0x1p-32f -
-                 0.5f;
+          sum +=
+              static_cast<float>(mix(static_cast<uint64_t>(4 * i + j) + (seed << 40))) * 0x1p-32f -
+              0.5f;
         }
         static_cast<__nv_bfloat16*>(out)[i] = __float2bfloat16(sum * 1.7f);
         break;
@@ -69,7 +73,8 @@ void run_fill(Fill what, DeviceBuffer& out, int element_bytes, uint64_t seed) {
 }
 
 // One warp a sample: y in double, and the sum of magnitudes that errors are measured by.
-__global__ void reference(W8Matrix w, const __nv_bfloat16* x, int m, double* y, double* magnitudes) {
+__global__ void reference(W8Matrix w, const __nv_bfloat16* x, int m, double* y,
+                          double* magnitudes) {
   const int sample = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / 32);
   if (sample >= kSamples) return;
   const int64_t row = mix(sample) % w.n;
@@ -158,12 +163,55 @@ constexpr struct {
                 {"fp8", ElementType::kE4M3, ScaleType::kF32},
                 {"mxfp8", ElementType::kE4M3, ScaleType::kE8M0}};
 
+int bench_gemm() {
+  CudaContext context(0);
+  Fp8Gemm gemm(context);
+  std::printf("%s\n", context.name().c_str());
+  for (const Shape& shape : kShapes) {
+    const int64_t n = shape.n, k = shape.k;
+    if (n > 60000) continue;
+    const int copies = static_cast<int>(std::max<int64_t>(2, kRotatedBytes / (n * k)));
+    constexpr int64_t kMost = 4096;
+    DeviceBuffer w(copies * n * k), w_bf16(copies * n * k * 2), x(kMost * k), x_bf16(kMost * k * 2);
+    DeviceBuffer w_scales(n * 4), x_scales(kMost * 4), y(kMost * n * 2);
+    run_fill(Fill::kNoNanCode, w, 1, 1);
+    run_fill(Fill::kNoNanCode, x, 1, 2);
+    run_fill(Fill::kNormal, w_bf16, 2, 3);
+    run_fill(Fill::kNormal, x_bf16, 2, 4);
+    run_fill(Fill::kF32Scale, w_scales, 4, 5);
+    run_fill(Fill::kF32Scale, x_scales, 4, 6);
+    cuda_check(cudaDeviceSynchronize(), "filling");
+    for (const int64_t m : {256, 1024, 4096}) {
+      const CudaLinearOutput output{CudaElement::kBF16, y.data(), n};
+      const CudaLinearInput fp8{CudaElement::kE4M3, x.data(), x_scales.as<float>(), m, k};
+      const CudaLinearInput bf16{CudaElement::kBF16, x_bf16.data(), nullptr, m, k};
+      const auto run_fp8 = [&](int i) {
+        gemm.run(fp8, {n, k, w.data() + i % copies * n * k, w_scales.as<float>(), nullptr}, output);
+      };
+      const auto run_bf16 = [&](int i) {
+        gemm_cublas(bf16, w_bf16.data() + i % copies * n * k * 2, n, output, context);
+      };
+      run_fp8(0);  // outside of the graph, which could not hold its memory growing
+      run_bf16(0);
+      context.synchronize();
+      const double us = time_graph(4, context.stream(), run_fp8);
+      const double bf16_us = time_graph(4, context.stream(), run_bf16);
+      const double flops = 2.0 * double(m) * double(n) * double(k) * 1e-6;
+      std::printf("%-8s m %4d fp8 %8.2f us %5.0f TFLOP/s  bf16 %8.2f us %5.0f TFLOP/s  x%4.2f\n",
+                  shape.name, int(m), us, flops / us, bf16_us, flops / bf16_us, bf16_us / us);
+      std::fflush(stdout);
+    }
+  }
+  return 0;
+}
+
 int bench(int argc, char** argv) {
   std::string shapes, formats;
   std::vector<int> rows = {1, 4, 8, 16, 32, 64};
   bool sweep = false;
   for (int i = 1; i < argc; ++i) {
     if (!std::strcmp(argv[i], "--sweep")) sweep = true;
+    if (!std::strcmp(argv[i], "--gemm")) return bench_gemm();
     if (!std::strcmp(argv[i], "--shapes") && i + 1 < argc) shapes = argv[++i];
     if (!std::strcmp(argv[i], "--formats") && i + 1 < argc) formats = argv[++i];
     if (!std::strcmp(argv[i], "--rows") && i + 1 < argc) {
@@ -220,16 +268,22 @@ int bench(int argc, char** argv) {
     }
     const int copies = static_cast<int>(std::max<int64_t>(2, kRotatedBytes / (n * k)));
     for (const auto& format : kFormats) {
-      if (!formats.empty() && formats.find(format.name) == std::string::npos) continue;
+      if (!formats.empty() &&
+          ("," + formats + ",").find(str(",", format.name, ",")) == std::string::npos)
+        continue;
       const bool per_row = format.scale == ScaleType::kF32;
       const int64_t scale_bytes =
           per_row ? n * 4 : n * (k / 32) * (format.scale == ScaleType::kBF16 ? 2 : 1);
       DeviceBuffer codes(copies * n * k), scales(copies * scale_bytes);
       run_fill(format.element == ElementType::kInt8 ? Fill::kCode : Fill::kNoNanCode, codes, 1, 6);
-      run_fill(per_row                              ? Fill::kF32Scale
+      run_fill(per_row                            ? Fill::kF32Scale
                : format.scale == ScaleType::kBF16 ? Fill::kBf16Scale
-                                                    : Fill::kE8m0,
-               scales, per_row ? 4 : format.scale == ScaleType::kBF16 ? 2 : 1, 7);
+                                                  : Fill::kE8m0,
+               scales,
+               per_row                            ? 4
+               : format.scale == ScaleType::kBF16 ? 2
+                                                  : 1,
+               7);
       const auto matrix = [&](int i) {
         W8Matrix w;
         w.element = format.element;
@@ -246,9 +300,16 @@ int bench(int argc, char** argv) {
         const CudaLinearInput input{CudaElement::kBF16, x.data(), nullptr, m, k};
         const W8SmallConfig chosen = choose_w8_small_config(m, n, k, sms);
         std::vector<W8SmallConfig> configs = {chosen};
-        for (const int split : {1, 2, 4, 8, 16}) {
-          const W8SmallConfig config = w8_small_config(m, n, split, sms);
-          if (sweep && config.stages > 0 && config != chosen) configs.push_back(config);
+        for (const int cluster : {1, 2, 4, 8}) {
+          for (const int split : {1, 2, 4, 8}) {
+            const W8SmallConfig config = w8_small_config(m, n, split, cluster, sms);
+            if (!sweep || config.stages == 0) continue;
+            if (config != chosen) configs.push_back(config);
+            if (config.rows <= 16 && cluster == 1) {  // two blocks a multiprocessor
+              configs.push_back(config);
+              configs.back().blocks = 2 * sms;
+            }
+          }
         }
         reference<<<kSamples / 8, 256, 0, stream>>>(matrix(0), x.as<__nv_bfloat16>(), m,
                                                     sums.as<double>(), totals.as<double>());
@@ -256,7 +317,8 @@ int bench(int argc, char** argv) {
         sums.to_host(expected.data(), sums.size(), stream);
         totals.to_host(magnitudes.data(), totals.size(), stream);
         for (const W8SmallConfig& config : configs) {
-          cuda_check(cudaMemsetAsync(y.data(), 0xff, static_cast<size_t>(y.size()), stream), "poison");
+          cuda_check(cudaMemsetAsync(y.data(), 0xff, static_cast<size_t>(y.size()), stream),
+                     "poison");
           linear_w8_small_sm90(matrix(0), input, {CudaElement::kF32, y.data(), n}, config, stream);
           std::vector<float> got(static_cast<size_t>(m * n));
           y.to_host(got.data(), static_cast<int64_t>(got.size() * 4), stream);
@@ -268,18 +330,21 @@ int bench(int argc, char** argv) {
                 magnitudes[size_t(s)] * 0x1p24;
             if (!(error <= worst)) worst = error;
           }
-          const auto unwritten = std::count_if(got.begin(), got.end(), [](float v) { return v != v; });
+          const auto unwritten =
+              std::count_if(got.begin(), got.end(), [](float v) { return v != v; });
           const bool ok = worst <= 1.0625 * double(k) + 64 && unwritten == 0;
           right = right && ok;
           const double us = time_graph(std::max(copies, 6), stream, [&](int i) {
-            linear_w8_small_sm90(matrix(i), input, {CudaElement::kBF16, y.data(), n}, config, stream);
+            linear_w8_small_sm90(matrix(i), input, {CudaElement::kBF16, y.data(), n}, config,
+                                 stream);
           });
           const double rate = double(n * k + scale_bytes) / us * 1e-3;
-          std::printf("%-8s m %2d %-7s %7.2f us %5.0f GB/s %3.0f%%  bf16 %7.2f us x%4.2f  error %.0f%s "
-                      "[%s]%s\n",
-                      shape.name, m, format.name, us, rate, 100 * rate / peak, bf16_us[r],
-                      bf16_us[r] / us, worst, ok ? "" : " WRONG", to_string(config).c_str(),
-                      &config == &configs[0] ? " *" : "");
+          std::printf(
+              "%-8s m %2d %-7s %7.2f us %5.0f GB/s %3.0f%%  bf16 %7.2f us x%4.2f  error %.0f%s "
+              "[%s]%s\n",
+              shape.name, m, format.name, us, rate, 100 * rate / peak, bf16_us[r], bf16_us[r] / us,
+              worst, ok ? "" : " WRONG", to_string(config).c_str(),
+              &config == &configs[0] ? " *" : "");
           std::fflush(stdout);
         }
       }

@@ -58,13 +58,20 @@ struct Problem {
   DeviceArray<float> x_scales_device, row_scales_device, bias_device;
 
   Problem(const WeightFormat& format, int64_t rows, int64_t outputs, int64_t inputs, uint64_t seed)
-      : m(rows), n(outputs), k(inputs), matrix(random_matrix(format, n, k, seed + 4)),
-        w(static_cast<std::size_t>(n * k)), x(from_bf16(to_bf16(normal_values(m * k, seed)))),
-        x_scales(normal_values(m, seed + 1)), row_scales(normal_values(n, seed + 2)),
+      : m(rows),
+        n(outputs),
+        k(inputs),
+        matrix(random_matrix(format, n, k, seed + 4)),
+        w(static_cast<std::size_t>(n * k)),
+        x(from_bf16(to_bf16(normal_values(m * k, seed)))),
+        x_scales(normal_values(m, seed + 1)),
+        row_scales(normal_values(n, seed + 2)),
         bias(normal_values(n, seed + 3)),
         codes(DeviceBuffer::from_host(matrix.codes.data(), matrix.codes.size())),
         scales(DeviceBuffer::from_host(matrix.scales.data(), matrix.scales.size())),
-        x_device(to_bf16(x)), x_scales_device(x_scales), row_scales_device(row_scales),
+        x_device(to_bf16(x)),
+        x_scales_device(x_scales),
+        row_scales_device(row_scales),
         bias_device(bias) {
     dequantize_rows(matrix, 0, n, w.data());
   }
@@ -123,8 +130,7 @@ void expect_right(const Problem& p, bool extras, const std::vector<float>& y, in
         magnitudes += std::fabs(product);
       }
       const auto row = static_cast<std::size_t>(j), token = static_cast<std::size_t>(t);
-      const double factor =
-          extras ? double{p.x_scales[token]} * double{p.row_scales[row]} : 1.0;
+      const double factor = extras ? double{p.x_scales[token]} * double{p.row_scales[row]} : 1.0;
       const double bias = extras ? double{p.bias[row]} : 0.0;
       const double expected = sum * factor + bias;
       const double terms =
@@ -148,9 +154,10 @@ TEST(LinearW8Small, MatchesTheReferenceForEveryNumberOfRows) {
       const auto config = choose_w8_small_config(m, p.n, p.k, kHopperSms);
       p.m = m;
       const bool extras = m % 2 == 1;
-      expect_right(p, extras, run<float>(p, config, extras, 0, m), config.split, 0x1p-23, 1);
-      expect_right(p, extras, from_bf16(run<uint16_t>(p, config, extras, 0, m)), config.split,
-                   0x1p-8, 1);
+      expect_right(p, extras, run<float>(p, config, extras, 0, m), config.split * config.cluster,
+                   0x1p-23, 1);
+      expect_right(p, extras, from_bf16(run<uint16_t>(p, config, extras, 0, m)),
+                   config.split * config.cluster, 0x1p-8, 1);
       if (HasFatalFailure()) return;
     }
   }
@@ -161,21 +168,23 @@ TEST(LinearW8Small, MatchesTheReferenceForEverySplit) {
   LATHE_NEEDS_GPU();
   const struct {
     int64_t m, n, k;
-  } sizes[] = {{3, 64, 32},    {9, 1, 64},      {17, 200, 96},   {64, 65, 704},
-               {8, 4097, 576}, {16, 9001, 320}, {33, 701, 4096}, {1, 1000, 14336},
-               {64, 513, 2080}};
+  } sizes[] = {{3, 64, 32},     {9, 1, 64},      {17, 200, 96},    {64, 65, 704},  {8, 4097, 576},
+               {16, 9001, 320}, {33, 701, 4096}, {1, 1000, 14336}, {64, 513, 2080}};
   for (const auto& size : sizes) {
     for (const auto& [name, format] : kFormats) {
       Problem p(format, size.m, size.n, size.k, 20);
-      for (const int split : {1, 2, 4, 8, 16}) {
-        for (const int blocks : {kHopperSms, 7}) {
-          auto config = w8_small_config(p.m, p.n, split, kHopperSms);
+      for (const int shape : {11, 12, 14, 18, 21, 22, 28, 41, 42, 81, 84}) {
+        const int cluster = shape / 10, split = shape % 10;
+        // One block a multiprocessor, two (some then have no rows), and long runs of rows.
+        for (const int clusters : {kHopperSms, 2 * kHopperSms, 3}) {
+          auto config = w8_small_config(p.m, p.n, split, cluster, kHopperSms);
           if (config.stages == 0) continue;
-          config.blocks = std::min(config.blocks, blocks);
-          SCOPED_TRACE(testing::Message() << name << ' ' << p.m << " x " << p.n << " x " << p.k << ": "
-                                          << to_string(config));
+          config.blocks = clusters == 3 ? std::min(config.blocks, 3 * cluster) : clusters * cluster;
+          SCOPED_TRACE(testing::Message() << name << ' ' << p.m << " x " << p.n << " x " << p.k
+                                          << ": " << to_string(config));
           const int64_t step = std::max<int64_t>(1, p.m * p.n * p.k / 2000000) | 1;
-          expect_right(p, true, run<float>(p, config, true, 0, p.m), split, 0x1p-23, step);
+          expect_right(p, true, run<float>(p, config, true, 0, p.m), split * cluster, 0x1p-23,
+                       step);
           if (HasFatalFailure()) return;
         }
       }
@@ -212,8 +221,11 @@ TEST(LinearW8Small, InfinityAndNanStayInTheirRow) {
     const auto y = run<float>(p, choose_w8_small_config(5, p.n, p.k, kHopperSms), false, 0, 5);
     for (std::size_t i = 0; i < y.size(); ++i) {
       const std::size_t row = i / 100;
-      if (row == 1) EXPECT_TRUE(std::isnan(y[i])) << name << i;
-      if (row % 2 == 0) EXPECT_TRUE(std::isfinite(y[i])) << name << i;
+      if (row == 1) {
+        EXPECT_TRUE(std::isnan(y[i])) << name << i;
+      } else if (row % 2 == 0) {
+        EXPECT_TRUE(std::isfinite(y[i])) << name << i;
+      }
     }
   }
 }
@@ -224,7 +236,7 @@ TEST(LinearW8Small, BadArgumentsAreErrors) {
   const auto config = choose_w8_small_config(8, p.n, p.k, kHopperSms);
   EXPECT_THROW(run<float>(p, config, false, 0, 9), Error);
   auto too_deep = config;
-  too_deep.stages = 9;
+  too_deep.stages = 13;
   EXPECT_THROW(run<float>(p, too_deep, false, 0, 8), Error);
   p.matrix.format.scale = ScaleType::kF16;
   EXPECT_THROW(run<float>(p, config, false, 0, 8), Error);
@@ -239,7 +251,9 @@ TEST(W8SmallConfig, FitsAndUsesTheMachine) {
         EXPECT_GE(config.rows, m);
         EXPECT_GE(config.stages, 2);
         EXPECT_LE(config.blocks, kHopperSms);
-        if (n >= 32 * kHopperSms) EXPECT_EQ(config.blocks, kHopperSms);
+        if (n >= 32 * kHopperSms) {
+          EXPECT_GE(config.blocks, 128);
+        }
       }
     }
   }

@@ -11,7 +11,8 @@ namespace lathe {
 inline constexpr int kW8SmallMaxRows = 64;
 
 // An 8-bit weight on the device. k is a multiple of 32.
-//   kInt8, kE4M3     with kBF16 or kE8M0 per 32 columns, or kF32 per row (group_size 0)
+//   kInt8   kBF16 per 32 columns, or kF32 per row (group_size 0)
+//   kE4M3   kE8M0 per 32 columns, or kF32 per row
 // E4M3 codes are numbers, not NaN.
 struct W8Matrix {
   ElementType element = ElementType::kInt8;
@@ -27,18 +28,19 @@ struct W8Matrix {
 
 // What is chosen by the sizes alone. The bits of a row of y depend on nothing else.
 struct W8SmallConfig {
-  int rows = 8;    // of x, padded: 8, 16, 32 or 64
-  int split = 1;   // warps of a block that share rows of W, along k: a power of two, at most 16
-  int blocks = 1;  // each with a run of rows of W
-  int stages = 2;  // of the ring that the copies fill
+  int rows = 8;     // of x, padded: 8, 16, 32 or 64
+  int split = 1;    // warps of a block that share rows of W, along k: 1, 2, 4 or 8
+  int cluster = 1;  // blocks that share rows of W, along k: 1, 2, 4 or 8
+  int blocks = 1;   // a multiple of cluster; each cluster has a run of rows of W
+  int stages = 2;   // of the ring that the copies fill
   bool operator==(const W8SmallConfig&) const = default;
 };
 std::string to_string(const W8SmallConfig& config);
 
 // m = 1..64.
 W8SmallConfig choose_w8_small_config(int64_t m, int64_t n, int64_t k, int num_sms);
-// The same with `split` given. stages is 0 where it does not fit into shared memory.
-W8SmallConfig w8_small_config(int64_t m, int64_t n, int split, int num_sms);
+// The same with `split` and `cluster` given. stages is 0 where it does not fit into shared memory.
+W8SmallConfig w8_small_config(int64_t m, int64_t n, int split, int cluster, int num_sms);
 
 // y[m, n] = (x W^T) * x.row_scales * w.row_scales + w.bias, rounded once to y's element; x is bf16,
 // x.m 1..64 (0 is a no-op). Needs no scratch memory. Only enqueues; starts reading W before what

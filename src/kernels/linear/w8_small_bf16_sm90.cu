@@ -2,14 +2,8 @@
 
 namespace lathe {
 
-void run_w8_small_bf16(const W8SmallArgs& args, ElementType element, const W8SmallConfig& config,
-                     CudaStream stream) {
-  using w8_small::ScaleBf16;
-  if (element == ElementType::kInt8) {
-    run_w8_small<w8_small::DecodeInt8, ScaleBf16>(args, config, stream);
-  } else {
-    run_w8_small<w8_small::DecodeE4m3, ScaleBf16>(args, config, stream);
-  }
+void run_w8_small_bf16(const W8SmallArgs& args, const W8SmallConfig& config, CudaStream stream) {
+  run_w8_small<w8_small::DecodeInt8, w8_small::ScaleBf16>(args, config, stream);
 }
 
 }  // namespace lathe

@@ -2,14 +2,8 @@
 
 namespace lathe {
 
-void run_w8_small_e8m0(const W8SmallArgs& args, ElementType element, const W8SmallConfig& config,
-                     CudaStream stream) {
-  using w8_small::ScaleE8m0;
-  if (element == ElementType::kInt8) {
-    run_w8_small<w8_small::DecodeInt8, ScaleE8m0>(args, config, stream);
-  } else {
-    run_w8_small<w8_small::DecodeE4m3, ScaleE8m0>(args, config, stream);
-  }
+void run_w8_small_e8m0(const W8SmallArgs& args, const W8SmallConfig& config, CudaStream stream) {
+  run_w8_small<w8_small::DecodeE4m3, w8_small::ScaleE8m0>(args, config, stream);
 }
 
 }  // namespace lathe

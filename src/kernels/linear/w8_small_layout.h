@@ -11,16 +11,21 @@
 namespace lathe {
 
 inline constexpr int kW8SmallMaxShared = 227 * 1024;
+inline constexpr int kW8SmallHalfShared = 113 * 1024;  // two blocks on a multiprocessor
 inline constexpr int kW8SmallBarrierBytes = 1024;
-inline constexpr int kW8SmallProducers = 5;  // warps
-inline constexpr int kW8SmallMaxStages = 8;
+inline constexpr int kW8SmallProducers = 4;  // warps that copy
+inline constexpr int kW8SmallMaxStages = 12;
 
-// rows: of x, padded: 8, 16, 32 or 64. At 64, x is read from shared memory by two tiles of 16 rows of
-// W at a time, which halves that traffic.
-LATHE_W8_HOST_DEVICE constexpr int w8_small_warps(int rows) { return rows <= 32 ? 16 : 8; }
-LATHE_W8_HOST_DEVICE constexpr int w8_small_unit_rows(int rows) { return rows <= 32 ? 16 : 32; }
+// rows: of x, padded: 8, 16, 32 or 64. From 32, x is read from shared memory for two tiles of 16
+// rows of W at a time, which halves that traffic.
+LATHE_W8_HOST_DEVICE constexpr int w8_small_unit_rows(int rows) { return rows <= 16 ? 16 : 32; }
+// Warps that multiply, and all threads.
+LATHE_W8_HOST_DEVICE constexpr int w8_small_warps(int) { return 8; }
+LATHE_W8_HOST_DEVICE constexpr int w8_small_threads(int rows) {
+  return (w8_small_warps(rows) + kW8SmallProducers) * 32;
+}
 
-// One stage: codes of all warps (32 KiB), x, scales. Behind the stages: sums of the warps.
+// One stage: codes of all warps, x, scales. Behind the stages: sums of the warps.
 struct W8SmallLayout {
   int x_offset;
   int scales_offset;
@@ -28,11 +33,13 @@ struct W8SmallLayout {
   int sum_bytes;
 
   // scale_bytes: of a group; 0 where there are none.
-  LATHE_W8_HOST_DEVICE constexpr W8SmallLayout(int rows, int split, int scale_bytes)
+  LATHE_W8_HOST_DEVICE constexpr W8SmallLayout(int rows, int split, int cluster, int scale_bytes)
       : x_offset(w8_small_warps(rows) * w8_small_unit_rows(rows) * 128),
         scales_offset(x_offset + split * rows * 256),
-        stage_bytes(scales_offset + w8_small_warps(rows) * w8_small_unit_rows(rows) * 4 * scale_bytes),
-        sum_bytes(split > 1 ? w8_small_warps(rows) * w8_small_unit_rows(rows) * rows * 4 : 0) {}
+        stage_bytes(scales_offset +
+                    w8_small_warps(rows) * w8_small_unit_rows(rows) * 4 * scale_bytes),
+        sum_bytes(split * cluster > 1 ? w8_small_warps(rows) * w8_small_unit_rows(rows) * rows * 4
+                                      : 0) {}
   LATHE_W8_HOST_DEVICE constexpr int bytes(int stages) const {
     return kW8SmallBarrierBytes + stages * stage_bytes + sum_bytes;
   }

@@ -3,7 +3,7 @@
 namespace lathe {
 
 void run_w8_small_row(const W8SmallArgs& args, ElementType element, const W8SmallConfig& config,
-                     CudaStream stream) {
+                      CudaStream stream) {
   using w8_small::NoScale;
   if (element == ElementType::kInt8) {
     run_w8_small<w8_small::DecodeInt8, NoScale>(args, config, stream);
