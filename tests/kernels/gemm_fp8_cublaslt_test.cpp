@@ -1,10 +1,11 @@
 // FP8 products by cuBLASLt against sums in double.
+#include "kernels/linear/gemm_fp8_cublaslt.h"
+
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "base/error.h"
-#include "kernels/linear/gemm_fp8_cublaslt.h"
 #include "quant/fp8.h"
 #include "support/all_close.h"
 #include "support/cuda_cases.h"
@@ -18,9 +19,9 @@ std::vector<uint8_t> to_e4m3(const std::vector<float>& values) {
   return codes;
 }
 
-// Hopper's tensor cores add 32 products of FP8 and the sum so far with each term cut 13 places below
-// the largest; cuBLASLt adds such sums in fp32 every 128 columns (no "fast accumulation"). So 128
-// columns are off by at most 4 * 33 cuts of 2^-13 of their largest term or sum.
+// Hopper's tensor cores add 32 products of FP8 and the sum so far with each term cut 13 places
+// below the largest; cuBLASLt adds such sums in fp32 every 128 columns (no "fast accumulation"). So
+// 128 columns are off by at most 4 * 33 cuts of 2^-13 of their largest term or sum.
 TEST(Fp8Gemm, MatchesSumsInDouble) {
   LATHE_NEEDS_GPU();
   CudaContext context(0);
@@ -36,9 +37,10 @@ TEST(Fp8Gemm, MatchesSumsInDouble) {
     DeviceArray<uint8_t> x_device(x), w_device(w);
     DeviceArray<float> x_scales_device(x_scales), w_scales_device(w_scales), bias_device(bias);
     for (const bool has_bias : {false, true}) {
-      SCOPED_TRACE(testing::Message() << size.m << ' ' << size.n << ' ' << size.k << ' ' << has_bias);
-      const CudaLinearInput input{CudaElement::kE4M3, x_device.data(), x_scales_device.data(), size.m,
-                                  size.k};
+      SCOPED_TRACE(testing::Message()
+                   << size.m << ' ' << size.n << ' ' << size.k << ' ' << has_bias);
+      const CudaLinearInput input{CudaElement::kE4M3, x_device.data(), x_scales_device.data(),
+                                  size.m, size.k};
       Fp8Matrix matrix;
       matrix.n = size.n;
       matrix.k = size.k;
@@ -76,7 +78,8 @@ TEST(Fp8Gemm, MatchesSumsInDouble) {
               std::fabs(factor) * (cuts + magnitudes * 0x1p-17) + std::fabs(added) * 0x1p-20;
           const auto at = static_cast<std::size_t>(t * stride + j);
           ASSERT_TRUE(std::fabs(got[at] - expected) <= tolerance)
-              << t << ' ' << j << ": " << got[at] << ", expected " << expected << " +- " << tolerance;
+              << t << ' ' << j << ": " << got[at] << ", expected " << expected << " +- "
+              << tolerance;
           const double rounding = (std::fabs(sum * factor) + std::fabs(expected)) * 0x1p-8;
           ASSERT_TRUE(std::fabs(got_bf16[at] - expected) <= tolerance + rounding)
               << t << ' ' << j << ": " << got_bf16[at] << ", expected " << expected;
@@ -99,9 +102,11 @@ TEST(Fp8Gemm, BadArgumentsAreErrors) {
   w.scales = scales.data();
   const CudaLinearOutput output{CudaElement::kF32, y.data(), 64};
   EXPECT_THROW(gemm.run({CudaElement::kE4M3, codes.data(), nullptr, 8, 64}, w, output), Error);
-  EXPECT_THROW(gemm.run({CudaElement::kBF16, codes.data(), scales.data(), 8, 64}, w, output), Error);
+  EXPECT_THROW(gemm.run({CudaElement::kBF16, codes.data(), scales.data(), 8, 64}, w, output),
+               Error);
   w.n = 63;
-  EXPECT_THROW(gemm.run({CudaElement::kE4M3, codes.data(), scales.data(), 8, 64}, w, output), Error);
+  EXPECT_THROW(gemm.run({CudaElement::kE4M3, codes.data(), scales.data(), 8, 64}, w, output),
+               Error);
 }
 
 }  // namespace
