@@ -102,10 +102,9 @@ __global__ void reference_kernel(Fp4Tiles w, Fp4Order order, const void* x, bool
   double sum = 0, magnitude = 0;
   for (int64_t c = threadIdx.x % 32; c < w.k; c += 32) {
     const double v = decode_weight(w, order, row, c);
-    const double xv = x_e4m3
-                          ? double(float(static_cast<const __nv_fp8_e4m3*>(x)[token * w.k + c]))
-                          : double(__bfloat162float(
-                                static_cast<const __nv_bfloat16*>(x)[token * w.k + c]));
+    const double xv =
+        x_e4m3 ? double(float(static_cast<const __nv_fp8_e4m3*>(x)[token * w.k + c]))
+               : double(__bfloat162float(static_cast<const __nv_bfloat16*>(x)[token * w.k + c]));
     sum += v * xv;
     magnitude += fabs(v * xv);
   }
@@ -114,15 +113,16 @@ __global__ void reference_kernel(Fp4Tiles w, Fp4Order order, const void* x, bool
     magnitude += __shfl_xor_sync(~0u, magnitude, i);
   }
   if (threadIdx.x % 32 == 0) {
-    const double factor = double(x_scales ? x_scales[token] : 1.0f) *
-                          double(w.row_scales ? w.row_scales[row] : 1.0f);
+    const double factor =
+        double(x_scales ? x_scales[token] : 1.0f) * double(w.row_scales ? w.row_scales[row] : 1.0f);
     const double bias = w.bias ? double(w.bias[row]) : 0;
     out[sample] = {sum * factor + bias, magnitude * fabs(factor) + fabs(bias)};
   }
 }
 // The tensor core's FP8 sum as it is understood: per step of `block` columns the exact products and
 // the accumulator are cut (towards zero) to `bits` fraction bits below the largest exponent, added
-// exactly, and the sum is cut to `bits` fraction bits. One thread per sample; W as the kernel scales it.
+// exactly, and the sum is cut to `bits` fraction bits. One thread per sample; W as the kernel
+// scales it.
 __global__ void emulate_kernel(Fp4Tiles w, const uint8_t* exponents, const __nv_fp8_e4m3* x,
                                const int2* samples, int count, int block, int bits, float* out) {
   const int sample = blockIdx.x * blockDim.x + threadIdx.x;
@@ -162,19 +162,18 @@ __global__ void count_wrong_poison(const uint32_t* y, int element_bytes, int64_t
   const int64_t count = m * stride;
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count;
        i += int64_t{gridDim.x} * blockDim.x) {
-    const bool poison =
-        element_bytes == 4 ? y[i] == 0xFFFFFFFFu
-                           : reinterpret_cast<const uint16_t*>(y)[i] == 0xFFFFu;
+    const bool poison = element_bytes == 4 ? y[i] == 0xFFFFFFFFu
+                                           : reinterpret_cast<const uint16_t*>(y)[i] == 0xFFFFu;
     if (i % stride < n && poison) atomicAdd(unwritten, 1);
     if (i % stride >= n && !poison) atomicAdd(overwritten, 1);
   }
 }
 
-#define CUBLAS_CHECK(call)                                                        \
-  do {                                                                            \
-    const cublasStatus_t status = (call);                                         \
-    if (status != CUBLAS_STATUS_SUCCESS)                                          \
-      fail(ErrorCode::kDevice, #call, " failed: ", static_cast<int>(status));     \
+#define CUBLAS_CHECK(call)                                                    \
+  do {                                                                        \
+    const cublasStatus_t status = (call);                                     \
+    if (status != CUBLAS_STATUS_SUCCESS)                                      \
+      fail(ErrorCode::kDevice, #call, " failed: ", static_cast<int>(status)); \
   } while (0)
 
 template <typename T>
@@ -265,9 +264,9 @@ Input make_input(int64_t m, int64_t k, bool e4m3, bool scales) {
 }
 
 struct Comparison {
-  double worst = 0;       // |y - exact| / sum |w x|
-  double rms = 0;         // of y - exact, relative to the rms of exact
-  double slope = 0;       // of y over exact, less 1
+  double worst = 0;  // |y - exact| / sum |w x|
+  double rms = 0;    // of y - exact, relative to the rms of exact
+  double slope = 0;  // of y over exact, less 1
   int unwritten = 0, overwritten = 0;
 };
 using Run = std::function<void(const CudaLinearOutput&)>;
@@ -297,10 +296,9 @@ Comparison compare(const Fp4Tiles& w, Fp4Order order, const CudaLinearInput& x, 
                         cudaMemcpyHostToDevice),
              "samples");
   reference_kernel<<<num_samples / 8, 256>>>(w, order, x.data, x.element == CudaElement::kE4M3,
-                                             x.row_scales, device_samples, num_samples,
-                                             references);
-  count_wrong_poison<<<1024, 256>>>(reinterpret_cast<uint32_t*>(y), bytes, x.m, w.n, stride,
-                                    counts, counts + 1);
+                                             x.row_scales, device_samples, num_samples, references);
+  count_wrong_poison<<<1024, 256>>>(reinterpret_cast<uint32_t*>(y), bytes, x.m, w.n, stride, counts,
+                                    counts + 1);
   std::vector<Reference> expected(samples.size());
   cuda_check(cudaMemcpy(expected.data(), references, expected.size() * sizeof(Reference),
                         cudaMemcpyDeviceToHost),
@@ -405,8 +403,8 @@ struct Cublas {
         cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSB, &plain, sizeof plain));
     if (fp8) {
       const int8_t fast = 1;
-      CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast,
-                                                  sizeof fast));
+      CUBLAS_CHECK(
+          cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast));
     }
     cublasLtMatrixLayout_t la, lb, ld;
     CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&la, type, k, n, k));
@@ -418,8 +416,8 @@ struct Cublas {
         preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace, sizeof kWorkspace));
     cublasLtMatmulHeuristicResult_t found[1];
     int count = 0;
-    CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(handle, op, la, lb, ld, ld, preference, 1, found,
-                                                &count));
+    CUBLAS_CHECK(
+        cublasLtMatmulAlgoGetHeuristic(handle, op, la, lb, ld, ld, preference, 1, found, &count));
     if (count == 0) fail(ErrorCode::kDevice, "cuBLASLt has no algorithm");
     const float alpha = 1, beta = 0;
     const double us = median_us(calls, stream, [&](int i) {
@@ -445,9 +443,10 @@ bool report(const char* name, const std::string& config, int64_t m, int64_t n, i
     std::printf("FAIL ");
   }
   if (!good) {
-    std::printf("%s m=%ld n=%ld k=%ld %s: worst %.3g (limit %.3g) rms %.3g unwritten %d overwritten %d\n",
-                name, long(m), long(n), long(k), config.c_str(), c.worst, limit, c.rms,
-                c.unwritten, c.overwritten);
+    std::printf(
+        "%s m=%ld n=%ld k=%ld %s: worst %.3g (limit %.3g) rms %.3g unwritten %d overwritten %d\n",
+        name, long(m), long(n), long(k), config.c_str(), c.worst, limit, c.rms, c.unwritten,
+        c.overwritten);
   }
   return good;
 }
@@ -462,11 +461,10 @@ int check_all() {
     int64_t m, n, k, pad;
     bool f32;
   };
-  const Size sizes[] = {{256, 256, 128, 0, false},   {256, 512, 512, 8, false},
-                        {1, 64, 64, 0, false},       {65, 100, 192, 3, false},
-                        {300, 328, 1088, 8, false},  {129, 1000, 320, 0, true},
-                        {777, 4096, 4096, 0, false}, {64, 8, 64, 0, false},
-                        {2048, 6144, 4096, 0, false}};
+  const Size sizes[] = {
+      {256, 256, 128, 0, false},   {256, 512, 512, 8, false},  {1, 64, 64, 0, false},
+      {65, 100, 192, 3, false},    {300, 328, 1088, 8, false}, {129, 1000, 320, 0, true},
+      {777, 4096, 4096, 0, false}, {64, 8, 64, 0, false},      {2048, 6144, 4096, 0, false}};
   for (const Size& s : sizes) {
     auto* row_scales = allocate<float>(s.n);
     auto* bias = allocate<float>(s.n);
@@ -514,12 +512,12 @@ void accuracy() {
     const Weights weights = make_weights(c, 1, nullptr, nullptr);
     const Input x = make_input(512, k, true, false);
     for (const Mxfp4Config& config : mxfp4_configs(k)) {
-      const auto r = compare(weights.copies[0], c.order(), x.view, c.n, true,
-                             [&](const CudaLinearOutput& y) {
-                               linear_mxfp4_sm90(weights.copies[0], weights.exponents[0], x.view, y,
-                                                 config, nullptr);
-                             },
-                             32768);
+      const auto r = compare(
+          weights.copies[0], c.order(), x.view, c.n, true,
+          [&](const CudaLinearOutput& y) {
+            linear_mxfp4_sm90(weights.copies[0], weights.exponents[0], x.view, y, config, nullptr);
+          },
+          32768);
       std::printf("k %6ld  %-44s rms %.3e slope %+.3e worst/sum|wx| %.3e\n", long(k),
                   to_string(config).c_str(), r.rms, r.slope, r.worst);
     }
@@ -544,7 +542,7 @@ void emulation() {
   cuda_check(cudaMemcpy(samples, host_samples.data(), count * sizeof(int2), cudaMemcpyHostToDevice),
              "samples");
   const CudaLinearOutput out{CudaElement::kF32, y, c.n};
-  linear_mxfp4_sm90(weights.copies[0], weights.exponents[0], x.view, out, {128, 2, 1}, nullptr);
+  linear_mxfp4_sm90(weights.copies[0], weights.exponents[0], x.view, out, {}, nullptr);
   gather_kernel<<<count / 256, 256>>>(y, true, c.n, samples, count, actual);
   std::vector<float> a(count), b(count);
   cuda_check(cudaMemcpy(a.data(), actual, count * 4, cudaMemcpyDeviceToHost), "result");
@@ -556,8 +554,10 @@ void emulation() {
       cuda_check(cudaMemcpy(b.data(), model, count * 4, cudaMemcpyDeviceToHost), "model");
       int equal = 0;
       for (int i = 0; i < count; ++i) equal += a[size_t(i)] == b[size_t(i)];
-      std::printf("model of the FP8 accumulator: %d columns a step, %d fraction bits: %d of %d sums "
-                  "equal (first: %.8g and %.8g)\n", block, bits, equal, count, a[0], b[0]);
+      std::printf(
+          "model of the FP8 accumulator: %d columns a step, %d fraction bits: %d of %d sums "
+          "equal (first: %.8g and %.8g)\n",
+          block, bits, equal, count, a[0], b[0]);
     }
   }
   free_all();
@@ -591,22 +591,23 @@ void time_all(const std::vector<Shape>& shapes, const std::vector<int64_t>& ms, 
         auto* y_data = allocate<__nv_bfloat16>(m * shape.n);
         garbage.push_back(y_data);
         const CudaLinearOutput y{CudaElement::kBF16, y_data, shape.n};
-        const auto one = [&](const std::string& name, double limit, bool chosen,
-                             const std::function<void(int, const CudaLinearOutput&, cudaStream_t)>&
-                                 call) {
-          const std::string label = (kind == Kind::kMxfp4 ? "mxfp4 " : "nvfp4 ") + name;
-          if (label.find(only) == std::string::npos) return;
-          const Comparison r =
-              only.empty()
-                  ? compare(weights.copies[0], c.order(), x.view, shape.n, false,
+        const auto one =
+            [&](const std::string& name, double limit, bool chosen,
+                const std::function<void(int, const CudaLinearOutput&, cudaStream_t)>& call) {
+              const std::string label = (kind == Kind::kMxfp4 ? "mxfp4 " : "nvfp4 ") + name;
+              if (label.find(only) == std::string::npos) return;
+              const Comparison r =
+                  only.empty()
+                      ? compare(
+                            weights.copies[0], c.order(), x.view, shape.n, false,
                             [&](const CudaLinearOutput& out) { call(0, out, nullptr); }, 4096)
-                  : Comparison{};
-          if (!report("timed", name, m, shape.n, shape.k, r, limit)) return;
-          const double us = median_us(std::max(copies, 8), stream,
-                                      [&](int i) { call(i % copies, y, stream); });
-          std::printf("   %-50s %8.1f us %5.0f TF  %.2fx bf16 %s\n", label.c_str(), us,
-                      flops / us * 1e-6, bf16 / us, chosen ? "*" : "");
-        };
+                      : Comparison{};
+              if (!report("timed", name, m, shape.n, shape.k, r, limit)) return;
+              const double us = median_us(std::max(copies, 8), stream,
+                                          [&](int i) { call(i % copies, y, stream); });
+              std::printf("   %-58s %8.1f us %5.0f TF  %.2fx bf16 %s\n", label.c_str(), us,
+                          flops / us * 1e-6, bf16 / us, chosen ? "*" : "");
+            };
         if (kind == Kind::kMxfp4) {
           const Mxfp4Config best = choose_mxfp4_config(m, shape.n, shape.k, num_sms);
           for (const Mxfp4Config& config : mxfp4_configs(shape.k)) {

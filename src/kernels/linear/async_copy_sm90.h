@@ -28,9 +28,9 @@ __device__ __forceinline__ void barrier_arrive_expect(uint32_t barrier, uint32_t
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Arrives at a barrier of the cluster, an address by cluster_address(). For telling that this thread
-// has read what lay there; it does not make writes visible beyond the block (a release at cluster
-// scope costs a fence of the whole GPU).
+// Arrives at a barrier of the cluster, an address by cluster_address(). For telling that this
+// thread has read what lay there; it does not make writes visible beyond the block (a release at
+// cluster scope costs a fence of the whole GPU).
 __device__ __forceinline__ void barrier_arrive_cluster(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
@@ -64,8 +64,8 @@ __device__ __forceinline__ void copy_tile_3d(uint32_t target, const CUtensorMap*
       "l"(map), "r"(barrier), "r"(0), "r"(y), "r"(z)
       : "memory");
 }
-// copy_tile into every block of the cluster named by the bits of `blocks`, at the same address, each
-// completing on its own barrier.
+// copy_tile into every block of the cluster named by the bits of `blocks`, at the same address,
+// each completing on its own barrier.
 __device__ __forceinline__ void copy_tile_multicast(uint32_t target, const CUtensorMap* map,
                                                     int column, int row, uint32_t barrier,
                                                     uint16_t blocks) {
@@ -109,14 +109,14 @@ __device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t r
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
   return remote;
 }
-// Four words into shared memory of another block of the cluster; `barrier` (there, too) is told of
-// the 16 bytes. Both addresses by cluster_address().
-__device__ __forceinline__ void store_cluster(uint32_t address, float a, float b, float c, float d,
-                                              uint32_t barrier) {
+// Contiguous bytes, a multiple of 16, to shared memory of another block of the cluster; `barrier`
+// (there, too) is told of them. `target` and `barrier` by cluster_address().
+__device__ __forceinline__ void copy_to_cluster(uint32_t target, uint32_t source, uint32_t bytes,
+                                                uint32_t barrier) {
   asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
-      "[%5];" ::"r"(address),
-      "f"(a), "f"(b), "f"(c), "f"(d), "r"(barrier)
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];" ::"r"(target),
+      "r"(source), "r"(bytes), "r"(barrier)
       : "memory");
 }
 
@@ -133,6 +133,16 @@ __device__ __forceinline__ void cluster_sync() {
 __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+
+// Programmatic dependent launch: a grid may start before the one ahead of it in the stream has
+// ended, and must wait before it touches what that one reads or writes.
+__device__ __forceinline__ void wait_for_earlier_grids() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+__device__ __forceinline__ void let_next_grid_start() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 template <int kRegisters>
 __device__ __forceinline__ void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));

@@ -41,6 +41,11 @@ __device__ __forceinline__ uint4 load_shared_128(uint32_t address) {
                : "r"(address));
   return value;
 }
+__device__ __forceinline__ void store_shared(uint32_t address, float a, float b, float c, float d) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(a), "f"(b), "f"(c),
+               "f"(d)
+               : "memory");
+}
 
 constexpr uint32_t kMagnitudeBits = 0x77777777;
 constexpr uint32_t kByteSigns = 0x80808080;
@@ -98,8 +103,7 @@ struct DecodeMxfp4ToE5m2 {
       const uint32_t high = row.high[i % 2] + e * 0x04040404u;
       const uint32_t selectors = words[i] & kMagnitudeBits;
       a[i / 2][i % 2] = select_bytes(low, high, selectors) | (words[i] & kByteSigns);
-      a[i / 2][2 + i % 2] =
-          select_bytes(low, high, selectors >> 16) | (words[i] << 4 & kByteSigns);
+      a[i / 2][2 + i % 2] = select_bytes(low, high, selectors >> 16) | (words[i] << 4 & kByteSigns);
     }
   }
 };
@@ -118,9 +122,9 @@ __device__ __forceinline__ void e2m1_to_bf16(uint32_t selectors, uint32_t signs,
   // bf16: 0 = 0000, .5 = 3F00, 1 = 3F80, 1.5 = 3FC0, 2 = 4000, 3 = 4040, 4 = 4080, 6 = 40C0.
   static_assert(kShift % 2 == 0);
   constexpr uint32_t kStep = kShift / 2 % 256;
-  const uint32_t high =
-      select_bytes(0x3F3F3F00u + kStep * 0x01010100u, 0x40404040u + kStep * 0x01010101u, selectors) |
-      (signs & kByteSigns);
+  const uint32_t high = select_bytes(0x3F3F3F00u + kStep * 0x01010100u,
+                                     0x40404040u + kStep * 0x01010101u, selectors) |
+                        (signs & kByteSigns);
   const uint32_t low = select_bytes(0xC0800000u, 0xC0804000u, selectors);
   first = select_bytes(low, high, 0x5140);
   second = select_bytes(low, high, 0x7362);
@@ -238,7 +242,8 @@ struct DecodeInt4ToBf16 {
         // 0x4300 | v is 128 + v in bf16.
         const uint32_t pair =
             (select_bytes(words[i], odd, 0x0400u + 0x0101u * static_cast<uint32_t>(j)) &
-             0x000F000Fu) | 0x43004300u;
+             0x000F000Fu) |
+            0x43004300u;
         uint32_t centred;
         asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(centred) : "r"(pair), "r"(0x43084308u));
         a[j / 2][i + 2 * (j % 2)] = multiply_bf16x2(centred, scale);

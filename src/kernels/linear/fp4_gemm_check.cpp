@@ -15,8 +15,8 @@ int hopper_multiprocessors() {
   cuda_check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
              "asking for the GPU's multiprocessors");
   if (major != 9) {
-    fail(ErrorCode::kUnsupported, "this kernel is for Hopper (compute capability 9.0); GPU ", device,
-         " has ", major, ".x");
+    fail(ErrorCode::kUnsupported, "this kernel is for Hopper (compute capability 9.0); GPU ",
+         device, " has ", major, ".x");
   }
   return count;
 }

@@ -15,10 +15,11 @@
 namespace lathe {
 
 struct Bf16GemmConfig {
-  int tokens = 256;  // rows of x in a tile: 128, 256
-  int share = 2;     // blocks that share their rows of x: 2
-  int splits = 1;    // blocks that share a tile, each a part of k: 1, 2, 4
-  int group = 8;     // token tiles worked on together
+  int tokens = 256;     // rows of x in a tile: 128, 256
+  int panels = 2;       // of 64 outputs in a tile: 2, 4
+  int share = 2;        // blocks that share their rows of x: 1, 2
+  int splits = 1;       // blocks that share a tile, each a part of k: 1, 2
+  int token_group = 8;  // token tiles worked on together
   bool operator==(const Bf16GemmConfig&) const = default;
 };
 std::string to_string(const Bf16GemmConfig& config);

@@ -5,10 +5,10 @@
 namespace lathe {
 namespace {
 
-using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
-                            const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                            const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                            CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                            const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
+                            CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+                            CUtensorMapFloatOOBfill);
 
 // From the driver that is there, so that the program does not need libcuda to start.
 Encode find_encode() {
@@ -18,8 +18,9 @@ Encode find_encode() {
                                               cudaEnableDefault, &found),
              "asking the driver for cuTensorMapEncodeTiled");
   if (found != cudaDriverEntryPointSuccess || function == nullptr) {
-    fail(ErrorCode::kDevice, "the NVIDIA driver has no cuTensorMapEncodeTiled; it is older than "
-                             "CUDA 12");
+    fail(ErrorCode::kDevice,
+         "the NVIDIA driver has no cuTensorMapEncodeTiled; it is older than "
+         "CUDA 12");
   }
   return reinterpret_cast<Encode>(function);
 }
@@ -63,10 +64,10 @@ CUtensorMap make_pieces_map(const void* data, int64_t rows, int64_t pieces, int 
                              static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[3] = {1, 1, 1};
   CUtensorMap map;
-  const CUresult status = encode(
-      &map, CU_TENSOR_MAP_DATA_TYPE_UINT64, 3, const_cast<void*>(data), sizes, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT64, 3, const_cast<void*>(data), sizes, strides, box,
+             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     fail(ErrorCode::kInvalidArgument, "the driver refuses a tensor map of ", rows, " x ", pieces,
          " x ", bytes, " bytes at address ", data, ": error ", static_cast<int>(status));

@@ -1,4 +1,5 @@
-// Descriptions of matrices for Hopper's copy engine. Only for files that are built with the toolkit.
+// Descriptions of matrices for Hopper's copy engine. Only for files that are built with the
+// toolkit.
 #pragma once
 #include <cuda.h>
 
