@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "kernels/linear/gemm_fp8_cublaslt.h"
 #include "tensor/cuda_check.h"
 
 namespace lathe {
@@ -79,7 +80,13 @@ CudaContext::CudaContext(int device) : device_(device) {
   cublasSetMathMode(cublas_, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION);
 }
 
+Fp8Gemm& CudaContext::fp8_gemm() {
+  if (fp8_gemm_ == nullptr) fp8_gemm_ = std::make_unique<Fp8Gemm>(*this);
+  return *fp8_gemm_;
+}
+
 CudaContext::~CudaContext() {
+  fp8_gemm_ = nullptr;
   cublasDestroy(cublas_);
   cudaStreamDestroy(stream_);
 }

@@ -12,6 +12,8 @@ struct cublasContext;
 
 namespace lathe {
 
+class Fp8Gemm;
+
 // A stack of device memory in the manner of Workspace: allocations live until their Scope ends.
 // Kernels on the context's one stream run in order, so memory may be given out again at once.
 class DeviceWorkspace {
@@ -62,6 +64,7 @@ class CudaContext {
   DeviceWorkspace& workspace() { return workspace_; }
   // Sums in fp32; fp32 operands are not rounded to TF32.
   cublasContext* cublas() const { return cublas_; }
+  Fp8Gemm& fp8_gemm();  // linear/gemm_fp8_cublaslt.h, made when first asked for
   // Makes the device current for this thread; a model may be run from another one than loaded it.
   void use() const;
   // Waits; throws kDevice when a kernel has failed.
@@ -75,6 +78,7 @@ class CudaContext {
   cublasContext* cublas_ = nullptr;
   DeviceBuffer cublas_workspace_;
   DeviceWorkspace workspace_;
+  std::unique_ptr<Fp8Gemm> fp8_gemm_;
 };
 
 }  // namespace lathe

@@ -7,10 +7,12 @@
 #include "base/error.h"
 #include "kernels/linear/dequantize_cuda.h"
 #include "kernels/linear/gemm_cublas.h"
+#include "kernels/linear/gemm_fp8_cublaslt.h"
 #include "kernels/linear/linear_fp4_small_sm90.h"
 #include "kernels/linear/linear_kernels.h"
 #include "kernels/linear/linear_mxfp4_sm90.h"
 #include "kernels/linear/linear_nvfp4_sm90.h"
+#include "kernels/linear/linear_w8_small_sm90.h"
 #include "kernels/linear/pack_fp4.h"
 #include "kernels/linear/scale_bias_cuda.h"
 #include "quant/hadamard.h"
@@ -18,6 +20,11 @@
 
 namespace lathe {
 namespace {
+
+// Steps of more rows than this go to the wgmma kernels, whose smallest tile of 128 rows costs less
+// than the memory-bound kernel does beyond here (docs/results/hopper.md).
+constexpr int64_t kFewRows = 16;
+static_assert(kFewRows <= kSmallLinearMaxRows);
 
 // What is alike for all weights: sizes, scheme, factors of y's columns.
 class CudaWeight : public CudaLinear {
@@ -56,7 +63,7 @@ class CudaWeight : public CudaLinear {
   // y = x w^T by cuBLAS, and the rest of y behind it. w: [n, k] of x's element.
   void run_dense(const CudaLinearInput& x, const void* w, const CudaLinearOutput& y) const {
     gemm_cublas(x, w, n_, y, context_);
-    scale_bias_cuda(y, x.m, n_, x.row_scales, bias(), context_.stream());
+    scale_bias_cuda(y, x.m, n_, x.row_scales, nullptr, bias(), context_.stream());
   }
 
   CudaContext& context_;
@@ -99,6 +106,109 @@ class DenseCudaWeight final : public CudaWeight {
  private:
   CudaElement element_;
   DeviceBuffer weight_;
+};
+
+// Integers and E4M3, row-major as the checkpoint has them.
+class EightBitCudaWeight final : public CudaWeight {
+ public:
+  EightBitCudaWeight(std::span<const LinearPart> parts, const LinearScheme& scheme,
+                     CudaContext& context)
+      : CudaWeight(parts, parts.front().quantized->cols, scheme, context),
+        format_(parts.front().quantized->format),
+        codes_(stacked(parts, &QuantizedMatrix::codes)),
+        scales_(stacked(parts, &QuantizedMatrix::scales)) {
+    std::vector<float> factors;
+    bool is_needed = false;
+    for (const LinearPart& part : parts) {
+      is_needed = is_needed || part.quantized->global_scale != 1;
+      factors.insert(factors.end(), static_cast<std::size_t>(part.quantized->rows),
+                     1 / part.quantized->global_scale);
+    }
+    if (is_needed) {
+      factors_ = DeviceBuffer::from_host(factors.data(),
+                                         static_cast<int64_t>(factors.size() * sizeof(float)));
+    }
+  }
+
+  static bool takes(const WeightFormat& format, int64_t k) {
+    const bool has_codes =
+        format.element == ElementType::kInt8 || format.element == ElementType::kE4M3;
+    const ScaleType group_scale =
+        format.element == ElementType::kInt8 ? ScaleType::kBF16 : ScaleType::kE8M0;
+    const bool is_grouped = format.group_size == 32 && format.scale == group_scale;
+    const bool is_by_row = format.group_size == 0 && format.scale == ScaleType::kF32;
+    return has_codes && (is_grouped || is_by_row) && k % 32 == 0;
+  }
+
+  int64_t weight_bytes() const override { return codes_.size() + scales_.size(); }
+  std::string kernels() const override {
+    return str(weight_format_name(format_),
+               multiplies_fp8() ? " small | cublas fp8" : " small | decoded bf16 cublas");
+  }
+  CudaInputClass input_class(int64_t m) const override {
+    const bool is_fp8 = m > kW8SmallMaxRows && multiplies_fp8();
+    return input(scheme_.activations, is_fp8 ? CudaElement::kE4M3 : CudaElement::kBF16);
+  }
+  void run(const CudaLinearInput& x, const CudaLinearOutput& y) const override {
+    if (x.m == 0) return;
+    if (x.element == CudaElement::kE4M3) {
+      context_.fp8_gemm().run(
+          x,
+          {.n = n(), .k = k(), .codes = codes_.data(), .scales = scales_.as<float>(), .bias = bias()},
+          y);
+    } else if (x.m <= kW8SmallMaxRows) {
+      linear_w8_small_sm90({.element = format_.element,
+                            .scale = format_.scale,
+                            .group_size = format_.group_size,
+                            .n = n(),
+                            .k = k(),
+                            .codes = codes_.data(),
+                            .scales = scales_.data(),
+                            .row_scales = factors_.size() > 0 ? factors_.as<float>() : nullptr,
+                            .bias = bias()},
+                           x, y, choose_w8_small_config(x.m, n(), k(), context_.num_sms()),
+                           context_.stream());
+    } else {
+      const DeviceWorkspace::Scope scope(context_.workspace());
+      void* dense = context_.workspace().allocate(n() * k() * 2);
+      dequantize_cuda({.format = format_,
+                       .rows = n(),
+                       .cols = k(),
+                       .codes = codes_.data(),
+                       .scales = scales_.data()},
+                      CudaElement::kBF16, dense, context_.stream());
+      gemm_cublas(x, dense, n(), y, context_);
+      scale_bias_cuda(y, x.m, n(), x.row_scales,
+                      factors_.size() > 0 ? factors_.as<float>() : nullptr, bias(),
+                      context_.stream());
+    }
+  }
+
+ private:
+  // Products of E4M3 by E4M3 with a factor for each row of both.
+  bool multiplies_fp8() const {
+    return format_.element == ElementType::kE4M3 && format_.scale == ScaleType::kF32 &&
+           scheme_.activations == ActivationFormat::kFp8 && factors_.size() == 0 &&
+           Fp8Gemm::supports(n(), k(), n());
+  }
+  static DeviceBuffer stacked(std::span<const LinearPart> parts, Buffer QuantizedMatrix::*buffer) {
+    int64_t size = 0;
+    for (const LinearPart& part : parts) size += (part.quantized->*buffer).size();
+    DeviceBuffer all(size);
+    int64_t done = 0;
+    for (const LinearPart& part : parts) {
+      const Buffer& from = part.quantized->*buffer;
+      cuda_check(cudaMemcpy(all.data() + done, from.data(), static_cast<std::size_t>(from.size()),
+                            cudaMemcpyHostToDevice),
+                 "copying weights to the GPU");
+      done += from.size();
+    }
+    return all;
+  }
+
+  WeightFormat format_;
+  DeviceBuffer codes_, scales_;
+  DeviceBuffer factors_;  // 1 / global scale of each row of W, or nothing
 };
 
 // Stays as the checkpoint has it, and is decoded for each product: the exact arithmetic, and formats
@@ -176,14 +286,13 @@ class TiledCudaWeight final : public CudaWeight {
 
   int64_t weight_bytes() const override { return packed_.weight_bytes(); }
   std::string kernels() const override {
-    return str(weight_format_name(format_), is_mxfp4()  ? " small | wgmma fp8"
-                                            : is_nvfp4() ? " small | wgmma bf16"
-                                                         : " small | decoded bf16 cublas");
+    return str(weight_format_name(format_),
+               is_mxfp4() ? " small | wgmma fp8" : " small | wgmma bf16");
   }
 
   CudaInputClass input_class(int64_t m) const override {
     const ActivationFormat format = scheme_.activations;
-    if (m <= kSmallLinearMaxRows || !is_mxfp4()) return input(format, CudaElement::kBF16);
+    if (m <= kFewRows || !is_mxfp4()) return input(format, CudaElement::kBF16);
     switch (format) {
       case ActivationFormat::kNone:  // FP8 inputs cost less than the weights' own 4 bits do
         return input(ActivationFormat::kFp8, CudaElement::kE4M3);
@@ -203,15 +312,15 @@ class TiledCudaWeight final : public CudaWeight {
     if (x.element == CudaElement::kE4M3) {
       linear_mxfp4_sm90(tiles, row_exponents_.as<uint8_t>(), x, y,
                         choose_mxfp4_config(x.m, n(), k(), num_sms), context_.stream());
-    } else if (x.m <= kSmallLinearMaxRows) {
+    } else if (x.m <= kFewRows) {
       const SmallLinearConfig config = choose_fp4_small_config(x.m, n(), k(), num_sms);
       const int64_t bytes = small_linear_workspace_bytes(config, n());
       std::byte* scratch = bytes > 0 ? context_.workspace().allocate(bytes) : nullptr;
       linear_fp4_small_sm90(tiles, x, y, config, scratch, context_.stream());
-    } else if (is_nvfp4()) {
+    } else if (!is_mxfp4()) {
       linear_nvfp4_sm90(tiles, x, y, choose_nvfp4_config(x.m, n(), k(), num_sms),
                         context_.stream());
-    } else {
+    } else {  // MXFP4 with inputs that E4M3 does not hold: NVFP4's, integers
       void* dense = context_.workspace().allocate(n() * k() * 2);
       dequantize_cuda(tiles, CudaElement::kBF16, dense, context_.stream());
       run_dense(x, dense, y);
@@ -220,7 +329,6 @@ class TiledCudaWeight final : public CudaWeight {
 
  private:
   bool is_mxfp4() const { return format_.scale == ScaleType::kE8M0; }
-  bool is_nvfp4() const { return format_.scale == ScaleType::kE4M3; }
 
   WeightFormat format_;
   PackedFp4 packed_;
@@ -239,6 +347,9 @@ std::unique_ptr<CudaLinear> make_cuda_linear(std::span<const LinearPart> parts,
   }
   if (!is_exact && can_pack_fp4(*all.format, all.k)) {
     return std::make_unique<TiledCudaWeight>(parts, scheme, context);
+  }
+  if (!is_exact && EightBitCudaWeight::takes(*all.format, all.k)) {
+    return std::make_unique<EightBitCudaWeight>(parts, scheme, context);
   }
   return std::make_unique<DecodedCudaWeight>(parts, scheme, is_exact, context);
 }

@@ -1,10 +1,11 @@
 // One packed weight on the GPU with every kernel that can run it. Which one does is a function of
 // the number of rows and of how x is wanted:
-//   rows     4-bit weights                              8-bit weights      dense
-//   1..64    fp4_small: bound by memory, x bf16         w8_small           cuBLAS
-//   65..     MXFP4: wgmma FP8, x E4M3 (per token)       decoded, cuBLAS    cuBLAS
-//            NVFP4, INT4: wgmma bf16, x bf16
-//   exact    decoded to fp32, cuBLAS in fp32            the same           the same
+//            4-bit weights                              8-bit weights             dense
+//   few      fp4_small: bound by memory, x bf16         w8_small                  cuBLAS
+//   many     MXFP4: wgmma FP8, x E4M3 (per token)       fp8 x fp8: cuBLAS;        cuBLAS
+//            NVFP4, INT4: wgmma bf16, x bf16            else decoded, cuBLAS
+//   exact    decoded to fp32, cuBLAS in fp32            the same                  the same
+// Few are 16 rows of 4-bit weights, 64 of 8-bit ones.
 // "exact" (ComputeType::kF32) is the definition of W4A16: nothing is rounded on the way.
 #pragma once
 #include <cstdint>

@@ -82,8 +82,8 @@ Fp8Gemm::Plan& Fp8Gemm::plan(const Key& key, const CudaLinearInput& x, const Fp8
                         cublasStatus_t (*)(cublasLtMatmulPreference_t)>
       owner(preference, cublasLtMatmulPreferenceDestroy);
   const auto bytes = static_cast<std::size_t>(kWorkspaceBytes);
-  check(cublasLtMatmulPreferenceSetAttribute(
-            preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes),
+  check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                             &bytes, sizeof bytes),
         "choosing a kernel");
   cublasLtMatmulHeuristicResult_t result = {};
   int count = 0;
@@ -119,7 +119,7 @@ void Fp8Gemm::run(const CudaLinearInput& x, const Fp8Matrix& w, const CudaLinear
                        &zero, y.data, chosen.y, y.data, chosen.y, &chosen.algorithm, workspace,
                        static_cast<std::size_t>(kWorkspaceBytes), context_.stream()),
         "multiplying FP8");
-  scale_bias_cuda(y, x.m, w.n, nullptr, w.bias, context_.stream());
+  scale_bias_cuda(y, x.m, w.n, nullptr, nullptr, w.bias, context_.stream());
 }
 
 }  // namespace lathe

@@ -1,5 +1,5 @@
-// FP8 times FP8 for many rows by cuBLASLt: y[m, n] = (x w^T) * x.row_scales[m] * w_scales[n] + bias[n],
-// sums in fp32, both factors applied before y is rounded.
+// FP8 times FP8 for many rows by cuBLASLt: y[m, n] = (x w^T) * x.row_scales[m] * w_scales[n] +
+// bias[n], sums in fp32, both factors applied before y is rounded.
 #pragma once
 #include <map>
 #include <memory>
