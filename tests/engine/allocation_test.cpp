@@ -16,7 +16,7 @@
 namespace {
 std::atomic<bool> counting{false};
 std::atomic<int64_t> num_allocations{0};
-void count() {
+[[maybe_unused]] void count() {
   if (counting.load(std::memory_order_relaxed)) ++num_allocations;
 }
 }  // namespace
