@@ -43,11 +43,13 @@ SmallLinearCandidate small_linear_candidate(int64_t m, int64_t n, int64_t k, int
     if (slots < 5) continue;
     const auto tiles = static_cast<double>((k_tiles + cluster - 1) / cluster);
     candidate.config = {rows, cluster, num_clusters, passes, slots};
-    // Tiles and the ends of panels, x from the L2 cache, what several passes cost, too small a ring.
-    // The blocks of a cluster exchange the sums of one panel after the other, which takes as long as
-    // about 40 tiles (measured on an H100, 3.8 us).
-    const double panel = std::max(tiles + 3.0 * passes, cluster > 1 ? 40.0 * passes : 0.0);
-    candidate.time = static_cast<double>(rounds) * panel + 0.04 * rows * tiles + 8.0 * (passes - 1);
+    // Tiles and the ends of panels, x from the L2 cache, what several passes cost, too small a
+    // ring.
+    candidate.time = static_cast<double>(rounds) * (tiles + 3.0 * passes) + 0.04 * rows * tiles +
+                     8.0 * (passes - 1);
+    // Measured on H100 and H200: clusters of 4 and 8 take 2 to 3 times as long a tile as smaller
+    // ones, probably because not all of them are resident at once.
+    if (cluster > 2) candidate.time *= 2.4;
     if (slots * slot_bytes < 48 * 1024) candidate.time *= 1.15;
     break;
   }
