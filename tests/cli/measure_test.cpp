@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "cli/run_program.h"
 #include "cli/tiny_checkpoint.h"
+#include "support/shared_data.h"
 
 namespace lathe {
 namespace {
@@ -53,6 +54,22 @@ TEST(Bench, ReportsCheckedSpeeds) {
   const Json decode_only =
       json_of({"bench", tiny_checkpoint(), "-p", "0", "-n", "4", "-r", "1", "--json"});
   EXPECT_EQ(decode_only["prefill_tokens_per_second"], nullptr);
+}
+
+TEST(Bench, TakesRandomWeightsOfAnyFormat) {
+  for (const char* format : {"bf16", "mxfp4", "nvfp4", "int4", "fp8", "mxfp8"}) {
+    SCOPED_TRACE(format);
+    const Json json =
+        json_of({"bench", golden_path("tiny/gemma3-sliding-global"), "--random-weights", format,
+                 "-p", "16", "-n", "4", "-r", "1", "--json"});
+    EXPECT_GT(json["decode_tokens_per_second"].get<double>(), 0);
+    EXPECT_EQ(json["random_weights"], format);
+    EXPECT_EQ(json["checked"], true);  // finite logits, the same in every batch
+  }
+  const ProgramResult unknown =
+      run_lathe({"bench", tiny_checkpoint(), "--random-weights", "fp3", "-n", "1"});
+  EXPECT_EQ(unknown.exit_code, 2);
+  EXPECT_NE(unknown.err.find("fp3"), std::string::npos) << unknown.err;
 }
 
 TEST(BenchKernels, ChecksAndTimesEveryCase) {
