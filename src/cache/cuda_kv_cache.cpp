@@ -28,7 +28,8 @@ int64_t checked_blocks(const ModelConfig& config, KvFormat format, int64_t num_t
   const int64_t token_bytes =
       2 * config.num_layers * config.kv_size() * kv_cuda_element_size(cuda_element(format));
   constexpr int64_t kMostBlocks = std::numeric_limits<BlockId>::max();
-  const int64_t num_blocks = num_tokens / kBlockSize + (num_tokens % kBlockSize != 0);  // cannot overflow
+  const int64_t num_blocks =
+      num_tokens / kBlockSize + (num_tokens % kBlockSize != 0);  // cannot overflow
   if (num_blocks > kMostBlocks || num_blocks > (int64_t{1} << 50) / (token_bytes * kBlockSize)) {
     fail(ErrorCode::kOutOfMemory, "a cache of ", num_tokens, " tokens of ", token_bytes, " bytes");
   }

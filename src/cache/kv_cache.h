@@ -98,8 +98,9 @@ class KvCache {
 // What all caches ask of their sizes. Throws kInvalidArgument, or kUnsupported for an odd head_dim.
 void check_cache_size(const ModelConfig& config, int64_t num_tokens, int64_t max_sequence_tokens);
 
-// A cache in the host's memory with room for num_tokens tokens (rounded up to blocks) in one format. Throws kOutOfMemory
-// with the size it wanted, kUnsupported when head_dim is odd or the format is a GPU's.
+// A cache in the host's memory with room for num_tokens tokens (rounded up to blocks) in one
+// format. Throws kOutOfMemory with the size it wanted, kUnsupported when head_dim is odd or the
+// format is a GPU's.
 std::unique_ptr<KvCache> make_kv_cache(const ModelConfig& config, KvFormat format,
                                        int64_t num_tokens, int64_t max_sequence_tokens);
 

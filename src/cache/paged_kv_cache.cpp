@@ -24,8 +24,7 @@ class PagedKvCache final : public PagedCache {
     std::size_t num_views = 0;
     for (const KvRows& run : rows) {
       view_begin_.push_back(num_views);
-      num_views +=
-          static_cast<std::size_t>(blocks_for(run.sequence->num_tokens + run.num_rows));
+      num_views += static_cast<std::size_t>(blocks_for(run.sequence->num_tokens + run.num_rows));
     }
     view_begin_.push_back(num_views);
     views_.resize(num_views);
@@ -115,13 +114,12 @@ std::unique_ptr<KvCache> make_kv_cache(const ModelConfig& config, KvFormat forma
       .num_kv_heads = config.num_kv_heads,
       .head_dim = config.head_dim};
   const int64_t num_blocks = blocks_for(num_tokens);
-  return with_context(
-      str("KV cache of ", num_tokens, " tokens, ", shape.block_bytes() / kBlockSize,
-          " bytes per token"),
-      [&] {
-        return std::make_unique<PagedKvCache>(LiveBlocks(shape, num_blocks), num_blocks,
-                                              max_sequence_tokens);
-      });
+  return with_context(str("KV cache of ", num_tokens, " tokens, ", shape.block_bytes() / kBlockSize,
+                          " bytes per token"),
+                      [&] {
+                        return std::make_unique<PagedKvCache>(LiveBlocks(shape, num_blocks),
+                                                              num_blocks, max_sequence_tokens);
+                      });
 }
 
 }  // namespace lathe

@@ -151,8 +151,8 @@ void run_chat(const ChatFlags& flags, bool seed_given) {
   const EngineOptions options = resolve(
       {.max_num_seqs = 1, .max_sequence_tokens = flags.context, .kv_format = loaded.kv_format()},
       loaded.model().config());
-  Engine engine(loaded.model(), make_engine_cache(loaded.model(), options),
-                &loaded.tokenizer(), options, runtime.exec());
+  Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
+                options, runtime.exec());
   SamplingParams params = flags.params;
   if (!seed_given) params.seed = std::random_device()();
   validate(params, loaded.model().config().vocab_size);

@@ -25,8 +25,8 @@ Json eval_items(const EvalFlags& flags, std::vector<Item> items, Exec& exec, con
                                            .max_batch_tokens = std::max<int64_t>(512, flags.batch),
                                            .kv_format = loaded.kv_format()},
                                           loaded.model().config());
-    Engine engine(loaded.model(), make_engine_cache(loaded.model(), options),
-                  &loaded.tokenizer(), options, exec);
+    Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
+                  options, exec);
     Progress progress(flags.task + " on " + path, static_cast<int64_t>(items.size()), "items",
                       flags.common.json);
     results.push_back(run(loaded, engine, items, [&] { progress.advance(); }));

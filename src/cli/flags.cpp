@@ -37,12 +37,13 @@ void add_common_flags(CLI::App& command, CommonFlags& flags) {
   command.add_flag("--json", flags.json, "Print the result as JSON");
   command.add_option("--threads", flags.threads, "Threads to compute with (0: all cores)")
       ->type_name("N");
-  command.add_option("--device", flags.device, "Where to compute: cpu, cuda or cuda:N (a Hopper GPU)")->type_name("DEVICE");
+  command
+      .add_option("--device", flags.device, "Where to compute: cpu, cuda or cuda:N (a Hopper GPU)")
+      ->type_name("DEVICE");
 }
 
 Runtime::Runtime(const CommonFlags& flags)
-    : threads_(checked_threads(flags)),
-      exec_{threads_, workspace_, cuda_device(flags.device)} {}
+    : threads_(checked_threads(flags)), exec_{threads_, workspace_, cuda_device(flags.device)} {}
 
 void add_model_flags(CLI::App& command, ModelFlags& flags) {
   command
@@ -51,8 +52,9 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
                   "activations in fp32 (slow, exact)")
       ->type_name("TYPE");
   command
-      .add_option("--kv", flags.kv,
-                  "Format of the key-value cache: bf16 (default), f32 (default with fp32) or fp8 (GPU)")
+      .add_option(
+          "--kv", flags.kv,
+          "Format of the key-value cache: bf16 (default), f32 (default with fp32) or fp8 (GPU)")
       ->type_name("FORMAT");
 }
 

@@ -67,8 +67,8 @@ void run_generate(const GenerateFlags& flags) {
   const EngineOptions options = resolve(
       {.max_num_seqs = 1, .max_sequence_tokens = flags.context, .kv_format = loaded.kv_format()},
       loaded.model().config());
-  Engine engine(loaded.model(), make_engine_cache(loaded.model(), options),
-                &loaded.tokenizer(), options, runtime.exec());
+  Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
+                options, runtime.exec());
 
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();

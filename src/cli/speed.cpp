@@ -230,10 +230,11 @@ void check_forward(Model& model, KvFormat kv_format, Exec& exec) {
     }
     // Written so that a NaN is a failure.
     if (std::isfinite(size) && (is_equal || difference < tolerance * tolerance * size)) return;
-    fail(ErrorCode::kInternal, "the logits of ", what,
-         " differ from those of one token at a time by ", std::sqrt(difference / size),
-         " of their size (", tolerance,
-         " is allowed); no speed is reported. Try LATHE_FORCE_KERNEL=ref, and report this as a bug");
+    fail(
+        ErrorCode::kInternal, "the logits of ", what,
+        " differ from those of one token at a time by ", std::sqrt(difference / size),
+        " of their size (", tolerance,
+        " is allowed); no speed is reported. Try LATHE_FORCE_KERNEL=ref, and report this as a bug");
   };
   std::vector<std::vector<float>> alone;
   for (std::size_t s = 0; s < kBatch; ++s) {

@@ -182,8 +182,8 @@ class ModelQuantizer {
            "(calibration.0, calibration.1) do not hold the inputs of layer ", first_layer_,
            "; delete the directory and start again");
     }
-    pass_ = std::make_unique<LayerPass>(
-        config_, *store_, exec_.on_cuda() ? kDeviceRowsPerStep : kRowsPerStep, exec_);
+    pass_ = std::make_unique<LayerPass>(config_, *store_,
+                                        exec_.on_cuda() ? kDeviceRowsPerStep : kRowsPerStep, exec_);
   }
 
   void embed_all() {

@@ -242,8 +242,7 @@ void Engine::sample() {
   if (model_.can_sample()) {
     for (std::size_t i = 0; i < choices_.size(); ++i) {
       try {
-        choices_[i].sampled =
-            device_sampling_.take(static_cast<int64_t>(i), *choices_[i].sequence);
+        choices_[i].sampled = device_sampling_.take(static_cast<int64_t>(i), *choices_[i].sequence);
       } catch (const Error& error) {
         choices_[i].error = std::make_unique<Error>(error);
       }

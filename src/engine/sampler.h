@@ -33,8 +33,8 @@ class TokenCounts {
   template <typename Visit>
   void for_each(const Visit& visit) const {
     for (const int32_t token : distinct_) {
-      visit(token, static_cast<int32_t>(occurrences_[static_cast<std::size_t>(token)] &
-                                        ~kInPrompt));
+      visit(token,
+            static_cast<int32_t>(occurrences_[static_cast<std::size_t>(token)] & ~kInPrompt));
     }
   }
 

@@ -157,8 +157,8 @@ DivergenceResult measure_divergence(Model& reference, KvFormat reference_kv_form
     reference_stream.begin(window);
     stream.begin(window);
     while (reference_stream.next() && stream.next()) {
-      for (const RowComparison& row : comparison.compare(
-               &reference_stream, stream, static_cast<std::size_t>(common), exec)) {
+      for (const RowComparison& row :
+           comparison.compare(&reference_stream, stream, static_cast<std::size_t>(common), exec)) {
         kl += row.kl;
         reference_sum += row.reference_nll;
         model_sum += row.model_nll;

@@ -46,7 +46,7 @@ LogitStream::LogitStream(Model& model, KvFormat kv_format, int64_t max_seq_len, 
       vocab_size_(model.config().vocab_size),
       logits_(stays_ ? 0
                      : std::min(kChunkRows, max_seq_len) * vocab_size_ *
-                                   static_cast<int64_t>(sizeof(float))) {}
+                           static_cast<int64_t>(sizeof(float))) {}
 
 void LogitStream::begin(std::span<const int32_t> window, bool with_last) {
   cache_->release(sequence_);

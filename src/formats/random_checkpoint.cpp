@@ -59,8 +59,8 @@ class RandomCheckpoint final : public Checkpoint {
   LinearWeights load_linear(const std::string& module, DType dense_dtype) const override {
     const LinearModule linear = find_linear(module);
     LinearWeights loaded;
-    const bool is_quantized = weights_.format && module.find("model.layers.") == 0 &&
-                              !module.ends_with(".mlp.gate");
+    const bool is_quantized =
+        weights_.format && module.find("model.layers.") == 0 && !module.ends_with(".mlp.gate");
     if (is_quantized) {
       loaded.quantized = quantized(linear.rows, linear.cols);
       loaded.scheme = weights_.scheme;

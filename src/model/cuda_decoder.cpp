@@ -81,8 +81,9 @@ class CudaDecoder final : public Model {
   };
 
   DeviceBuffer upload_frequencies(const RopeFrequencies& frequencies) {
-    return DeviceBuffer::from_host(frequencies.inverse.data(),
-                                   static_cast<int64_t>(frequencies.inverse.size() * sizeof(float)));
+    return DeviceBuffer::from_host(
+        frequencies.inverse.data(),
+        static_cast<int64_t>(frequencies.inverse.size() * sizeof(float)));
   }
   // What forward() and forward_and_sample() share: enqueues the step; `finish` enqueues what reads
   // its results, and the host waits for both.
@@ -232,8 +233,8 @@ void CudaDecoder::run_step(const ForwardBatch& batch, KvCache& cache, bool wants
   if (shape.num_rows == 0) return;
   const bool is_decode = shape.max_rows_per_sequence == 1 && wants_logits &&
                          shape.num_logits == shape.num_rows &&
-                         shape.num_sequences == shape.num_rows &&
-                         shape.num_rows <= kMaxGraphRows && config_.num_experts == 0;
+                         shape.num_sequences == shape.num_rows && shape.num_rows <= kMaxGraphRows &&
+                         config_.num_experts == 0;
   if (is_decode) {
     shape.num_rows = shape.num_sequences = shape.num_logits = graph_rows(shape.num_rows);
     const auto context = static_cast<uint64_t>(std::max(shape.max_context, kMinGraphContext));
@@ -411,8 +412,7 @@ void CudaDecoder::run_head(const float* hidden, int64_t num_logits) {
                static_cast<float>(config_.final_logit_softcap), context_->stream());
 }
 
-CudaDecoder::CapturedStep& CudaDecoder::captured(const StepShape& shape,
-                                                 CudaKvCache& cache) {
+CudaDecoder::CapturedStep& CudaDecoder::captured(const StepShape& shape, CudaKvCache& cache) {
   const KvCudaLayer last = cache.layer(config_.num_layers - 1);
   const CachePlace place = {last.element, cache.layer(0).keys, last.values};
   for (CapturedStep& step : captured_) {

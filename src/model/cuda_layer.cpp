@@ -145,9 +145,9 @@ void LayerForward::linear(const CudaStackedLinear& weight, LinearKind kind, int6
   const auto* x = static_cast<const float*>(plain.data);
   step_.tap->on_linear_input(kind, expert, x, rows, weight.k(), stream_);
   prepare_and_run(weight, rows, y, y_element, [&](const QuantizedTarget& target) {
-    quantize_cuda({.x = x, .element = CudaElement::kF32, .m = rows, .k = weight.k(),
-                   .target = target},
-                  stream_);
+    quantize_cuda(
+        {.x = x, .element = CudaElement::kF32, .m = rows, .k = weight.k(), .target = target},
+        stream_);
   });
 }
 
@@ -185,15 +185,14 @@ void LayerForward::attention_branch(PendingBranch pending, void* out) {
                   .sliding_window = layer_.is_sliding ? config_.sliding_window : 0,
                   .workspace = step_.attention_workspace},
                  step_.batch, step_.cache, stream_);
-  linear(layer_.o, LinearKind::kO, -1, num_rows_, out, element,
-         [&](const QuantizedTarget& target) {
-           quantize_cuda({.x = attended,
-                          .element = element,
-                          .m = num_rows_,
-                          .k = config_.q_size(),
-                          .target = target},
-                         stream_);
-         });
+  linear(layer_.o, LinearKind::kO, -1, num_rows_, out, element, [&](const QuantizedTarget& target) {
+    quantize_cuda({.x = attended,
+                   .element = element,
+                   .m = num_rows_,
+                   .k = config_.q_size(),
+                   .target = target},
+                  stream_);
+  });
 }
 
 void LayerForward::mlp_branch(PendingBranch pending, void* out) {
@@ -236,13 +235,9 @@ void LayerForward::expert_branch(PendingBranch pending, void* out) {
   auto* normed = workspace().allocate_as<float>(num_rows_ * hidden_size);
   norm(pending, layer_.mlp_norm, {.element = CudaElement::kF32, .data = normed});
   auto* scores = workspace().allocate_as<float>(num_rows_ * num_experts);
-  layer_.router.weights().front()->run({.element = CudaElement::kF32,
-                                        .data = normed,
-                                        .m = num_rows_,
-                                        .k = hidden_size},
-                                       {.element = CudaElement::kF32,
-                                        .data = scores,
-                                        .stride = num_experts});
+  layer_.router.weights().front()->run(
+      {.element = CudaElement::kF32, .data = normed, .m = num_rows_, .k = hidden_size},
+      {.element = CudaElement::kF32, .data = scores, .stride = num_experts});
   const ExpertRowsCuda chosen = {.offsets = workspace().allocate_as<int32_t>(num_experts + 1),
                                  .rows = workspace().allocate_as<int32_t>(num_entries),
                                  .weights = workspace().allocate_as<float>(num_entries),

@@ -29,8 +29,7 @@ class CudaLayerTap {
 class CudaStackedLinear {
  public:
   CudaStackedLinear() = default;
-  CudaStackedLinear(std::span<const LinearStack> stacks, ComputeType compute,
-                    CudaContext& context);
+  CudaStackedLinear(std::span<const LinearStack> stacks, ComputeType compute, CudaContext& context);
 
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }

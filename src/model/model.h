@@ -45,9 +45,9 @@ struct SampleBatch {
   int64_t max_logprobs = 0;  // columns of top_tokens and top_logprobs
 };
 struct SampledBatch {
-  std::span<int32_t> tokens = {};        // [logit_rows.size()]; -1: the largest logit was not finite
-  std::span<float> logprobs = {};        // likewise, or empty when no row wants any
-  std::span<int32_t> top_tokens = {};    // [logit_rows.size(), max_logprobs]
+  std::span<int32_t> tokens = {};      // [logit_rows.size()]; -1: the largest logit was not finite
+  std::span<float> logprobs = {};      // likewise, or empty when no row wants any
+  std::span<int32_t> top_tokens = {};  // [logit_rows.size(), max_logprobs]
   std::span<float> top_logprobs = {};
 };
 
@@ -83,8 +83,8 @@ class Model {
   virtual void forward(const ForwardBatch& batch, KvCache& cache, float* logits, float* hidden,
                        Exec& exec) = 0;
   // forward() that leaves the logits where they are, [logit_rows.size(), vocab_size] fp32 in the
-  // memory of GPU exec.cuda_device: valid until the model's next step, finished at return. Null, and
-  // nothing done, on a CPU.
+  // memory of GPU exec.cuda_device: valid until the model's next step, finished at return. Null,
+  // and nothing done, on a CPU.
   virtual const float* forward_on_device(const ForwardBatch&, KvCache&, Exec&) { return nullptr; }
   // Whether forward_and_sample() is there.
   virtual bool can_sample() const { return false; }

@@ -75,8 +75,7 @@ std::vector<LinearStack> layer_stacks(const LayerWeights& weights, LinearKind ki
   });
 }
 
-StackedLinear::StackedLinear(std::span<const LinearStack> stacks, ComputeType compute,
-                             Exec& exec) {
+StackedLinear::StackedLinear(std::span<const LinearStack> stacks, ComputeType compute, Exec& exec) {
   for (const LinearStack& stack : stacks) {
     packed_.push_back(pack_linear(stack.parts, stack.scheme, compute, exec));
     n_ += packed_.back()->n;

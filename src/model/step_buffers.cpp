@@ -48,10 +48,10 @@ void StepBuffers::send(const ForwardBatch& batch, const StepShape& shape, CudaSt
     if (host_ != nullptr) cudaFreeHost(host_);
     host_ = nullptr;
     host_size_ = offsets_.end + offsets_.end / 2;
-    cuda_check(cudaHostAlloc(reinterpret_cast<void**>(&host_),
-                             static_cast<std::size_t>(host_size_) * sizeof(int32_t),
-                             cudaHostAllocDefault),
-               "allocating pinned memory");
+    cuda_check(
+        cudaHostAlloc(reinterpret_cast<void**>(&host_),
+                      static_cast<std::size_t>(host_size_) * sizeof(int32_t), cudaHostAllocDefault),
+        "allocating pinned memory");
     device_ = DeviceBuffer();
     device_ = DeviceBuffer(host_size_ * static_cast<int64_t>(sizeof(int32_t)));
     ++generation_;

@@ -57,9 +57,8 @@ DeviceBuffer DeviceBuffer::from_host(const void* data, int64_t num_bytes) {
 void DeviceBuffer::to_host(void* data, int64_t num_bytes, CudaStream stream) const {
   cuda_check(cudaStreamSynchronize(stream), "waiting for the GPU");
   if (num_bytes == 0) return;
-  cuda_check(
-      cudaMemcpy(data, data_, static_cast<std::size_t>(num_bytes), cudaMemcpyDeviceToHost),
-      "copying ", num_bytes, " bytes from the GPU");
+  cuda_check(cudaMemcpy(data, data_, static_cast<std::size_t>(num_bytes), cudaMemcpyDeviceToHost),
+             "copying ", num_bytes, " bytes from the GPU");
 }
 
 }  // namespace lathe

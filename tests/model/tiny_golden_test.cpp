@@ -111,8 +111,8 @@ TEST_P(TinyGolden, EveryAblationFails) {
   }
 }
 
-// A row's bits may not depend on the chunk that it came in; on a GPU, where other numbers of rows take
-// other kernels, its numbers may by what fp32 sums differ by.
+// A row's bits may not depend on the chunk that it came in; on a GPU, where other numbers of rows
+// take other kernels, its numbers may by what fp32 sums differ by.
 TEST_P(TinyGolden, ChunksOfAnySizeGiveTheSameBits) {
   const auto directory = tiny_directory(GetParam());
   LATHE_SKIP_WITHOUT(directory, GetParam());

@@ -56,8 +56,7 @@ class CudaWeight : public CudaLinear {
     return {.format = format,
             .hadamard = scheme_.hadamard,
             .element = element,
-            .global_scale =
-                format == ActivationFormat::kNvfp4 ? scheme_.input_global_scale : 0.0f};
+            .global_scale = format == ActivationFormat::kNvfp4 ? scheme_.input_global_scale : 0.0f};
   }
   const float* bias() const { return bias_.size() > 0 ? bias_.as<float>() : nullptr; }
   // y = x w^T by cuBLAS, and the rest of y behind it. w: [n, k] of x's element.
@@ -84,12 +83,11 @@ class DenseCudaWeight final : public CudaWeight {
         weight_(n() * k() * (is_exact ? 4 : 2)) {
     int64_t done = 0;
     for (const LinearPart& part : parts) {
-      const Tensor converted =
-          convert(part.dense->view(), is_exact ? DType::kF32 : DType::kBF16);
-      cuda_check(cudaMemcpy(weight_.data() + done, converted.data(),
-                            static_cast<std::size_t>(converted.num_bytes()),
-                            cudaMemcpyHostToDevice),
-                 "copying weights to the GPU");
+      const Tensor converted = convert(part.dense->view(), is_exact ? DType::kF32 : DType::kBF16);
+      cuda_check(
+          cudaMemcpy(weight_.data() + done, converted.data(),
+                     static_cast<std::size_t>(converted.num_bytes()), cudaMemcpyHostToDevice),
+          "copying weights to the GPU");
       done += converted.num_bytes();
     }
   }
@@ -98,7 +96,9 @@ class DenseCudaWeight final : public CudaWeight {
   std::string kernels() const override {
     return element_ == CudaElement::kF32 ? "f32 cublas" : "bf16 cublas";
   }
-  CudaInputClass input_class(int64_t) const override { return input(scheme_.activations, element_); }
+  CudaInputClass input_class(int64_t) const override {
+    return input(scheme_.activations, element_);
+  }
   void run(const CudaLinearInput& x, const CudaLinearOutput& y) const override {
     run_dense(x, weight_.data(), y);
   }
@@ -152,10 +152,13 @@ class EightBitCudaWeight final : public CudaWeight {
   void run(const CudaLinearInput& x, const CudaLinearOutput& y) const override {
     if (x.m == 0) return;
     if (x.element == CudaElement::kE4M3) {
-      context_.fp8_gemm().run(
-          x,
-          {.n = n(), .k = k(), .codes = codes_.data(), .scales = scales_.as<float>(), .bias = bias()},
-          y);
+      context_.fp8_gemm().run(x,
+                              {.n = n(),
+                               .k = k(),
+                               .codes = codes_.data(),
+                               .scales = scales_.as<float>(),
+                               .bias = bias()},
+                              y);
     } else if (x.m <= kW8SmallMaxRows) {
       linear_w8_small_sm90({.element = format_.element,
                             .scale = format_.scale,
@@ -211,8 +214,8 @@ class EightBitCudaWeight final : public CudaWeight {
   DeviceBuffer factors_;  // 1 / global scale of each row of W, or nothing
 };
 
-// Stays as the checkpoint has it, and is decoded for each product: the exact arithmetic, and formats
-// without kernels of their own.
+// Stays as the checkpoint has it, and is decoded for each product: the exact arithmetic, and
+// formats without kernels of their own.
 class DecodedCudaWeight final : public CudaWeight {
  public:
   DecodedCudaWeight(std::span<const LinearPart> parts, const LinearScheme& scheme, bool is_exact,
@@ -245,7 +248,9 @@ class DecodedCudaWeight final : public CudaWeight {
     return str(weight_format_name(format_),
                element_ == CudaElement::kF32 ? " decoded f32 cublas" : " decoded bf16 cublas");
   }
-  CudaInputClass input_class(int64_t) const override { return input(scheme_.activations, element_); }
+  CudaInputClass input_class(int64_t) const override {
+    return input(scheme_.activations, element_);
+  }
   void run(const CudaLinearInput& x, const CudaLinearOutput& y) const override {
     const DeviceWorkspace::Scope scope(context_.workspace());
     const int64_t row_bytes = k() * (element_ == CudaElement::kF32 ? 4 : 2);

@@ -32,8 +32,8 @@ inline constexpr int64_t kShortSlab = 64;
 inline constexpr int64_t kMinChunkPanels = 4;
 inline constexpr int64_t kMaxChunkPanels = 8;
 
-// Bytes ahead of the weights in use that are asked for, see integer_panels.h; half as many, since up
-// to four panels are read at once.
+// Bytes ahead of the weights in use that are asked for, see integer_panels.h; half as many, since
+// up to four panels are read at once.
 inline constexpr int64_t kFloatPrefetchBytes = 4096;
 
 constexpr int64_t element_bytes(PanelElement element) {

@@ -1,6 +1,6 @@
-// How 4-bit weights lie in GPU memory: one layout for the kernels of few and of many rows, made once
-// at load. W [n, k] is cut into tiles of 64 output rows x 64 columns; tiles of one row panel are
-// contiguous along k:
+// How 4-bit weights lie in GPU memory: one layout for the kernels of few and of many rows, made
+// once at load. W [n, k] is cut into tiles of 64 output rows x 64 columns; tiles of one row panel
+// are contiguous along k:
 //   codes   [ceil(n / 64)][k / 64][128 threads][16 bytes]
 //   scales  [ceil(n / 64)][k / 64][4 warps][8 lanes groups g][scales of one g]
 // k is a multiple of 64; rows beyond n are zeros (code 0, scale byte 0).
@@ -69,8 +69,7 @@ LATHE_HOST_DEVICE constexpr uint32_t e2m1_word_bits(uint32_t code, int index) {
 
 // Offset in bytes of the scale of (row, group) within a tile's scales; groups counted within the
 // tile; scale_bytes is the size of one scale, groups 2 or 4.
-LATHE_HOST_DEVICE constexpr int tile_scale_offset(int row, int group, int groups,
-                                                  int scale_bytes) {
+LATHE_HOST_DEVICE constexpr int tile_scale_offset(int row, int group, int groups, int scale_bytes) {
   const int warp = row / 16, g = row % 8, upper = row / 8 % 2;
   return (((warp * 8 + g) * groups + group) * 2 + upper) * scale_bytes;
 }

@@ -21,8 +21,9 @@ using MultiplyPanel = void (*)(const Panels& w, int64_t panel, InputBlock x, flo
 
 // Bytes ahead of the codes in use that a kernel asks for. The hardware's prefetchers give up at
 // every page and start anew for every panel; without this a core waited for memory more than half
-// of its time at 16 rows (Zen 5, weights from memory, 17920 x 1536, one thread: 16 rows 2.4 ms, with
-// 1, 2, 4, 8, 16 KiB 1.55, 1.38, 1.31, 1.29, 1.35 ms; one row 0.42 ms, 0.44, 0.42, 0.39, 0.35, 0.41).
+// of its time at 16 rows (Zen 5, weights from memory, 17920 x 1536, one thread: 16 rows 2.4 ms,
+// with 1, 2, 4, 8, 16 KiB 1.55, 1.38, 1.31, 1.29, 1.35 ms; one row 0.42 ms, 0.44, 0.42, 0.39, 0.35,
+// 0.41).
 inline constexpr int64_t kPrefetchBytes = 8192;
 
 template <int kCodeBytes>  // of a group of a panel

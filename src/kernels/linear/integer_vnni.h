@@ -120,8 +120,8 @@ template <int kRows, typename Columns>
     float* sums = acc + (row + t) * kVnniPanelRows;
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-      _mm512_store_ps(sums + 16 * h, add_scaled(_mm512_load_ps(sums + 16 * h), dots[t][h],
-                                                w_scales[h], x_scale));
+      _mm512_store_ps(sums + 16 * h,
+                      add_scaled(_mm512_load_ps(sums + 16 * h), dots[t][h], w_scales[h], x_scale));
     }
   }
 }

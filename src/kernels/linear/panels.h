@@ -1,7 +1,7 @@
-// Weights as the vector kernels read them: panels of a few output rows (8 for AVX2's integer kernel,
-// 16 for its floating-point kernel, 32 for both of AVX-512), padded with zero rows at the end.
-// Inside a panel the rows stand side by side, so that one load brings the same columns of all of
-// them:
+// Weights as the vector kernels read them: panels of a few output rows (8 for AVX2's integer
+// kernel, 16 for its floating-point kernel, 32 for both of AVX-512), padded with zero rows at the
+// end. Inside a panel the rows stand side by side, so that one load brings the same columns of all
+// of them:
 //
 //   kInteger, 4 bits   [k / group][group / 8][rows][4]  byte j of a word: column j low, 4 + j high
 //   kInteger, 8 bits   [k / 4][rows][4]                 for VNNI with 128 added, so unsigned

@@ -1,4 +1,5 @@
-// What cuBLAS leaves to be done behind a product: y[m, n] = y * x_scales[m] * w_scales[n] + bias[n].
+// What cuBLAS leaves to be done behind a product: y[m, n] = y * x_scales[m] * w_scales[n] +
+// bias[n].
 #pragma once
 #include "kernels/linear/linear_cuda.h"
 

@@ -1,6 +1,5 @@
-#include "kernels/logits/compare_logits_cuda.h"
-
 #include "base/error.h"
+#include "kernels/logits/compare_logits_cuda.h"
 #include "tensor/cuda_check.h"
 
 namespace lathe {
@@ -92,8 +91,8 @@ void compare_logits_cuda(const CompareLogitsArgs& args, CudaStream stream) {
   if (args.num_rows == 0) return;
   if (args.common < 1 || args.common > args.model_vocab ||
       (args.reference != nullptr && args.common > args.reference_vocab)) {
-    fail(ErrorCode::kInvalidArgument, "logits of ", args.model_vocab, " and ",
-         args.reference_vocab, " tokens compared over ", args.common);
+    fail(ErrorCode::kInvalidArgument, "logits of ", args.model_vocab, " and ", args.reference_vocab,
+         " tokens compared over ", args.common);
   }
   compare_rows<<<static_cast<unsigned>(args.num_rows), kThreads, 0, stream>>>(args);
   cuda_check_launch("compare_rows");

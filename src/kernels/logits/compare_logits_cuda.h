@@ -1,5 +1,6 @@
 // What evaluation asks of rows of logits on a GPU, so that they need not come to the host: the
-// negative log-likelihood of a token under one model, or under two with the divergence between them.
+// negative log-likelihood of a token under one model, or under two with the divergence between
+// them.
 #pragma once
 #include <cstdint>
 

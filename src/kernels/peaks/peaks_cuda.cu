@@ -10,8 +10,8 @@ constexpr int64_t kBytes = int64_t{1} << 30;
 constexpr int kThreads = 512;
 constexpr int kRounds = 12;
 
-// Four independent loads of 16 bytes in flight for each thread. The sum is stored where it cannot be
-// so, for the compiler must not drop the loads.
+// Four independent loads of 16 bytes in flight for each thread. The sum is stored where it cannot
+// be so, for the compiler must not drop the loads.
 __global__ void read_all(const uint4* data, int64_t count, uint32_t* never) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   uint32_t sum = 0;

@@ -23,10 +23,11 @@
 
 namespace lathe {
 
-// Integer kernels multiply a 4-bit weight code w as the unsigned byte w + kCodeOffset (E2M1 doubled:
-// 0..24, INT4: 4..19). What this adds to a dot product is taken out again by the correction of the
-// group of x: two int16, the sums of -kCodeOffset * code over the columns 0 and 1 (mod 4) and over
-// the columns 2 and 3, the first in the low half. At most 12 * 16 * 127 = 24384 in magnitude.
+// Integer kernels multiply a 4-bit weight code w as the unsigned byte w + kCodeOffset (E2M1
+// doubled: 0..24, INT4: 4..19). What this adds to a dot product is taken out again by the
+// correction of the group of x: two int16, the sums of -kCodeOffset * code over the columns 0 and 1
+// (mod 4) and over the columns 2 and 3, the first in the low half. At most 12 * 16 * 127 = 24384 in
+// magnitude.
 inline constexpr int kCodeOffset = 12;
 
 struct QuantizeActivationsArgs {
