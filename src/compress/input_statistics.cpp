@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "compress/blas.h"
+#include "compress/gram.h"
 #include "quant/hadamard.h"
 
 namespace lathe {
@@ -54,10 +55,7 @@ void InputStatistics::add(const float* x, int64_t tokens, Exec& exec) {
       }
     }
   });
-  if (gram_.size() > 0) {
-    const BlasThreads threads(exec.threads.num_threads());
-    add_gram_upper(tokens, k_, 1.0f, x, gram_.as<float>());
-  }
+  if (gram_.size() > 0) add_gram(tokens, k_, x, gram_.as<float>(), exec);
   tokens_ += tokens;
 }
 

@@ -3,7 +3,7 @@
 #include <chrono>
 #include <vector>
 
-#include "compress/blas.h"
+#include "compress/gram.h"
 #include "compress/quantize_model.h"
 #include "kernels/linear/linear.h"
 
@@ -46,9 +46,8 @@ double probe_gram(int64_t k, Exec& exec) {
   std::vector<float> x(static_cast<std::size_t>(kRows * k), 0.5f);
   Buffer gram(k * k * static_cast<int64_t>(sizeof(float)));
   std::fill_n(gram.as<float>(), k * k, 0.0f);
-  const BlasThreads threads(exec.threads.num_threads());
   return measure_gflops(double(kRows) * double(k) * double(k),
-                        [&] { add_gram_upper(kRows, k, 1.0f, x.data(), gram.as<float>()); });
+                        [&] { add_gram(kRows, k, x.data(), gram.as<float>(), exec); });
 }
 
 }  // namespace

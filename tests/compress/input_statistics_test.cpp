@@ -20,11 +20,12 @@ class Statistics : public testing::Test {
 };
 
 TEST_F(Statistics, HessianIsTwoOverNTimesTheGramMatrix) {
-  const int64_t k = 130, tokens = 77;
+  // Several blocks and tiles of the product in each direction, none of them whole.
+  const int64_t k = 419, tokens = 170;
   const auto x = normal_values(tokens * k, 1);
   InputStatistics statistics(k, true);
-  statistics.add(x.data(), 40, exec_);
-  statistics.add(x.data() + 40 * k, tokens - 40, exec_);
+  statistics.add(x.data(), 140, exec_);
+  statistics.add(x.data() + 140 * k, tokens - 140, exec_);
   EXPECT_EQ(statistics.tokens(), tokens);
   const Buffer h = statistics.take_hessian(exec_);
   std::vector<float> expected;
@@ -44,11 +45,11 @@ TEST_F(Statistics, HessianIsTwoOverNTimesTheGramMatrix) {
   double mean = 0;
   float amax = 0;
   for (int64_t t = 0; t < tokens; ++t) {
-    mean += std::fabs(double{x[static_cast<std::size_t>(t * k + 129)]}) / double(tokens);
-    amax = std::max(amax, std::fabs(x[static_cast<std::size_t>(t * k + 129)]));
+    mean += std::fabs(double{x[static_cast<std::size_t>(t * k + 418)]}) / double(tokens);
+    amax = std::max(amax, std::fabs(x[static_cast<std::size_t>(t * k + 418)]));
   }
-  EXPECT_NEAR(double{statistics.mean_abs()[129]}, mean, 1e-6);
-  EXPECT_EQ(statistics.amax()[129], amax);
+  EXPECT_NEAR(double{statistics.mean_abs()[418]}, mean, 1e-6);
+  EXPECT_EQ(statistics.amax()[418], amax);
 }
 
 // Rotating the Hessian is the same as rotating the inputs.
