@@ -161,28 +161,72 @@ void quantize_group_to_values(ActivationFormat format, const GroupScale& group, 
   for (int64_t j = i; j < count; ++j) out[j] = lanes[j - i];
 }
 
-// Codes and scales of the groups of one row.
+// Rows that are quantized together, group by group: neighbours in the blocks of codes. One after
+// the other they would fill a cache line half, and groups of a row lie a multiple of 4 KiB apart,
+// in few sets of the cache (512 rows of 1536, Zen 5, one thread: 292 us one by one, 222 us in
+// tiles).
+inline constexpr int64_t kTileRows = 8;
+
+struct RowTile {
+  int64_t first_row;
+  int64_t num_rows;
+  const float* x[kTileRows];
+  float global_scales[kTileRows];
+};
+
+// Codes and scales of one group of one row, `span` columns from `begin` on, as groups of a.group.
 template <typename V>
-void quantize_row_to_codes(const QuantizeActivationsArgs& a, int64_t row, int64_t span,
-                           float global_scale, const float* x) {
+void quantize_group_to_codes(const QuantizeActivationsArgs& a, int64_t row, int64_t begin,
+                             int64_t span, float global_scale, const float* x) {
   const int64_t block_begin = row / a.block_rows * a.block_rows;
   const int64_t rows = a.m - block_begin < a.block_rows ? a.m - block_begin : a.block_rows;
-  for (int64_t begin = 0; begin < a.k; begin += span) {
-    const GroupScale group = choose_group_scale(a.format, max_bits<V>(x + begin, span),
-                                                global_scale, round_e4m3_scalar<V>);
-    const bool zero = !group.finite || !(group.scale > 0);
-    // Codes of E2M1 are twice the value, so the scale is halved.
-    const float scale = a.format == ActivationFormat::kInt8 ? group.scale : group.scale * 0.5f;
-    for (int64_t part = begin; part < begin + span; part += a.group) {
-      const int64_t index =
-          block_begin * (a.k / a.group) + part / a.group * rows + row - block_begin;
-      a.scales[index] = scale;
-      for (int64_t i = 0; i < a.group; i += V::kWidth) {
-        const auto codes =
-            zero ? V::set_int(0) : integer_codes<V>(a.format, group, V::load(x + part + i));
-        V::store_low_bytes(a.codes + index * a.group + i, codes);
+  const GroupScale group = choose_group_scale(a.format, max_bits<V>(x + begin, span), global_scale,
+                                              round_e4m3_scalar<V>);
+  const bool zero = !group.finite || !(group.scale > 0);
+  // Codes of E2M1 are twice the value, so the scale is halved.
+  const float scale = a.format == ActivationFormat::kInt8 ? group.scale : group.scale * 0.5f;
+  for (int64_t part = begin; part < begin + span; part += a.group) {
+    const int64_t index = block_begin * (a.k / a.group) + part / a.group * rows + row - block_begin;
+    a.scales[index] = scale;
+    for (int64_t i = 0; i < a.group; i += V::kWidth) {
+      const auto codes =
+          zero ? V::set_int(0) : integer_codes<V>(a.format, group, V::load(x + part + i));
+      V::store_low_bytes(a.codes + index * a.group + i, codes);
+    }
+    a.corrections[index] = V::scaled_pair_sums(a.codes + index * a.group, a.group, -kCodeOffset);
+  }
+}
+
+// The nvfp4 scale of a row that the format leaves open.
+template <typename V>
+float row_global_scale(const QuantizeActivationsArgs& a, const float* x) {
+  if (a.format != ActivationFormat::kNvfp4 || a.global_scale != 0) return a.global_scale;
+  const uint32_t bits = max_bits<V>(x, a.k);
+  if (bits >= kInfinityBits) return float_from_bits(0x7fc00000);
+  const float amax = float_from_bits(bits);
+  return amax < kSmallestAmax ? 1.0f : 2688 / amax;
+}
+
+template <typename V>
+void quantize_tile(const QuantizeActivationsArgs& a, const RowTile& tile, int64_t own_group) {
+  if (a.format == ActivationFormat::kNone) {
+    for (int64_t t = 0; t < tile.num_rows; ++t) {
+      float* values = a.values + (tile.first_row + t) * a.k;
+      for (int64_t j = 0; j < a.k; ++j) values[j] = tile.x[t][j];
+    }
+    return;
+  }
+  for (int64_t j = 0; j < a.k; j += own_group) {
+    for (int64_t t = 0; t < tile.num_rows; ++t) {
+      const float* x = tile.x[t];
+      const int64_t row = tile.first_row + t;
+      if (a.values == nullptr) {
+        quantize_group_to_codes<V>(a, row, j, own_group, tile.global_scales[t], x);
+        continue;
       }
-      a.corrections[index] = V::scaled_pair_sums(a.codes + index * a.group, a.group, -kCodeOffset);
+      const GroupScale group = choose_group_scale(a.format, max_bits<V>(x + j, own_group),
+                                                  tile.global_scales[t], round_e4m3_scalar<V>);
+      quantize_group_to_values<V>(a.format, group, x + j, own_group, a.values + row * a.k + j);
     }
   }
 }
@@ -191,45 +235,33 @@ template <typename V>
 void run_quantize_activations(const QuantizeActivationsArgs& a, Exec& exec) {
   // About 10 microseconds of work: less is not worth waking another thread.
   constexpr int64_t kChunkElements = 16384;
-  const int64_t grain = kChunkElements / a.k < 1 ? 1 : kChunkElements / a.k;
+  const int64_t num_threads = exec.threads.num_threads();
+  int64_t grain = kChunkElements / a.k < 1 ? 1 : kChunkElements / a.k;
+  if (a.m >= kTileRows * num_threads) grain = kTileRows;
   const int64_t own_group =
       a.format == ActivationFormat::kInt8                                            ? a.group
       : a.format == ActivationFormat::kNvfp4                                         ? 16
       : a.format == ActivationFormat::kMxfp4 || a.format == ActivationFormat::kMxfp8 ? 32
                                                                                      : a.k;
   const Workspace::Scope scope(exec.workspace);
-  auto* buffers = reinterpret_cast<float*>(exec.workspace.allocate(
-      a.hadamard == 0 ? 0
-                      : exec.threads.num_threads() * a.k * static_cast<int64_t>(sizeof(float))));
+  const int64_t thread_floats = a.hadamard == 0 ? 0 : kTileRows * a.k;
+  auto* buffers = reinterpret_cast<float*>(
+      exec.workspace.allocate(num_threads * thread_floats * static_cast<int64_t>(sizeof(float))));
   exec.threads.parallel_for(a.m, grain, [&](int64_t begin, int64_t end, int thread_idx) {
-    for (int64_t row = begin; row < end; ++row) {
-      const float* x = a.x + row * a.k;
-      if (a.hadamard != 0) {
-        float* rotated = buffers + thread_idx * a.k;
-        rotate_row<V>(x, rotated, a.k, a.hadamard);
-        x = rotated;
+    RowTile tile;
+    for (int64_t row = begin; row < end; row += kTileRows) {
+      tile.first_row = row;
+      tile.num_rows = end - row < kTileRows ? end - row : kTileRows;
+      for (int64_t t = 0; t < tile.num_rows; ++t) {
+        tile.x[t] = a.x + (row + t) * a.k;
+        if (a.hadamard != 0) {
+          float* rotated = buffers + thread_idx * thread_floats + t * a.k;
+          rotate_row<V>(tile.x[t], rotated, a.k, a.hadamard);
+          tile.x[t] = rotated;
+        }
+        tile.global_scales[t] = row_global_scale<V>(a, tile.x[t]);
       }
-      if (a.format == ActivationFormat::kNone) {
-        for (int64_t j = 0; j < a.k; ++j) a.values[row * a.k + j] = x[j];
-        continue;
-      }
-      float global_scale = a.global_scale;
-      if (a.format == ActivationFormat::kNvfp4 && global_scale == 0) {
-        const uint32_t bits = max_bits<V>(x, a.k);
-        const float amax = float_from_bits(bits);
-        global_scale = bits >= kInfinityBits  ? float_from_bits(0x7fc00000)
-                       : amax < kSmallestAmax ? 1.0f
-                                              : 2688 / amax;
-      }
-      if (a.values == nullptr) {
-        quantize_row_to_codes<V>(a, row, own_group, global_scale, x);
-        continue;
-      }
-      for (int64_t j = 0; j < a.k; j += own_group) {
-        const GroupScale group = choose_group_scale(a.format, max_bits<V>(x + j, own_group),
-                                                    global_scale, round_e4m3_scalar<V>);
-        quantize_group_to_values<V>(a.format, group, x + j, own_group, a.values + row * a.k + j);
-      }
+      quantize_tile<V>(a, tile, own_group);
     }
   });
 }
