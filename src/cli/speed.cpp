@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "engine/logits.h"
 
 namespace lathe {
 namespace {
@@ -82,8 +83,7 @@ class Sequences {
   }
   int32_t best(std::size_t i) const {
     if (chooses_) return chosen_[i];
-    const auto logits = row(i);
-    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+    return static_cast<int32_t>(std::max<int64_t>(argmax(row(i)), 0));
   }
 
  private:
