@@ -146,10 +146,10 @@ __device__ __forceinline__ void multiply(float (&d)[N / 2], const uint32_t (&a)[
 #define LATHE_D4 "%0, %1, %2, %3"
 #define LATHE_D8 LATHE_D4 ", %4, %5, %6, %7"
 #define LATHE_D16 LATHE_D8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define LATHE_D32                                                                     \
-  LATHE_D16                                                                           \
-      ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, " \
-      "%31"
+#define LATHE_D32                                                                 \
+  LATHE_D16                                                                       \
+  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, " \
+  "%31"
 LATHE_MULTIPLY(8, LATHE_D4, "4", "5", "6", "7", "8", LATHE_F4(0))
 LATHE_MULTIPLY(16, LATHE_D8, "8", "9", "10", "11", "12", LATHE_F4(0), LATHE_F4(4))
 LATHE_MULTIPLY(32, LATHE_D16, "16", "17", "18", "19", "20", LATHE_F16(0))
