@@ -179,6 +179,9 @@ TEST_F(QuantizeModel, ResumesToTheSameBytes) {
 
 // The same with SIGKILL, which runs no destructor and flushes nothing.
 TEST_F(QuantizeModel, SurvivesKills) {
+#if defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "ThreadSanitizer cannot start threads behind a fork";
+#endif
   const std::string from = source();
   const auto checkpoint = Checkpoint::open(from);
   const QuantizeOptions options = options_for("nvfp4", QuantizeMethod::kMrGptq);
