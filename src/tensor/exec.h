@@ -9,8 +9,8 @@
 namespace lathe {
 
 // A stack of scratch memory: allocations live until the Scope they were made in ends. Grows while
-// warming up (a too small arena takes extra blocks, and is rebuilt at the next empty point), then
-// never allocates again.
+// warming up (a too small arena takes extra blocks, which the layers of a model use one after the
+// other, and is rebuilt at the next empty point), then never allocates again.
 class Workspace {
  public:
   Workspace() = default;
@@ -41,9 +41,11 @@ class Workspace {
 
  private:
   void release_to(int64_t mark);
+  void delete_blocks();
   struct Overflow;
   Buffer arena_;
-  Overflow* overflow_ = nullptr;  // extra blocks while the arena is too small
+  Overflow* overflow_ = nullptr;  // extra blocks in use while the arena is too small, latest first
+  Overflow* spare_ = nullptr;     // and those whose scope has ended
   int64_t used_ = 0;
   int64_t high_water_ = 0;
 };
