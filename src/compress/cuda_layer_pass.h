@@ -33,8 +33,7 @@ class CudaLayerPass {
   CudaContext context_;
   CudaKvCache cache_;
   StepBuffers steps_;
-  DeviceBuffer rope_full_, rope_sliding_;  // inverse frequencies
-  float full_factor_, sliding_factor_;
+  CudaRope rope_full_, rope_sliding_;
   DeviceBuffer hidden_;
   DeviceBuffer attention_workspace_;
   std::vector<int32_t> token_ids_;  // zeros: the embedding is not looked at

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -12,7 +13,6 @@
 #include "kernels/peaks/peaks_cuda.h"
 #include "model/cuda_layer.h"
 #include "model/output_head.h"
-#include "model/rope_table.h"
 #include "model/step_buffers.h"
 #include "tensor/cuda_check.h"
 
@@ -80,11 +80,6 @@ class CudaDecoder final : public Model {
     Graph graph;  // null: run once, so that memory has grown; capture the next time
   };
 
-  DeviceBuffer upload_frequencies(const RopeFrequencies& frequencies) {
-    return DeviceBuffer::from_host(
-        frequencies.inverse.data(),
-        static_cast<int64_t>(frequencies.inverse.size() * sizeof(float)));
-  }
   // What forward() and forward_and_sample() share: enqueues the step; `finish` enqueues what reads
   // its results, and the host waits for both.
   template <typename Finish>
@@ -120,11 +115,8 @@ class CudaDecoder final : public Model {
   ModelConfig config_;
   std::unique_ptr<CudaContext> context_;
   CudaElement element_ = CudaElement::kBF16;
-  DeviceBuffer rope_full_;  // inverse frequencies
-  DeviceBuffer rope_sliding_;
-  float rope_full_factor_ = 1;
-  float rope_sliding_factor_ = 1;
-  bool has_two_ropes_ = false;
+  std::optional<CudaRope> rope_full_;
+  std::optional<CudaRope> rope_sliding_;  // empty where it is the same
   DeviceBuffer embedding_;
   CudaElement embedding_element_ = CudaElement::kBF16;
   std::vector<CudaDecoderLayer> layers_;
@@ -148,13 +140,8 @@ CudaDecoder::CudaDecoder(const Checkpoint& checkpoint, const ModelOptions& optio
   const auto frequencies = [&](const RopeConfig& rope) {
     return rope_frequencies(rope, config_.rotary_dim, config_.max_position_embeddings, max_tokens);
   };
-  const RopeFrequencies full = frequencies(config_.rope);
-  const RopeFrequencies sliding = frequencies(config_.rope_local);
-  rope_full_ = upload_frequencies(full);
-  rope_sliding_ = upload_frequencies(sliding);
-  rope_full_factor_ = static_cast<float>(full.attention_factor);
-  rope_sliding_factor_ = static_cast<float>(sliding.attention_factor);
-  has_two_ropes_ = !(config_.rope == config_.rope_local);
+  rope_full_.emplace(frequencies(config_.rope));
+  if (!(config_.rope == config_.rope_local)) rope_sliding_.emplace(frequencies(config_.rope_local));
   if (options.compute == ComputeType::kF32) element_ = CudaElement::kF32;
 
   const DType dense = options.dense_dtype;
@@ -223,13 +210,7 @@ void CudaDecoder::run_step(const ForwardBatch& batch, KvCache& cache, bool wants
   check_batch(batch);
   context_->use();
   auto& gpu_cache = static_cast<CudaKvCache&>(cache);
-  StepShape shape = {.num_rows = static_cast<int64_t>(batch.token_ids.size()),
-                     .num_sequences = static_cast<int64_t>(batch.sequences.size()),
-                     .num_logits = static_cast<int64_t>(batch.logit_rows.size())};
-  for (const KvRows& rows : batch.sequences) {
-    shape.max_rows_per_sequence = std::max(shape.max_rows_per_sequence, rows.num_rows);
-    shape.max_context = std::max(shape.max_context, rows.sequence->num_tokens + rows.num_rows);
-  }
+  StepShape shape = shape_of(batch);
   if (shape.num_rows == 0) return;
   const bool is_decode = shape.max_rows_per_sequence == 1 && wants_logits &&
                          shape.num_logits == shape.num_rows &&
@@ -316,26 +297,19 @@ void CudaDecoder::forward_and_sample(const ForwardBatch& batch, KvCache& cache,
 
 // Memory whose size the shape decides, and which graphs remember.
 void CudaDecoder::reserve(const StepShape& shape) {
-  const auto grow = [&](DeviceBuffer& buffer, int64_t bytes, bool zeroed) {
+  const auto grow = [&](DeviceBuffer& buffer, int64_t bytes) {
     if (bytes <= buffer.size()) return;
     context_->synchronize();
     buffer.reserve(bytes + bytes / 8);
-    if (zeroed) {
-      cuda_check(cudaMemsetAsync(buffer.data(), 0, static_cast<std::size_t>(buffer.size()),
-                                 context_->stream()),
-                 "clearing memory");
-    }
     ++own_generation_;
   };
   const int64_t float_bytes = sizeof(float);
-  grow(hidden_, shape.num_rows * config_.hidden_size * float_bytes, false);
-  grow(logits_, shape.num_logits * config_.vocab_size * float_bytes, false);
-  const AttentionCudaArgs attention = {.element = element_,
-                                       .q_stride = layers_.front().qkv.n(),
-                                       .num_heads = config_.num_heads,
-                                       .num_kv_heads = config_.num_kv_heads,
-                                       .head_dim = config_.head_dim};
-  grow(attention_workspace_, attention_cuda_workspace_bytes(attention, steps_.batch()), true);
+  grow(hidden_, shape.num_rows * config_.hidden_size * float_bytes);
+  grow(logits_, shape.num_logits * config_.vocab_size * float_bytes);
+  if (reserve_attention_workspace(attention_workspace_, layers_.front(), config_, steps_.batch(),
+                                  *context_)) {
+    ++own_generation_;
+  }
 }
 
 void CudaDecoder::run(const StepShape& shape, CudaKvCache& cache, bool wants_logits) {
@@ -358,16 +332,8 @@ void CudaDecoder::run_layers(CudaKvCache& cache, float* hidden) {
   DeviceWorkspace& workspace = context_->workspace();
   const DeviceWorkspace::Scope scope(workspace);
   const CudaBatch batch = steps_.batch();
-  const int64_t half = config_.rotary_dim / 2;
-  const auto rope = [&](const DeviceBuffer& frequencies, float factor) {
-    auto* cos = workspace.allocate_as<float>(batch.num_rows * half);
-    auto* sin = workspace.allocate_as<float>(batch.num_rows * half);
-    rope_tables_cuda(frequencies.as<float>(), factor, half, batch.positions, batch.num_rows, cos,
-                     sin, context_->stream());
-    return CudaRopeRows{cos, sin};
-  };
-  const CudaRopeRows full = rope(rope_full_, rope_full_factor_);
-  const CudaRopeRows sliding = has_two_ropes_ ? rope(rope_sliding_, rope_sliding_factor_) : full;
+  const CudaRopeRows full = rope_full_->rows(batch, *context_);
+  const CudaRopeRows sliding = rope_sliding_ ? rope_sliding_->rows(batch, *context_) : full;
   void* branch = workspace.allocate(batch.num_rows * config_.hidden_size *
                                     (element_ == CudaElement::kF32 ? 4 : 2));
   PendingBranch pending;

@@ -364,6 +364,38 @@ CudaDecoderLayer make_cuda_layer(const ModelConfig& config, const LayerWeights& 
   return layer;
 }
 
+CudaRope::CudaRope(const RopeFrequencies& frequencies)
+    : half_(static_cast<int64_t>(frequencies.inverse.size())),
+      inverse_(DeviceBuffer::from_host(frequencies.inverse.data(),
+                                       half_ * static_cast<int64_t>(sizeof(float)))),
+      attention_factor_(static_cast<float>(frequencies.attention_factor)) {}
+
+CudaRopeRows CudaRope::rows(const CudaBatch& batch, CudaContext& context) const {
+  auto* cos = context.workspace().allocate_as<float>(batch.num_rows * half_);
+  auto* sin = context.workspace().allocate_as<float>(batch.num_rows * half_);
+  rope_tables_cuda(inverse_.as<float>(), attention_factor_, half_, batch.positions, batch.num_rows,
+                   cos, sin, context.stream());
+  return {cos, sin};
+}
+
+bool reserve_attention_workspace(DeviceBuffer& workspace, const CudaDecoderLayer& layer,
+                                 const ModelConfig& config, const CudaBatch& batch,
+                                 CudaContext& context) {
+  const AttentionCudaArgs attention = {.element = layer.element,
+                                       .q_stride = layer.qkv.n(),
+                                       .num_heads = config.num_heads,
+                                       .num_kv_heads = config.num_kv_heads,
+                                       .head_dim = config.head_dim};
+  const int64_t bytes = attention_cuda_workspace_bytes(attention, batch);
+  if (bytes <= workspace.size()) return false;
+  context.synchronize();
+  workspace.reserve(bytes + bytes / 8);
+  cuda_check(cudaMemsetAsync(workspace.data(), 0, static_cast<std::size_t>(workspace.size()),
+                             context.stream()),
+             "clearing memory");
+  return true;
+}
+
 PendingBranch forward_cuda_layer(const CudaDecoderLayer& layer, const CudaLayerStep& step,
                                  float* hidden, PendingBranch pending, void* branch_buffer,
                                  CudaContext& context) {

@@ -12,6 +12,7 @@
 #include "kernels/linear/cuda_linear.h"
 #include "kernels/quantize_activations/quantize_cuda.h"
 #include "model/layer_weights.h"
+#include "model/rope_table.h"
 #include "model/stacked_linear.h"
 
 namespace lathe {
@@ -70,6 +71,25 @@ struct CudaRopeRows {
   const float* cos = nullptr;
   const float* sin = nullptr;
 };
+
+// The frequencies of one kind of layer, on the device.
+class CudaRope {
+ public:
+  explicit CudaRope(const RopeFrequencies& frequencies);
+  // In the context's workspace; valid until its enclosing scope ends.
+  CudaRopeRows rows(const CudaBatch& batch, CudaContext& context) const;
+
+ private:
+  int64_t half_;          // rotary_dim / 2
+  DeviceBuffer inverse_;  // [half], radians per position
+  float attention_factor_;
+};
+
+// Makes `workspace` large enough for the attention of `layer` over `batch`, zeroed as
+// attention_cuda.h asks. True when it has moved.
+bool reserve_attention_workspace(DeviceBuffer& workspace, const CudaDecoderLayer& layer,
+                                 const ModelConfig& config, const CudaBatch& batch,
+                                 CudaContext& context);
 
 struct CudaLayerStep {
   const ModelConfig& config;

@@ -7,6 +7,17 @@
 
 namespace lathe {
 
+StepShape shape_of(const ForwardBatch& batch) {
+  StepShape shape = {.num_rows = static_cast<int64_t>(batch.token_ids.size()),
+                     .num_sequences = static_cast<int64_t>(batch.sequences.size()),
+                     .num_logits = static_cast<int64_t>(batch.logit_rows.size())};
+  for (const KvRows& rows : batch.sequences) {
+    shape.max_rows_per_sequence = std::max(shape.max_rows_per_sequence, rows.num_rows);
+    shape.max_context = std::max(shape.max_context, rows.sequence->num_tokens + rows.num_rows);
+  }
+  return shape;
+}
+
 StepBuffers::~StepBuffers() {
   if (sent_ != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(sent_));
   if (host_ != nullptr) cudaFreeHost(host_);

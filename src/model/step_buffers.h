@@ -20,6 +20,9 @@ struct StepShape {
   int64_t table_stride() const { return blocks_for(max_context); }
 };
 
+// The sizes of a batch as it is, without padding.
+StepShape shape_of(const ForwardBatch& batch);
+
 class StepBuffers {
  public:
   StepBuffers() = default;
