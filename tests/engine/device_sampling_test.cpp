@@ -76,15 +76,14 @@ class SamplingModel final : public Model {
     while (uniform_at(params.seed, position, RandomStream::kSample) != row.uniform) {
       ASSERT_LT(++position, 1000);
     }
-    std::vector<TokenLogprob> top(
-        static_cast<std::size_t>(std::max<int64_t>(0, params.logprobs)));
+    std::vector<TokenLogprob> top(static_cast<std::size_t>(std::max<int64_t>(0, params.logprobs)));
     const SampledToken token = sampler_.sample(logits, params, counts, nullptr, position, top);
     sampled.tokens[i] = token.token;
     if (params.logprobs < 0) return;
     sampled.logprobs[i] = token.logprob;
     for (int64_t j = 0; j < sampling.max_logprobs; ++j) {
-      const std::size_t at = i * static_cast<std::size_t>(sampling.max_logprobs) +
-                             static_cast<std::size_t>(j);
+      const std::size_t at =
+          i * static_cast<std::size_t>(sampling.max_logprobs) + static_cast<std::size_t>(j);
       const bool is_there = j < static_cast<int64_t>(token.top.size());
       sampled.top_tokens[at] = is_there ? token.top[static_cast<std::size_t>(j)].token : -1;
       sampled.top_logprobs[at] = is_there ? token.top[static_cast<std::size_t>(j)].logprob : 0;

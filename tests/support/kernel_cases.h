@@ -66,7 +66,8 @@ class GuardedFloats {
 
 inline bool same_bits(std::span<const float> a, std::span<const float> b) {
   // memcmp must not see the null pointer of an empty span, not even for no bytes.
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size_bytes()) == 0);
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size_bytes()) == 0);
 }
 
 }  // namespace lathe
