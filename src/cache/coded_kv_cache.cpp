@@ -13,6 +13,18 @@ namespace {
 
 bool is_coded(BlockId id) { return id < 0; }
 
+// Blocks that are encoded or rebuilt together: 128 rows reuse each weight of a prediction often
+// enough, and their rows (of 1024 numbers, in three slots: 1.5 MiB) still fit into a core's L2
+// cache.
+constexpr int64_t kMaxRunBlocks = 4;
+
+// How many, so that every thread has some.
+int64_t blocks_in_a_run(int64_t num_blocks, int num_threads) {
+  return std::clamp<int64_t>((num_blocks + num_threads - 1) / num_threads, 1, kMaxRunBlocks);
+}
+
+int64_t round_up(int64_t floats) { return (floats + 15) / 16 * 16; }
+
 // The shape of live blocks, once everything that the cache is made of has been checked.
 LiveBlockShape checked_shape(const ModelConfig& config, const KvCodecPolicy& policy,
                              std::size_t num_rope, const CodedKvCacheOptions& options) {
@@ -64,7 +76,6 @@ CodedKvCache::CodedKvCache(const ModelConfig& config, const KvCodec& codec,
       policy_(codec.policy()),
       rope_(std::move(rope)),
       options_(options),
-      chain_(plan_layer_chain(codec, config.num_layers)),
       live_(checked_shape(config, policy_, rope_.size(), options), blocks_for(options.live_tokens)),
       raw_(blocks_for(options.live_tokens) * live_.shape().block_bytes() / 2),
       codes_(blocks_for(options.coded_tokens) * codec.bytes_per_block()),
@@ -193,15 +204,10 @@ std::byte* CodedKvCache::view_memory(std::size_t slot) {
   return view_memory_.data() + static_cast<int64_t>(slot) * 2 * live_.shape().plane_bytes();
 }
 
-KvLayerRows CodedKvCache::buffer_rows(float* buffers, int64_t buffer) const {
-  if (buffer < 0) return {};
-  float* keys = buffers + buffer * buffer_floats();
-  return {keys, keys + buffer_floats() / 2};
-}
+int64_t CodedKvCache::state_floats() const { return round_up(codec_.state_floats(kMaxRunBlocks)); }
 
 int64_t CodedKvCache::scratch_floats() const {
-  const int64_t floats = (chain_.num_buffers + 1) * buffer_floats() + codec_.scratch_floats();
-  return (floats + 15) / 16 * 16;
+  return round_up(codec_.scratch_floats(kMaxRunBlocks)) + round_up(block_floats());
 }
 
 // --- encoding -----------------------------------------------------------------------------------
@@ -225,7 +231,7 @@ bool CodedKvCache::queue_chunk(KvSequence& sequence, int64_t num_blocks) {
     } else {
       twin = *coded_pool_.allocate();
       live_twin_[static_cast<std::size_t>(twin)] = live;
-      jobs_.push_back({live, twin, sinks_in_block(b)});
+      jobs_.push_back({live, twin});
     }
     id = ~twin;
     if (sinks_in_block(b) > 0) {
@@ -238,38 +244,47 @@ bool CodedKvCache::queue_chunk(KvSequence& sequence, int64_t num_blocks) {
   return true;
 }
 
+// The exact rows of a run of jobs, from their live blocks.
+class CodedKvCache::LiveRows final : public KvExactRows {
+ public:
+  LiveRows(CodedKvCache& cache, std::span<const EncodeJob> jobs) : cache_(cache), jobs_(jobs) {}
+  void load(int64_t layer, KvLayerRows rows) const override {
+    const LiveBlockShape& shape = cache_.live_.shape();
+    for (const EncodeJob& job : jobs_) {
+      load_raw(shape.element, cache_.raw_keys(layer, job.live), cache_.block_floats(), rows.keys);
+      for (int64_t t = 0; t < kBlockSize; ++t) {
+        load_value(shape, cache_.live_.values(layer, job.live), t,
+                   rows.values + t * shape.kv_size());
+      }
+      rows.keys += cache_.block_floats();
+      rows.values += cache_.block_floats();
+    }
+  }
+
+ private:
+  CodedKvCache& cache_;
+  std::span<const EncodeJob> jobs_;
+};
+
 void CodedKvCache::run_encode_jobs(Exec& exec) {
   if (jobs_.empty()) return;
   const Workspace::Scope scope(exec.workspace);
-  float* scratch = exec.workspace.allocate_as<float>(exec.threads.num_threads() * scratch_floats());
-  exec.threads.parallel_for(
-      static_cast<int64_t>(jobs_.size()), 1, [&](int64_t begin, int64_t end, int thread_idx) {
-        for (int64_t i = begin; i < end; ++i) {
-          encode_block(jobs_[static_cast<std::size_t>(i)], scratch + thread_idx * scratch_floats());
-        }
-      });
+  const int64_t per_thread = state_floats() + scratch_floats();
+  float* memory = exec.workspace.allocate_as<float>(exec.threads.num_threads() * per_thread);
+  const auto num_jobs = static_cast<int64_t>(jobs_.size());
+  exec.threads.parallel_for(num_jobs, blocks_in_a_run(num_jobs, exec.threads.num_threads()),
+                            [&](int64_t begin, int64_t end, int thread_idx) {
+                              const auto jobs = std::span<const EncodeJob>(jobs_).subspan(
+                                  static_cast<std::size_t>(begin),
+                                  static_cast<std::size_t>(end - begin));
+                              std::byte* run_codes[kMaxRunBlocks];
+                              for (std::size_t i = 0; i < jobs.size(); ++i)
+                                run_codes[i] = codes(jobs[i].coded);
+                              float* state = memory + thread_idx * per_thread;
+                              codec_.encode(LiveRows(*this, jobs), end - begin, run_codes, state,
+                                            state + state_floats(), exec);
+                            });
   jobs_.clear();
-}
-
-void CodedKvCache::encode_block(const EncodeJob& job, float* scratch) {
-  const LiveBlockShape& shape = live_.shape();
-  float* codec_scratch = scratch + (chain_.num_buffers + 1) * buffer_floats();
-  // One buffer more than the chain has: encoding is not in place, since the exact rows and the
-  // rebuilt rows below are needed at once.
-  for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
-    const int64_t base = chain_.base[static_cast<std::size_t>(layer)];
-    const int64_t target = chain_.buffer[static_cast<std::size_t>(layer)];
-    const KvLayerRows below =
-        buffer_rows(scratch, base < 0 ? -1 : chain_.buffer[static_cast<std::size_t>(base)]);
-    const KvLayerRows rows = buffer_rows(scratch, chain_.num_buffers);
-    load_raw(shape.element, raw_keys(layer, job.live), kBlockSize * shape.kv_size(), rows.keys);
-    for (int64_t t = 0; t < kBlockSize; ++t) {
-      load_value(shape, live_.values(layer, job.live), t, rows.values + t * shape.kv_size());
-    }
-    codec_.encode_layer(layer, below, rows, job.first_row, codes(job.coded), codec_scratch);
-    const KvLayerRows kept = buffer_rows(scratch, target);
-    std::memcpy(kept.keys, rows.keys, static_cast<std::size_t>(buffer_floats()) * sizeof(float));
-  }
 }
 
 bool CodedKvCache::park(KvSequence& sequence, Exec& exec) {
@@ -283,20 +298,18 @@ bool CodedKvCache::park(KvSequence& sequence, Exec& exec) {
 
 // --- decoding -----------------------------------------------------------------------------------
 
-void CodedKvCache::decode_one(int64_t layer, const Rebuilt& block, float* buffers, float* scratch) {
-  const int64_t base = chain_.base[static_cast<std::size_t>(layer)];
-  const KvLayerRows below =
-      buffer_rows(buffers, base < 0 ? -1 : chain_.buffer[static_cast<std::size_t>(base)]);
-  codec_.decode_layer(layer, codes(block.coded), below,
-                      buffer_rows(buffers, chain_.buffer[static_cast<std::size_t>(layer)]),
-                      scratch);
+KvLayerRows CodedKvCache::decode_run(int64_t layer, std::span<const Rebuilt> blocks, float* state,
+                                     float* scratch, Exec& exec) {
+  const std::byte* run_codes[kMaxRunBlocks];
+  for (std::size_t i = 0; i < blocks.size(); ++i) run_codes[i] = codes(blocks[i].coded);
+  return codec_.decode_layer(layer, run_codes, static_cast<int64_t>(blocks.size()), state, scratch,
+                             exec);
 }
 
 // Rebuilt rows, rotated, and the exact sinks over them, in attention's layout.
-void CodedKvCache::store_rows(int64_t layer, const Rebuilt& block, float* buffers, std::byte* keys,
-                              std::byte* values, float* scratch, Exec& exec) {
+void CodedKvCache::store_rows(int64_t layer, const Rebuilt& block, KvLayerRows rows,
+                              std::byte* keys, std::byte* values, float* scratch, Exec& exec) {
   const LiveBlockShape& shape = live_.shape();
-  const KvLayerRows rows = buffer_rows(buffers, chain_.buffer[static_cast<std::size_t>(layer)]);
   const KvRope& tables = rope_[static_cast<std::size_t>(layer)];
   int64_t positions[kBlockSize];
   for (int64_t t = 0; t < kBlockSize; ++t) positions[t] = block.first_position + t;
@@ -326,35 +339,43 @@ void CodedKvCache::store_rows(int64_t layer, const Rebuilt& block, float* buffer
   }
 }
 
-void CodedKvCache::rebuild_live(BlockId coded, BlockId sink_block, int64_t first_position,
-                                BlockId live, float* scratch, Exec& exec) {
+void CodedKvCache::rebuild_live(std::span<const Rebuilt> blocks, const BlockId* live, float* memory,
+                                Exec& exec) {
   const LiveBlockShape& shape = live_.shape();
-  const Rebuilt block{coded, first_position, sink_block};
-  float* row_scratch = scratch + chain_.num_buffers * buffer_floats();
-  float* codec_scratch = row_scratch + buffer_floats();
+  float* codec_scratch = memory + state_floats();
+  float* row_scratch = codec_scratch + round_up(codec_.scratch_floats(kMaxRunBlocks));
   for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
-    decode_one(layer, block, scratch, codec_scratch);
-    store_rows(layer, block, scratch, live_.keys(layer, live), live_.values(layer, live),
-               row_scratch, exec);
-    const KvLayerRows rows = buffer_rows(scratch, chain_.buffer[static_cast<std::size_t>(layer)]);
-    store_raw(shape.element, rows.keys, kBlockSize * shape.kv_size(), raw_keys(layer, live));
+    KvLayerRows rows = decode_run(layer, blocks, memory, codec_scratch, exec);
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      store_rows(layer, blocks[i], rows, live_.keys(layer, live[i]), live_.values(layer, live[i]),
+                 row_scratch, exec);
+      store_raw(shape.element, rows.keys, block_floats(), raw_keys(layer, live[i]));
+      rows.keys += block_floats();
+      rows.values += block_floats();
+    }
   }
 }
 
 bool CodedKvCache::wake_blocks(KvSequence& sequence, int64_t begin, int64_t end, Exec& exec) {
   if (end - begin > live_pool_.num_free()) return false;
+  if (begin >= end) return true;
   const Workspace::Scope scope(exec.workspace);
-  float* scratch = exec.workspace.allocate_as<float>(exec.threads.num_threads() * scratch_floats());
+  const int64_t per_thread = state_floats() + scratch_floats();
+  float* memory = exec.workspace.allocate_as<float>(exec.threads.num_threads() * per_thread);
   auto* live = exec.workspace.allocate_as<BlockId>(end - begin);
   for (int64_t i = 0; i < end - begin; ++i) live[i] = *live_pool_.allocate();
-  exec.threads.parallel_for(end - begin, 1, [&](int64_t from, int64_t to, int thread_idx) {
-    for (int64_t i = from; i < to; ++i) {
-      const int64_t b = begin + i;
-      rebuild_live(~sequence.blocks[static_cast<std::size_t>(b)],
-                   sinks_in_block(b) > 0 ? sequence.sink_block : -1, b * kBlockSize, live[i],
-                   scratch + thread_idx * scratch_floats(), exec);
-    }
-  });
+  exec.threads.parallel_for(end - begin, blocks_in_a_run(end - begin, exec.threads.num_threads()),
+                            [&](int64_t from, int64_t to, int thread_idx) {
+                              Rebuilt blocks[kMaxRunBlocks];
+                              for (int64_t i = from; i < to; ++i) {
+                                const int64_t b = begin + i;
+                                blocks[i - from] = {
+                                    ~sequence.blocks[static_cast<std::size_t>(b)], b * kBlockSize,
+                                    sinks_in_block(b) > 0 ? sequence.sink_block : BlockId{-1}};
+                              }
+                              rebuild_live({blocks, static_cast<std::size_t>(to - from)},
+                                           live + from, memory + thread_idx * per_thread, exec);
+                            });
   for (int64_t i = 0; i < end - begin; ++i) {
     BlockId& id = sequence.blocks[static_cast<std::size_t>(begin + i)];
     release_block(id);
@@ -391,11 +412,11 @@ void CodedKvCache::begin_step(std::span<const KvRows> rows, Exec& exec) {
   }
   in_step_ = true;
   rows_ = rows;
-  list_coded_blocks();
+  list_coded_blocks(exec.threads.num_threads());
 }
 
 // Which coded blocks this step reads, each once, and where every run's views begin.
-void CodedKvCache::list_coded_blocks() {
+void CodedKvCache::list_coded_blocks(int num_threads) {
   for (const Rebuilt& block : rebuilt_) slot_of_coded_[static_cast<std::size_t>(block.coded)] = -1;
   rebuilt_.clear();
   view_begin_.clear();
@@ -417,10 +438,12 @@ void CodedKvCache::list_coded_blocks() {
   view_begin_.push_back(num_views);
   views_.resize(num_views);
   const auto slots = static_cast<int64_t>(rebuilt_.size());
+  run_blocks_ = blocks_in_a_run(slots, num_threads);
   // A quarter more, so that a growing sequence does not ask for memory at every chunk.
-  const int64_t chain_bytes = slots * chain_.num_buffers * buffer_floats() * 4;
+  const int64_t num_runs = (slots + run_blocks_ - 1) / run_blocks_;
+  const int64_t state_bytes = num_runs * round_up(codec_.state_floats(run_blocks_)) * 4;
   const int64_t view_bytes = slots * 2 * live_.shape().plane_bytes();
-  if (chain_bytes > chain_memory_.size()) chain_memory_.reserve(chain_bytes + chain_bytes / 4);
+  if (state_bytes > state_memory_.size()) state_memory_.reserve(state_bytes + state_bytes / 4);
   if (view_bytes > view_memory_.size()) view_memory_.reserve(view_bytes + view_bytes / 4);
 }
 
@@ -447,17 +470,23 @@ void CodedKvCache::append(int64_t layer, const float* k_raw, const float* k, con
   }
 
   const Workspace::Scope scope(exec.workspace);
-  const int64_t per_thread = (buffer_floats() + codec_.scratch_floats() + 15) / 16 * 16;
-  float* scratch = exec.workspace.allocate_as<float>(exec.threads.num_threads() * per_thread);
+  float* scratch = exec.workspace.allocate_as<float>(exec.threads.num_threads() * scratch_floats());
+  const auto num_rebuilt = static_cast<int64_t>(rebuilt_.size());
+  const int64_t run_state = round_up(codec_.state_floats(run_blocks_));
   exec.threads.parallel_for(
-      static_cast<int64_t>(rebuilt_.size()), 1, [&](int64_t begin, int64_t end, int thread_idx) {
-        float* own = scratch + thread_idx * per_thread;
+      num_rebuilt, run_blocks_, [&](int64_t begin, int64_t end, int thread_idx) {
+        float* own = scratch + thread_idx * scratch_floats();
+        const auto run = std::span<const Rebuilt>(rebuilt_).subspan(
+            static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+        KvLayerRows decoded =
+            decode_run(layer, run, state_memory_.as<float>() + begin / run_blocks_ * run_state,
+                       own + round_up(block_floats()), exec);
         for (int64_t i = begin; i < end; ++i) {
-          const Rebuilt& block = rebuilt_[static_cast<std::size_t>(i)];
-          float* buffers = chain_memory_.as<float>() + i * chain_.num_buffers * buffer_floats();
           std::byte* keys = view_memory(static_cast<std::size_t>(i));
-          decode_one(layer, block, buffers, own + buffer_floats());
-          store_rows(layer, block, buffers, keys, keys + shape.plane_bytes(), own, exec);
+          store_rows(layer, rebuilt_[static_cast<std::size_t>(i)], decoded, keys,
+                     keys + shape.plane_bytes(), own, exec);
+          decoded.keys += block_floats();
+          decoded.values += block_floats();
         }
       });
 

@@ -7,7 +7,8 @@
 // encoded; so the step that fills a chunk still attends to exact values, and tokens that a verifier
 // rejects after commit() are gone before anything of theirs is encoded. In a step, append(layer)
 // rebuilds that layer of all coded blocks in use (each once, however many sequences share it), from
-// the rebuilt layer below, applies RoPE, and views() points to the result.
+// the rebuilt layer below, applies RoPE, and views() points to the result. Blocks are encoded and
+// rebuilt in runs of a few, so that their predictions are one matrix product each.
 //
 // park() encodes a whole sequence (idle, preempted), wake() rebuilds all layers of a sequence's
 // blocks once and makes them live: with encode_while_running off, that is the only use of the
@@ -21,7 +22,6 @@
 #include "cache/block_pool.h"
 #include "cache/kv_cache.h"
 #include "cache/kv_codec.h"
-#include "cache/layer_chain.h"
 #include "cache/live_blocks.h"
 #include "tensor/buffer.h"
 
@@ -80,7 +80,6 @@ class CodedKvCache final : public KvCache {
  private:
   struct EncodeJob {
     BlockId live, coded;
-    int64_t first_row;  // rows before it are sinks
   };
   // One coded block that the step in progress reads.
   struct Rebuilt {
@@ -94,29 +93,30 @@ class CodedKvCache final : public KvCache {
   int64_t sinks_in_block(int64_t block_idx) const;
   bool queue_chunk(KvSequence& sequence, int64_t num_blocks);
   void run_encode_jobs(Exec& exec);
-  void encode_block(const EncodeJob& job, float* scratch);
   bool wake_blocks(KvSequence& sequence, int64_t begin, int64_t end, Exec& exec);
-  void rebuild_live(BlockId coded, BlockId sink_block, int64_t first_position, BlockId live,
-                    float* scratch, Exec& exec);
-  void decode_one(int64_t layer, const Rebuilt& block, float* buffers, float* scratch);
-  void store_rows(int64_t layer, const Rebuilt& block, float* buffers, std::byte* keys,
+  void rebuild_live(std::span<const Rebuilt> blocks, const BlockId* live, float* scratch,
+                    Exec& exec);
+  KvLayerRows decode_run(int64_t layer, std::span<const Rebuilt> blocks, float* state,
+                         float* scratch, Exec& exec);
+  void store_rows(int64_t layer, const Rebuilt& block, KvLayerRows rows, std::byte* keys,
                   std::byte* values, float* scratch, Exec& exec);
-  void list_coded_blocks();
+  void list_coded_blocks(int num_threads);
   void release_block(BlockId id);
   void add_reference(BlockId id);
   void forget_twin(BlockId live);
-  KvLayerRows buffer_rows(float* buffers, int64_t buffer) const;
   std::byte* raw_keys(int64_t layer, BlockId block);
   std::byte* codes(BlockId coded) { return codes_.data() + coded * codec_.bytes_per_block(); }
   std::byte* view_memory(std::size_t slot);
-  int64_t buffer_floats() const { return 2 * kBlockSize * live_.shape().kv_size(); }
+  int64_t block_floats() const { return kBlockSize * live_.shape().kv_size(); }
+  // Of one thread: the codec's state and scratch for a run, and rows of one block.
+  int64_t state_floats() const;
   int64_t scratch_floats() const;
+  class LiveRows;
 
   const KvCodec& codec_;
   KvCodecPolicy policy_;
   std::vector<KvRope> rope_;
   CodedKvCacheOptions options_;
-  LayerChain chain_;
   LiveBlocks live_;
   Buffer raw_;    // [layer][live block][kBlockSize, kv_size], the live blocks' keys before RoPE
   Buffer codes_;  // [coded block][bytes_per_block]
@@ -136,7 +136,8 @@ class CodedKvCache final : public KvCache {
   std::vector<std::size_t> view_begin_;
   std::vector<Rebuilt> rebuilt_;
   std::vector<int32_t> slot_of_coded_;  // [coded block], index in rebuilt_; -1: not in this step
-  Buffer chain_memory_;                 // [slot][chain buffer][keys, values]
+  int64_t run_blocks_ = 1;              // slots that are rebuilt together
+  Buffer state_memory_;                 // [run][state_floats()]
   Buffer view_memory_;                  // [slot][keys, values] as attention reads them
 };
 

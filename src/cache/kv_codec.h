@@ -1,25 +1,35 @@
-// How a block of the cache is stored small: the interface between the cache, which owns blocks and
-// drives the order of layers, and a codec such as AQUA-KV (spec/aqua-kv.md), which turns rows of
-// keys and values into bytes and back.
+// How blocks of the cache are stored small: the interface between the cache, which owns blocks and
+// decides when they are encoded and read, and a codec such as AQUA-KV (spec/aqua-kv.md), which
+// turns rows of keys and values into bytes and back.
 //
 // What a codec may rely on, and what it must keep:
 //   - Keys are those before RoPE (after any q/k norm).
-//   - Layers come in ascending order, at encoding and at decoding. For each, `below` holds the
-//     *reconstructed* rows of base_layer(layer): the closed loop that keeps errors from adding up
-//     (spec section 1.2). A model with sliding and global layers can chain each kind to itself; a
-//     codec without prediction, or with a latent inside the codes, has no base at all.
-//   - A block is encoded and decoded alone, by any thread: nothing carries over between blocks.
-//   - Decoding must do the arithmetic of encoding, bit for bit, whatever the number of threads.
+//   - Layers are decoded in ascending order, with `state` kept in between: there the codec has the
+//     *reconstructed* rows that later layers are predicted from. That loop is closed: encoding
+//     predicts from the same rows, so errors do not add up (spec section 1.2).
+//   - Several blocks are encoded or decoded together, which makes their predictions one matrix
+//     product. Still every row is coded alone: its bytes, and the bits that they decode to, do not
+//     depend on the other rows, on the number of threads or on the machine.
+//   - A call runs in the calling thread; different threads work on different blocks at once.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
+#include "tensor/exec.h"
+
 namespace lathe {
 
-// kBlockSize rows of one layer, [kBlockSize, num_kv_heads * head_dim], dense fp32.
+// Rows of one layer of some blocks, [num_blocks * kBlockSize, num_kv_heads * head_dim], dense fp32.
 struct KvLayerRows {
   float* keys = nullptr;
   float* values = nullptr;
+};
+
+// Where encode() gets the exact rows from. A layer may be asked for more than once.
+class KvExactRows {
+ public:
+  virtual ~KvExactRows() = default;
+  virtual void load(int64_t layer, KvLayerRows rows) const = 0;
 };
 
 // Which tokens stay exact, and how many are encoded at once (spec section 1.6).
@@ -37,20 +47,18 @@ class KvCodec {
   virtual KvCodecPolicy policy() const = 0;
   // Bytes of one block's codes, all layers.
   virtual int64_t bytes_per_block() const = 0;
-  // The layer that `layer` is predicted from, below it; -1: none.
-  virtual int64_t base_layer(int64_t layer) const = 0;
-  // Floats of scratch that encode_layer and decode_layer are given.
-  virtual int64_t scratch_floats() const = 0;
+  // Floats of state, kept from layer to layer, and of scratch, for num_blocks blocks at once.
+  virtual int64_t state_floats(int64_t num_blocks) const = 0;
+  virtual int64_t scratch_floats(int64_t num_blocks) const = 0;
 
-  // Encodes one layer of a block: `rows` holds the exact rows and leaves with the reconstructed
-  // ones, those that decode_layer will give, bit for bit. Rows before first_row are sinks: they may
-  // be anything, and what is reconstructed for them is not used. `below` is other memory than
-  // `rows`, and null where base_layer is -1.
-  virtual void encode_layer(int64_t layer, KvLayerRows below, KvLayerRows rows, int64_t first_row,
-                            std::byte* codes, float* scratch) const = 0;
-  // Rebuilds one layer of a block into `rows`, which may be the memory of `below`.
-  virtual void decode_layer(int64_t layer, const std::byte* codes, KvLayerRows below,
-                            KvLayerRows rows, float* scratch) const = 0;
+  // All layers of num_blocks blocks; codes[b] has bytes_per_block() of block b.
+  virtual void encode(const KvExactRows& exact, int64_t num_blocks, std::byte* const* codes,
+                      float* state, float* scratch, Exec& exec) const = 0;
+  // Rebuilds one layer; called for layers 0, 1, 2, ... with the same state. The rows returned are
+  // part of `state`, valid and unchanged until the next call with it. Any bytes decode to
+  // something.
+  virtual KvLayerRows decode_layer(int64_t layer, const std::byte* const* codes, int64_t num_blocks,
+                                   float* state, float* scratch, Exec& exec) const = 0;
 };
 
 }  // namespace lathe

@@ -102,6 +102,11 @@ void KvPlaneCoder::encode(const float* const* inputs, const float* exact, float*
                           int64_t num_rows, std::byte* codes, int64_t code_stride, float* scratch,
                           Exec& exec) const {
   predict(inputs, rows, num_rows, scratch, exec);
+  encode_residual(exact, rows, num_rows, codes, code_stride, exec);
+}
+
+void KvPlaneCoder::encode_residual(const float* exact, float* rows, int64_t num_rows,
+                                   std::byte* codes, int64_t code_stride, Exec& exec) const {
   encode_kv_rows({.format = format_,
                   .shape = shape_,
                   .sigma = sigma_.empty() ? nullptr : sigma_.data(),
@@ -117,6 +122,11 @@ void KvPlaneCoder::encode(const float* const* inputs, const float* exact, float*
 void KvPlaneCoder::decode(const float* const* inputs, const std::byte* codes, int64_t code_stride,
                           float* rows, int64_t num_rows, float* scratch, Exec& exec) const {
   predict(inputs, rows, num_rows, scratch, exec);
+  decode_residual(codes, code_stride, rows, num_rows, exec);
+}
+
+void KvPlaneCoder::decode_residual(const std::byte* codes, int64_t code_stride, float* rows,
+                                   int64_t num_rows, Exec& exec) const {
   decode_kv_rows({.format = format_,
                   .shape = shape_,
                   .sigma = sigma_.empty() ? nullptr : sigma_.data(),

@@ -37,9 +37,14 @@ class KvPlaneCoder {
               std::byte* codes, int64_t code_stride, float* scratch, Exec& exec) const;
   void decode(const float* const* inputs, const std::byte* codes, int64_t code_stride, float* rows,
               int64_t num_rows, float* scratch, Exec& exec) const;
-  // The prediction alone.
+  // Their two halves: the prediction, and codes of what it misses (rows holds the prediction and
+  // leaves reconstructed).
   void predict(const float* const* inputs, float* rows, int64_t num_rows, float* scratch,
                Exec& exec) const;
+  void encode_residual(const float* exact, float* rows, int64_t num_rows, std::byte* codes,
+                       int64_t code_stride, Exec& exec) const;
+  void decode_residual(const std::byte* codes, int64_t code_stride, float* rows, int64_t num_rows,
+                       Exec& exec) const;
 
  private:
   struct Part {  // of a weight, packed

@@ -110,6 +110,7 @@ void check_latent(const KvCodecFile& file, const KvLatent& latent, std::size_t g
                   const std::string& what) {
   const Refusal refuse(what, str("latent ", group));
   if (latent.layers.empty()) refuse("no layers");
+  if (latent.layers.size() > 64) refuse(latent.layers.size(), " layers; at most 64");
   int64_t before = -1;
   for (const int64_t layer : latent.layers) {
     if (layer <= before || layer >= file.num_layers()) {

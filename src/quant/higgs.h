@@ -9,7 +9,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <vector>
 
 namespace lathe {
 
@@ -24,8 +23,8 @@ struct HiggsGrid {
 
   // For the search, one row of num_points per coordinate and one more: twice the points, and minus
   // their squared norms. All exact or rounded once, the same on every machine.
-  std::vector<float> twice_points;  // [dim][num_points]
-  std::vector<float> minus_norms;   // [num_points]
+  const float* twice_points = nullptr;  // [dim][num_points]
+  const float* minus_norms = nullptr;   // [num_points]
 
   int bits() const { return code_bits / static_cast<int>(dim); }  // per number
 };

@@ -386,8 +386,8 @@ TEST(CodedKvCache, WithoutRoomForCodesTokensStayExact) {
 TEST(CodedKvCache, RefusesWhatCannotBe) {
   const ModelConfig config = small_config();
   const Rows rows(config);
-  const auto code = [&](KvCodecPolicy policy, CodedKvCacheOptions options, int64_t stride = 1) {
-    const LayerDifferenceCodec codec(config.num_layers, config.kv_size(), policy, stride);
+  const auto code = [&](KvCodecPolicy policy, CodedKvCacheOptions options) {
+    const LayerDifferenceCodec codec(config.num_layers, config.kv_size(), policy);
     try {
       CodedKvCache(config, codec, rows.ropes(), options);
     } catch (const Error& error) {
@@ -401,7 +401,6 @@ TEST(CodedKvCache, RefusesWhatCannotBe) {
   EXPECT_EQ(code({.chunk_tokens = 48}, good), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code({.window = -1}, good), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code({}, {}), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(code({}, good, /*stride=*/-1), ErrorCode::kInvalidArgument) << "based on a later layer";
 }
 
 }  // namespace

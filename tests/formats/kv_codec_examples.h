@@ -1,5 +1,7 @@
 // Random codecs of every variant, for tests.
 #pragma once
+#include <algorithm>
+#include <cmath>
 #include <string>
 #include <vector>
 

@@ -6,13 +6,29 @@
 namespace lathe {
 namespace {
 
+// Every file for AVX-512 is built for all of these; pdep and pext come with AVX2 on every CPU.
+constexpr uint32_t kNeedsAvx512 = kAvx2 | kAvx512 | kAvx512Vnni | kAvx512Vbmi;
+constexpr uint32_t kNeedsAvx2 = kAvx2;
+
 constexpr Kernel<MultiplyAddRowsArgs> kMultiplyAdd[] = {
+#if defined(__x86_64__)
+    {"avx512", Device::kCpu, kNeedsAvx512, multiply_add_rows_avx512},
+    {"avx2", Device::kCpu, kNeedsAvx2, multiply_add_rows_avx2},
+#endif
     {"ref", Device::kCpu, 0, multiply_add_rows_ref},
 };
 constexpr Kernel<KvRowsArgs> kEncode[] = {
+#if defined(__x86_64__)
+    {"avx512", Device::kCpu, kNeedsAvx512, encode_kv_rows_avx512},
+    {"avx2", Device::kCpu, kNeedsAvx2, encode_kv_rows_avx2},
+#endif
     {"ref", Device::kCpu, 0, encode_kv_rows_ref},
 };
 constexpr Kernel<KvRowsArgs> kDecode[] = {
+#if defined(__x86_64__)
+    {"avx512", Device::kCpu, kNeedsAvx512, decode_kv_rows_avx512},
+    {"avx2", Device::kCpu, kNeedsAvx2, decode_kv_rows_avx2},
+#endif
     {"ref", Device::kCpu, 0, decode_kv_rows_ref},
 };
 

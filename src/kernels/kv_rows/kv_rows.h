@@ -64,5 +64,11 @@ std::span<const Kernel<KvRowsArgs>> decode_kv_rows_kernels();
 void multiply_add_rows_ref(const MultiplyAddRowsArgs& args, Exec& exec);
 void encode_kv_rows_ref(const KvRowsArgs& args, Exec& exec);
 void decode_kv_rows_ref(const KvRowsArgs& args, Exec& exec);
+void multiply_add_rows_avx2(const MultiplyAddRowsArgs& args, Exec& exec);
+void encode_kv_rows_avx2(const KvRowsArgs& args, Exec& exec);
+void decode_kv_rows_avx2(const KvRowsArgs& args, Exec& exec);
+void multiply_add_rows_avx512(const MultiplyAddRowsArgs& args, Exec& exec);
+void encode_kv_rows_avx512(const KvRowsArgs& args, Exec& exec);
+void decode_kv_rows_avx512(const KvRowsArgs& args, Exec& exec);
 
 }  // namespace lathe
