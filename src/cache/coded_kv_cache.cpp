@@ -44,7 +44,12 @@ LiveBlockShape checked_shape(const ModelConfig& config, const KvCodecPolicy& pol
          options.coded_tokens, " coded tokens, sequences of up to ", options.max_sequence_tokens,
          ", rope for ", num_rope, " of ", config.num_layers, " layers");
   }
-  return {.element = options.live_format == KvFormat::kF32 ? KvElement::kF32 : KvElement::kBF16,
+  // Codes are made of the live values: those must be better than any code.
+  if (!kv_is_plain(kv_element(options.live_format))) {
+    fail(ErrorCode::kUnsupported, "live blocks of ", kv_format_name(options.live_format),
+         " beside a codec; use bf16 or f32");
+  }
+  return {.element = kv_element(options.live_format),
           .num_layers = config.num_layers,
           .num_kv_heads = config.num_kv_heads,
           .head_dim = config.head_dim};

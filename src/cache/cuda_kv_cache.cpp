@@ -16,9 +16,11 @@ KvCudaElement cuda_element(KvFormat format) {
     case KvFormat::kBF16:
       return KvCudaElement::kBF16;
     case KvFormat::kFp8:
-      break;
+      return KvCudaElement::kE4M3;
+    default:
+      fail(ErrorCode::kUnsupported, "a cache of ", kv_format_name(format),
+           " on a GPU; use bf16 or fp8");
   }
-  return KvCudaElement::kE4M3;
 }
 
 // Before anything is allocated for them.

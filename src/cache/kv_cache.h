@@ -1,7 +1,7 @@
 // The paged key-value cache. Blocks of kBlockSize tokens are allocated from a pool and listed, per
 // sequence, in a block table; what a block holds is a codec's business.
 //
-// A *live* block is read directly by attention (f32, bf16; later fp8, int8, HIGGS codes). A codec
+// A *live* block is read directly by attention (kv_format.h). A codec
 // that rebuilds a layer's keys and values from the layer below (kv_codec.h, spec/aqua-kv.md) keeps
 // the first tokens (sinks) and the latest window in full precision, stores keys before RoPE, and
 // decodes layer by layer in order: begin_step() -> for each layer 0..L-1: append, views. That
@@ -15,9 +15,9 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <string_view>
 #include <vector>
 
+#include "cache/kv_format.h"
 #include "formats/model_config.h"
 #include "kernels/attention/attention.h"
 #include "tensor/exec.h"
@@ -30,12 +30,6 @@ using BlockId = int32_t;
 constexpr int64_t blocks_for(int64_t num_tokens) {
   return (num_tokens + kBlockSize - 1) / kBlockSize;
 }
-
-// What a cache stores: kFp8 (E4M3, without scales) on a GPU only.
-enum class KvFormat { kF32, kBF16, kFp8 };
-KvFormat kv_format_from_name(std::string_view name);  // f32, bf16, fp8; else kUnsupported
-std::string_view kv_format_name(KvFormat format);
-int64_t kv_format_bytes(KvFormat format);  // of one number
 
 // The cache of one sequence: its blocks in order of position. A plain value: copying one does not
 // take references (use KvCache::fork), dropping one does not give them back (KvCache::release).
@@ -99,8 +93,8 @@ class KvCache {
 void check_cache_size(const ModelConfig& config, int64_t num_tokens, int64_t max_sequence_tokens);
 
 // A cache in the host's memory with room for num_tokens tokens (rounded up to blocks) in one
-// format. Throws kOutOfMemory with the size it wanted, kUnsupported when head_dim is odd or the
-// format is a GPU's.
+// format. Throws kOutOfMemory with the size it wanted, kUnsupported when the format cannot have
+// the model's head_dim.
 std::unique_ptr<KvCache> make_kv_cache(const ModelConfig& config, KvFormat format,
                                        int64_t num_tokens, int64_t max_sequence_tokens);
 

@@ -4,7 +4,6 @@
 #include <limits>
 
 #include "base/error.h"
-#include "tensor/float16.h"
 
 namespace lathe {
 namespace {
@@ -31,68 +30,42 @@ void LiveBlocks::copy_block(BlockId from, BlockId to) {
   }
 }
 
-void store_key(const LiveBlockShape& shape, const float* key, int64_t token, std::byte* plane) {
-  const int64_t head_elements = kBlockSize * shape.head_dim;
-  for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-    const float* from = key + head * shape.head_dim;
-    if (shape.element == KvElement::kF32) {
-      float* to = reinterpret_cast<float*>(plane) + head * head_elements + token;
-      for (int64_t j = 0; j < shape.head_dim; ++j) to[j * kBlockSize] = from[j];
-    } else {  // a pair of dims is one aligned 32-bit word
-      auto* to = reinterpret_cast<uint32_t*>(plane) + head * head_elements / 2 + token;
-      for (int64_t j = 0; j < shape.head_dim; j += 2) {
-        to[j / 2 * kBlockSize] =
-            bf16_from_float(from[j]) | static_cast<uint32_t>(bf16_from_float(from[j + 1])) << 16;
-      }
-    }
-  }
-}
-
-void store_value(const LiveBlockShape& shape, const float* value, int64_t token, std::byte* plane) {
-  const int64_t head_elements = kBlockSize * shape.head_dim;
-  for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-    const float* from = value + head * shape.head_dim;
-    const int64_t begin =
-        head * head_elements + value_offset(shape.element, shape.head_dim, token, 0);
-    if (shape.element == KvElement::kF32) {
-      std::memcpy(reinterpret_cast<float*>(plane) + begin, from,
-                  static_cast<std::size_t>(shape.head_dim) * sizeof(float));
-    } else {
-      uint16_t* to = reinterpret_cast<uint16_t*>(plane) + begin;
-      for (int64_t j = 0; j < shape.head_dim; ++j) to[2 * j] = bf16_from_float(from[j]);
-    }
-  }
-}
-
 namespace {
 
-float load(KvElement element, const std::byte* plane, int64_t offset) {
-  return element == KvElement::kF32
-             ? reinterpret_cast<const float*>(plane)[offset]
-             : float_from_bf16(reinterpret_cast<const uint16_t*>(plane)[offset]);
+void store_heads(const LiveBlockShape& shape, KvPart which, const float* x, int64_t token,
+                 std::byte* plane) {
+  for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+    kv_store(shape.element, which, shape.head_dim, x + head * shape.head_dim, token,
+             plane + head * kv_head_bytes(shape.element, shape.head_dim));
+  }
+}
+
+void load_heads(const LiveBlockShape& shape, KvPart which, const std::byte* plane, int64_t token,
+                float* x) {
+  for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+    float* to = x + head * shape.head_dim;
+    kv_load(shape.element, which, shape.head_dim,
+            plane + head * kv_head_bytes(shape.element, shape.head_dim), token, to);
+    if (kv_is_rotated(shape.element)) kv_rotate(to, shape.head_dim);
+  }
 }
 
 }  // namespace
 
+void store_key(const LiveBlockShape& shape, const float* key, int64_t token, std::byte* plane) {
+  store_heads(shape, KvPart::kKeys, key, token, plane);
+}
+
+void store_value(const LiveBlockShape& shape, const float* value, int64_t token, std::byte* plane) {
+  store_heads(shape, KvPart::kValues, value, token, plane);
+}
+
 void load_key(const LiveBlockShape& shape, const std::byte* plane, int64_t token, float* key) {
-  for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-    for (int64_t j = 0; j < shape.head_dim; ++j) {
-      key[head * shape.head_dim + j] =
-          load(shape.element, plane,
-               head * kBlockSize * shape.head_dim + key_offset(shape.element, token, j));
-    }
-  }
+  load_heads(shape, KvPart::kKeys, plane, token, key);
 }
 
 void load_value(const LiveBlockShape& shape, const std::byte* plane, int64_t token, float* value) {
-  for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
-    for (int64_t j = 0; j < shape.head_dim; ++j) {
-      value[head * shape.head_dim + j] =
-          load(shape.element, plane,
-               head * kBlockSize * shape.head_dim +
-                   value_offset(shape.element, shape.head_dim, token, j));
-    }
-  }
+  load_heads(shape, KvPart::kValues, plane, token, value);
 }
 
 }  // namespace lathe

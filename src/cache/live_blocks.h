@@ -1,11 +1,12 @@
 // Memory of live blocks: what attention reads. [layer][block][keys, values][one plane], where a
-// plane is [num_kv_heads][one head as kv_layout.h says]; consecutive block ids are contiguous
-// within a layer, so attention over a sequence filled in one go streams through memory.
+// plane is [num_kv_heads][one head as kv_layout.h and kv_codes.h say]; consecutive block ids are
+// contiguous within a layer, so attention over a sequence filled in one go streams through memory.
 #pragma once
 #include <cstdint>
 
 #include "cache/block_pool.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/kv_codes.h"
 #include "tensor/buffer.h"
 
 namespace lathe {
@@ -18,7 +19,7 @@ struct LiveBlockShape {
 
   int64_t kv_size() const { return num_kv_heads * head_dim; }
   // Bytes of the keys (or values) of one block in one layer.
-  int64_t plane_bytes() const { return kBlockSize * kv_size() * kv_element_size(element); }
+  int64_t plane_bytes() const { return num_kv_heads * kv_head_bytes(element, head_dim); }
   int64_t block_bytes() const { return 2 * num_layers * plane_bytes(); }
 };
 
@@ -50,7 +51,7 @@ class LiveBlocks {
 // Writes one token's key or value [num_kv_heads * head_dim] into its place in a plane.
 void store_key(const LiveBlockShape& shape, const float* key, int64_t token, std::byte* plane);
 void store_value(const LiveBlockShape& shape, const float* value, int64_t token, std::byte* plane);
-// And reads it back.
+// And reads it back, as numbers in the model's coordinates whatever the format.
 void load_key(const LiveBlockShape& shape, const std::byte* plane, int64_t token, float* key);
 void load_value(const LiveBlockShape& shape, const std::byte* plane, int64_t token, float* value);
 

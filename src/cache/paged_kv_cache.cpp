@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "cache/live_blocks.h"
 #include "cache/paged_cache.h"
+#include "kernels/attention/kv_codes.h"
 
 namespace lathe {
 namespace {
@@ -71,21 +72,6 @@ class PagedKvCache final : public PagedCache {
 
 }  // namespace
 
-KvFormat kv_format_from_name(std::string_view name) {
-  if (name == "f32") return KvFormat::kF32;
-  if (name == "bf16") return KvFormat::kBF16;
-  if (name == "fp8") return KvFormat::kFp8;
-  fail(ErrorCode::kUnsupported, "cache format '", name, "' (f32, bf16, fp8)");
-}
-
-int64_t kv_format_bytes(KvFormat format) {
-  return format == KvFormat::kF32 ? 4 : format == KvFormat::kBF16 ? 2 : 1;
-}
-
-std::string_view kv_format_name(KvFormat format) {
-  return format == KvFormat::kF32 ? "f32" : format == KvFormat::kBF16 ? "bf16" : "fp8";
-}
-
 void check_cache_size(const ModelConfig& config, int64_t num_tokens, int64_t max_sequence_tokens) {
   if (num_tokens < 1 || max_sequence_tokens < 1) {
     fail(ErrorCode::kInvalidArgument, "a cache of ", num_tokens, " tokens for sequences of up to ",
@@ -105,14 +91,12 @@ KvSequence KvCache::new_sequence() const {
 std::unique_ptr<KvCache> make_kv_cache(const ModelConfig& config, KvFormat format,
                                        int64_t num_tokens, int64_t max_sequence_tokens) {
   check_cache_size(config, num_tokens, max_sequence_tokens);
-  if (format == KvFormat::kFp8) {
-    fail(ErrorCode::kUnsupported, "an fp8 cache needs a GPU (--device cuda); use bf16");
-  }
-  const LiveBlockShape shape{
-      .element = format == KvFormat::kF32 ? KvElement::kF32 : KvElement::kBF16,
-      .num_layers = config.num_layers,
-      .num_kv_heads = config.num_kv_heads,
-      .head_dim = config.head_dim};
+  with_context(str("cache format ", kv_format_name(format)),
+               [&] { check_kv_element(kv_element(format), config.head_dim); });
+  const LiveBlockShape shape{.element = kv_element(format),
+                             .num_layers = config.num_layers,
+                             .num_kv_heads = config.num_kv_heads,
+                             .head_dim = config.head_dim};
   const int64_t num_blocks = blocks_for(num_tokens);
   return with_context(str("KV cache of ", num_tokens, " tokens, ", shape.block_bytes() / kBlockSize,
                           " bytes per token"),

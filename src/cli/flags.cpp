@@ -52,9 +52,10 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
                   "activations in fp32 (slow, exact)")
       ->type_name("TYPE");
   command
-      .add_option(
-          "--kv", flags.kv,
-          "Format of the key-value cache: bf16 (default), f32 (default with fp32) or fp8 (GPU)")
+      .add_option("--kv", flags.kv,
+                  "Format of the key-value cache: bf16 (default), f32 (default with fp32), fp8; on "
+                  "a CPU also "
+                  "int8, q4, higgs4, higgs3, higgs2")
       ->type_name("FORMAT");
 }
 

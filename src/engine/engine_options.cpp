@@ -31,8 +31,7 @@ EngineOptions resolve(const EngineOptions& options, const ModelConfig& config) {
     resolved.max_sequence_tokens = config.max_position_embeddings;
   }
   if (resolved.cache_tokens == 0) {
-    const int64_t token_bytes =
-        2 * config.num_layers * config.kv_size() * kv_format_bytes(options.kv_format);
+    const int64_t token_bytes = kv_token_bytes(options.kv_format, config);
     const int64_t affordable = std::max(kDefaultCacheBytes / token_bytes, kBlockSize);
     const int64_t useful = resolved.max_num_seqs > affordable / resolved.max_sequence_tokens
                                ? affordable

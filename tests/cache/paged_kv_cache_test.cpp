@@ -113,6 +113,59 @@ TEST(PagedKvCache, GivesBackWhatWasAppendedInChunksOfAnyLength) {
   }
 }
 
+// Every live format: what is read back is what one token's codes decode to, whatever was appended
+// beside it.
+TEST(PagedKvCache, FormatsDecodeToWhatTheirCodesSay) {
+  ModelConfig config = small_config();
+  config.head_dim = 64;
+  for (const char* name : {"fp8", "int8", "q4", "higgs4", "higgs3", "higgs2"}) {
+    SCOPED_TRACE(name);
+    const KvFormat format = kv_format_from_name(name);
+    EXPECT_EQ(kv_format_name(format), name);
+    const auto cache = make_kv_cache(config, format, 400, 200);
+    EXPECT_EQ(cache->bytes_per_block(), kBlockSize * kv_token_bytes(format, config));
+    const LiveBlockShape shape{cache->element(), config.num_layers, config.num_kv_heads,
+                               config.head_dim};
+    OwnedExec owned(2);
+    KvSequence sequence = cache->new_sequence();
+    const int64_t size = config.kv_size();
+    const std::vector<float> k = normal_values(70 * size, 1), v = normal_values(70 * size, 2);
+    int64_t done = 0;
+    for (const int64_t num_rows : {1, 40, 1, 28}) {
+      ASSERT_TRUE(cache->reserve(sequence, num_rows));
+      const KvRows rows{&sequence, 0, num_rows};
+      cache->begin_step({&rows, 1}, owned.exec);
+      for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+        cache->append(layer, nullptr, k.data() + done * size, v.data() + done * size, size,
+                      owned.exec);
+      }
+      cache->commit();
+      done += num_rows;
+    }
+    const KvRows none{&sequence, 0, 0};
+    cache->begin_step({&none, 1}, owned.exec);
+    Buffer alone(shape.plane_bytes());
+    std::vector<float> expected(std::size_t(size), 0.0f), actual(expected);
+    for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+      cache->append(layer, nullptr, nullptr, nullptr, 0, owned.exec);
+      const auto views = cache->views(layer, 0);
+      for (int64_t t = 0; t < done; ++t) {
+        const KvBlockView& view = views[std::size_t(t / kBlockSize)];
+        store_key(shape, k.data() + t * size, t % kBlockSize, alone.data());
+        load_key(shape, alone.data(), t % kBlockSize, expected.data());
+        load_key(shape, static_cast<const std::byte*>(view.keys), t % kBlockSize, actual.data());
+        ASSERT_TRUE(same_bits(actual, expected)) << "key " << t;
+        store_value(shape, v.data() + t * size, t % kBlockSize, alone.data());
+        load_value(shape, alone.data(), t % kBlockSize, expected.data());
+        load_value(shape, static_cast<const std::byte*>(view.values), t % kBlockSize,
+                   actual.data());
+        ASSERT_TRUE(same_bits(actual, expected)) << "value " << t;
+      }
+    }
+    cache->commit();
+  }
+}
+
 TEST(PagedKvCache, ExhaustionLeavesTheSequenceAsItWas) {
   const ModelConfig config = small_config();
   const auto cache = make_kv_cache(config, KvFormat::kBF16, 100, 1000);  // 4 blocks
@@ -214,6 +267,9 @@ TEST(PagedKvCache, RefusesWhatCannotBe) {
   const auto cache = make_kv_cache(config, KvFormat::kF32, 100, 50);
   KvSequence sequence = cache->new_sequence();
   EXPECT_EQ(code([&] { cache->reserve(sequence, 51); }), ErrorCode::kInvalidArgument);
+  config.head_dim = 12;
+  EXPECT_EQ(code([&] { make_kv_cache(config, KvFormat::kInt8, 100, 50); }),
+            ErrorCode::kUnsupported);
   config.head_dim = 21;
   EXPECT_EQ(code([&] { make_kv_cache(config, KvFormat::kF32, 100, 50); }), ErrorCode::kUnsupported);
 }

@@ -60,7 +60,7 @@ TEST(Usage, WrongCommandLinesExitWith2) {
       {{"generate", model, "x", "--threads", "-3"}, "-3"},
       {{"generate", model, "x", "--kv", "aqua2"}, "aqua2"},
       {{"generate", model, "x", "--dtype", "fp7"}, "fp7"},
-      {{"score", model, "--kv", "q4"}, "q4"},
+      {{"score", model, "--kv", "q5"}, "q5"},
       {{"eval", "poetry", model, "--data", "/dev/null"}, "poetry"},
       {{"eval", "perplexity", model}, "--data"},
       {{"eval", "perplexity", model, model, model, "--data", "/dev/null"}, "3"},

@@ -26,8 +26,17 @@ struct Problem {
   int64_t q_row() const { return num_heads * head_dim; }
 };
 
+constexpr KvElement kElements[] = {KvElement::kF32,    KvElement::kBF16,  KvElement::kFp8,
+                                   KvElement::kInt8,   KvElement::kQ4,    KvElement::kHiggs4,
+                                   KvElement::kHiggs3, KvElement::kHiggs2};
+constexpr const char* kElementNames[] = {"f32", "bf16",   "fp8",    "int8",
+                                         "q4",  "higgs4", "higgs3", "higgs2"};
+
+// A head_dim that is no multiple of vectors, but of what the format needs.
+int64_t ragged_head_dim(KvElement element) { return element == KvElement::kHiggs3 ? 48 : 24; }
+
 std::ostream& operator<<(std::ostream& out, const Problem& p) {
-  return out << (p.element == KvElement::kF32 ? "f32" : "bf16") << " tokens=" << p.num_tokens
+  return out << kElementNames[static_cast<int>(p.element)] << " tokens=" << p.num_tokens
              << " heads=" << p.num_heads << ":" << p.num_kv_heads << " head_dim=" << p.head_dim
              << " softcap=" << p.softcap << " window=" << p.sliding_window;
 }
@@ -75,11 +84,16 @@ std::vector<float> run(const Kernel<AttentionArgs>& kernel, const Problem& p, co
 // fp32: its error, at most head_dim eps sum|q k| scale (about sqrt(head_dim) q_stddev in these
 // data), shifts the softmax weights by that relative amount; the weighted sum over up to n
 // positions adds n eps in the worst case and sqrt(n) eps in practice. Exp and the merge of partial
-// results add a few eps.
+// results add a few eps. Formats with scales round q and, in each block, p to multiples of 1/32767
+// of the largest: uniform errors of variance 1/12. Through the score (|q| < 4.5 q_stddev, keys of
+// about 1) and through the sum over one block's 32 values of about 1.
 double tolerance(const Problem& p) {
   const double score_error =
       static_cast<double>(p.head_dim) * FLT_EPSILON * std::sqrt(double(p.head_dim)) * p.q_stddev;
-  return 2 * score_error + (16 + 4 * std::sqrt(double(p.num_tokens))) * FLT_EPSILON;
+  const double int16_error =
+      kv_has_scales(p.element) ? std::sqrt(1 / 12.0) / 32767 * (4.5 * p.q_stddev + std::sqrt(32.0))
+                               : 0;
+  return int16_error + 2 * score_error + (16 + 4 * std::sqrt(double(p.num_tokens))) * FLT_EPSILON;
 }
 
 void expect_matches_reference(const Problem& p, int64_t first, int64_t num_rows) {
@@ -109,22 +123,29 @@ TEST(Attention, TheReferenceOnAHandComputedCase) {
 }
 
 TEST(Attention, HeadDimsAndGroups) {
-  for (const auto element : {KvElement::kF32, KvElement::kBF16}) {
+  for (const KvElement element : kElements) {
     for (const int64_t head_dim : {8, 16, 24, 64, 80, 96, 128, 256}) {
+      if (element == KvElement::kHiggs3 && head_dim % 16 != 0) continue;
       expect_matches_reference(
           {.element = element, .num_tokens = 67, .num_heads = 6, .head_dim = head_dim}, 0, 67);
     }
     for (const int64_t group : {1, 2, 3, 4, 5, 6, 7, 8}) {
-      expect_matches_reference(
-          {.element = element, .num_tokens = 75, .num_heads = 2 * group, .head_dim = 24}, 0, 75);
-      expect_matches_reference(
-          {.element = element, .num_tokens = 75, .num_heads = 2 * group, .head_dim = 24}, 74, 1);
+      expect_matches_reference({.element = element,
+                                .num_tokens = 75,
+                                .num_heads = 2 * group,
+                                .head_dim = ragged_head_dim(element)},
+                               0, 75);
+      expect_matches_reference({.element = element,
+                                .num_tokens = 75,
+                                .num_heads = 2 * group,
+                                .head_dim = ragged_head_dim(element)},
+                               74, 1);
     }
   }
 }
 
 TEST(Attention, BlockBoundariesAndShortChunks) {
-  for (const auto element : {KvElement::kF32, KvElement::kBF16}) {
+  for (const KvElement element : kElements) {
     for (const int64_t num_tokens : {1, 2, 3, 31, 32, 33, 63, 64, 65, 255, 256, 257, 300, 513}) {
       const Problem p{.element = element, .num_tokens = num_tokens};
       expect_matches_reference(p, 0, num_tokens);
@@ -135,7 +156,7 @@ TEST(Attention, BlockBoundariesAndShortChunks) {
 }
 
 TEST(Attention, SlidingWindows) {
-  for (const auto element : {KvElement::kF32, KvElement::kBF16}) {
+  for (const KvElement element : kElements) {
     for (const int64_t window : {1, 2, 7, 8, 9, 31, 32, 33, 256, 300, 1000}) {
       const Problem p{.element = element, .num_tokens = 700, .sliding_window = window};
       expect_matches_reference(p, 0, 100);
@@ -158,14 +179,58 @@ TEST(Attention, LongContextAndPeakedScores) {
   expect_matches_reference({.num_tokens = 600, .q_stddev = 30}, 500, 100);
 }
 
+TEST(Attention, LongContextOnCodes) {
+  for (const KvElement element : kElements) {
+    for (const int64_t head_dim : {64, 128}) {
+      expect_matches_reference(
+          {.element = element, .num_tokens = 1500, .num_heads = 14, .head_dim = head_dim}, 1498, 2);
+    }
+  }
+}
+
+// Of the numbers that the codes stand for, rotated back where they are rotated, in plain fp32.
+TEST(Attention, OnCodesEqualsAttentionOnWhatTheyDecodeTo) {
+  for (const KvElement element : kElements) {
+    for (const int64_t head_dim : {64, 80, 128}) {
+      const Problem p{.element = element, .num_tokens = 90, .num_heads = 6, .head_dim = head_dim};
+      Data data(p);
+      Problem plain = p;
+      plain.element = KvElement::kF32;
+      std::vector<float> k = data.k, v = data.v;
+      for (int64_t t = 0; t < p.num_tokens; ++t) {
+        const KvBlockView& view = data.kv.views()[std::size_t(t / kBlockSize)];
+        for (int64_t h = 0; h < p.num_kv_heads; ++h) {
+          const int64_t offset = h * kv_head_bytes(element, head_dim);
+          const auto load = [&](KvPart plane, const void* memory, std::vector<float>& to) {
+            float* x = to.data() + (t * p.num_kv_heads + h) * head_dim;
+            kv_load(element, plane, head_dim, static_cast<const std::byte*>(memory) + offset,
+                    t % kBlockSize, x);
+            if (kv_is_rotated(element)) kv_rotate(x, head_dim);
+          };
+          load(KvPart::kKeys, view.keys, k);
+          load(KvPart::kValues, view.values, v);
+        }
+      }
+      PagedKv decoded(KvElement::kF32, p.num_kv_heads, head_dim, k, v);
+      const auto expected = run(attention_kernels().back(), plain, data.q.data(),
+                                {{0, p.num_tokens, 0, decoded.views().data()}});
+      for (const auto& kernel : runnable(attention_kernels())) {
+        SCOPED_TRACE(testing::Message() << kernel.name << " " << p);
+        const auto actual = run(kernel, p, data.q.data(), {data.segment(0, p.num_tokens)});
+        EXPECT_TRUE(all_close(actual, expected, 0, 6 * tolerance(p)));
+      }
+    }
+  }
+}
+
 TEST(Attention, ARowHasTheSameBitsAloneInAChunkInABatchAndOnAnyThreads) {
   for (const auto& kernel : runnable(attention_kernels())) {
-    for (const auto element : {KvElement::kF32, KvElement::kBF16}) {
+    for (const KvElement element : kElements) {
       for (const int64_t window : {0, 40}) {
         const Problem p{.element = element,
                         .num_tokens = 620,
                         .num_heads = 6,
-                        .head_dim = 24,
+                        .head_dim = ragged_head_dim(element),
                         .sliding_window = window};
         Data data(p);
         SCOPED_TRACE(testing::Message() << kernel.name << " " << p);
@@ -180,7 +245,8 @@ TEST(Attention, ARowHasTheSameBitsAloneInAChunkInABatchAndOnAnyThreads) {
         const auto chunk = run(kernel, p, data.q.data() + 250 * row, {data.segment(250, 20)});
         EXPECT_TRUE(same_bits(chunk, {all.data() + 250 * row, std::size_t(20 * row)}));
         // As one of three sequences in a batch, among them a long prefill.
-        Data other({.element = element, .num_tokens = 300, .num_heads = 6, .head_dim = 24}, 77);
+        Data other({.element = element, .num_tokens = 300, .num_heads = 6, .head_dim = p.head_dim},
+                   77);
         std::vector<float> q = other.q;
         q.insert(q.end(), data.q.begin() + 600 * row, data.q.begin() + 602 * row);
         q.insert(q.end(), other.q.begin(), other.q.begin() + row);
@@ -198,10 +264,12 @@ TEST(Attention, ARowHasTheSameBitsAloneInAChunkInABatchAndOnAnyThreads) {
 
 TEST(Attention, NothingOutsideARowsViewReachesIt) {
   for (const auto& kernel : runnable(attention_kernels())) {
-    for (const auto element : {KvElement::kF32, KvElement::kBF16}) {
+    for (const KvElement element : kElements) {
       for (const float poison : {float{NAN}, float{INFINITY}}) {
-        const Problem p{
-            .element = element, .num_tokens = 100, .head_dim = 24, .sliding_window = 30};
+        const Problem p{.element = element,
+                        .num_tokens = 100,
+                        .head_dim = ragged_head_dim(element),
+                        .sliding_window = 30};
         SCOPED_TRACE(testing::Message() << kernel.name << " " << p << " " << poison);
         Data data(p);
         const auto clean = run(kernel, p, data.q.data(), {data.segment(0, 100)});
@@ -214,7 +282,8 @@ TEST(Attention, NothingOutsideARowsViewReachesIt) {
           EXPECT_EQ(same_bits({clean.data() + t * row, row}, {poisoned.data() + t * row, row}),
                     !sees)
               << "row " << t;
-          if (sees) {
+          const bool saturates = element == KvElement::kFp8 && std::isinf(poison);
+          if (sees && !saturates) {
             for (std::size_t j = 0; j < row; ++j) {
               ASSERT_TRUE(std::isnan(poisoned[t * row + j])) << "row " << t;
             }
@@ -266,6 +335,15 @@ TEST(Attention, RefusesBadArguments) {
   EXPECT_TRUE(bad([](AttentionArgs& a) { a.head_dim = 15; }));
   EXPECT_TRUE(bad([](AttentionArgs& a) { a.q_stride = 63; }));
   EXPECT_TRUE(bad([](AttentionArgs& a) { a.sliding_window = -1; }));
+  try {
+    AttentionArgs args = good;
+    args.element = KvElement::kQ4;
+    args.head_dim = 12;
+    attention(args, owned.exec);
+    ADD_FAILURE() << "q4 with a head_dim of 12";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
+  }
   const AttentionSegment segment{0, 1, -1, nullptr};
   EXPECT_TRUE(bad([&](AttentionArgs& a) { a.segments = {&segment, 1}; }));
 }

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "kernels/attention/attention_partial.h"
+#include "kernels/attention/kv_codes.h"
 #include "kernels/features.h"
 
 namespace lathe {
@@ -43,6 +44,7 @@ void attention(const AttentionArgs& args, Exec& exec) {
            " rows from row ", segment.row_begin, " at position ", segment.first_position);
     }
   }
+  check_kv_element(args.element, args.head_dim);
   // The fast versions read whole vectors of a head.
   const bool fits_vectors = args.head_dim % 8 == 0;
   (fits_vectors ? best_kernel(attention_kernels()) : attention_kernels().back()).run(checked, exec);

@@ -14,7 +14,7 @@
 namespace lathe {
 
 // The keys (after RoPE) and values of one layer of one block of kBlockSize tokens, for all KV
-// heads, laid out as kv_layout.h says: [num_kv_heads][one head]. 64-byte aligned.
+// heads, laid out as kv_layout.h and kv_codes.h say: [num_kv_heads][one head]. 64-byte aligned.
 struct KvBlockView {
   const void* keys = nullptr;
   const void* values = nullptr;
@@ -38,7 +38,7 @@ struct AttentionArgs {
   int64_t num_heads = 0;
   int64_t num_kv_heads = 0;    // divides num_heads; query head h reads KV head
                                // h / (num_heads / num_kv_heads)
-  int64_t head_dim = 0;        // even; a multiple of 8 for the fast versions
+  int64_t head_dim = 0;        // even; a multiple of 8 for the fast versions and for codes
   float scale = 0;             // on q.k
   float softcap = 0;           // 0: none
   int64_t sliding_window = 0;  // 0: none
@@ -47,7 +47,8 @@ struct AttentionArgs {
 // Every row must have its own key and value in the cache already. Rows are independent: a row alone
 // gives the same bits as in a batch or in a longer chunk, with any number of threads. What a row
 // does not see, including the unwritten rest of the last block, may hold anything, NaN too.
-// Allocates from exec.workspace only. Throws kInvalidArgument on a bad size.
+// Allocates from exec.workspace only. Throws kInvalidArgument on a bad size, kUnsupported on a
+// head_dim that the format cannot have.
 void attention(const AttentionArgs& args, Exec& exec);
 std::span<const Kernel<AttentionArgs>> attention_kernels();
 

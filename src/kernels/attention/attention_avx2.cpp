@@ -1,5 +1,5 @@
+#include "kernels/attention/attention_codes_avx2.h"
 #include "kernels/attention/attention_simd.h"
-#include "kernels/simd/simd_avx2.h"
 
 namespace lathe {
 namespace {
@@ -8,6 +8,10 @@ struct Traits {
   using Simd = Avx2;
   using Narrow = Avx2;
   static constexpr int kVectors = 2;  // 12 sums, two columns, a factor: 15 of 16 registers
+  using Codes = CodesAvx2;
+  using NarrowCodes = CodesAvx2;
+  static constexpr int kPairRows = 6;  // the same 15 of 16
+  static constexpr int kWideRows = 2;  // 8 sums, four columns, a factor, a product
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
+#include "kernels/attention/attention_codes_avx2.h"
+#include "kernels/attention/attention_codes_avx512.h"
 #include "kernels/attention/attention_simd.h"
-#include "kernels/simd/simd_avx2.h"
-#include "kernels/simd/simd_avx512.h"
 
 namespace lathe {
 namespace {
@@ -9,6 +9,10 @@ struct Traits {
   using Simd = Avx512;
   using Narrow = Avx2;
   static constexpr int kVectors = 4;  // 24 sums, four columns, a factor: 29 of 32 registers
+  using Codes = CodesAvx512;
+  using NarrowCodes = CodesAvx2;
+  static constexpr int kPairRows = 8;
+  static constexpr int kWideRows = 6;
 };
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/kv_codes.h"
 
 namespace lathe {
 
@@ -40,7 +41,15 @@ struct AttentionTile {
   int64_t sliding_window;  // 0: none
   float softcap;           // 0: none
   float* scores;           // scratch, [num_tokens * group, kChunk]
+  // Scratch of the formats that are codes (attention_codes_simd.h); null for the others.
+  int16_t* unpacked;   // [kBlockSize * head_dim + kUnpackSlack], a block's keys or values
+  int16_t* q16;        // [num_tokens * group, head_dim]
+  int16_t* p16;        // [num_tokens * group, kBlockSize]
+  float* q_factor;     // [num_tokens * group]
+  float* p_factor;     // [num_tokens * group]
+  const KvGrid* grid;  // of a HIGGS format
 };
+inline constexpr int64_t kUnpackSlack = 64;  // numbers, that a last vector may reach
 
 struct AttentionSteps {
   // The partials of all rows of the tile over positions [chunk * kChunk, (chunk + 1) * kChunk).

@@ -41,6 +41,9 @@ AttentionState state_at(float* memory, int64_t num_rows, int64_t head_dim) {
   return {memory + num_rows * head_dim, memory + num_rows * (head_dim + 1), memory};
 }
 
+// To whole vectors of 64 bytes, of 16- or 32-bit numbers.
+int64_t round_up(int64_t count) { return (count + 31) / 32 * 32; }
+
 int64_t tokens_per_tile(int64_t rows, int64_t group) { return std::max<int64_t>(1, rows / group); }
 
 int64_t count_tiles(const AttentionArgs& a, int64_t tile_tokens) {
@@ -72,6 +75,16 @@ class Plan {
     const int64_t rows = tile_tokens_ * group_;
     scratch_floats_ = rows * (a_.head_dim + kChunk) + 2 * state_floats(rows, a_.head_dim);
     scratch_ = exec.workspace.allocate_as<float>(num_threads * scratch_floats_);
+    if (kv_is_plain(a_.element)) return;
+    code_floats_ = round_up(rows) * 2;
+    code_numbers_ = round_up(kBlockSize * a_.head_dim + kUnpackSlack) +
+                    round_up(rows * a_.head_dim) + round_up(rows * kBlockSize);
+    code_scratch_ = exec.workspace.allocate_as<float>(num_threads * code_floats_);
+    code_numbers_scratch_ = exec.workspace.allocate_as<int16_t>(num_threads * code_numbers_);
+    if (kv_is_rotated(a_.element)) {
+      grid_ = &kv_grid(a_.element);
+      rotate_q();
+    }
   }
 
   void run() {
@@ -148,17 +161,31 @@ class Plan {
     float* total_memory = scores + tile_tokens_ * group_ * kChunk;
     float* part_memory = total_memory + state_floats(tile_tokens_ * group_, a_.head_dim);
     gather_q(plan, q);
-    const AttentionTile tile{.q = q,
-                             .num_tokens = plan.num_tokens,
-                             .first_position = plan.segment->first_position + plan.first_token,
-                             .group = group_,
-                             .head_dim = a_.head_dim,
-                             .element = a_.element,
-                             .blocks = plan.segment->blocks,
-                             .kv_head = plan.kv_head,
-                             .sliding_window = a_.sliding_window,
-                             .softcap = a_.softcap,
-                             .scores = scores};
+    AttentionTile tile{.q = q,
+                       .num_tokens = plan.num_tokens,
+                       .first_position = plan.segment->first_position + plan.first_token,
+                       .group = group_,
+                       .head_dim = a_.head_dim,
+                       .element = a_.element,
+                       .blocks = plan.segment->blocks,
+                       .kv_head = plan.kv_head,
+                       .sliding_window = a_.sliding_window,
+                       .softcap = a_.softcap,
+                       .scores = scores,
+                       .unpacked = nullptr,
+                       .q16 = nullptr,
+                       .p16 = nullptr,
+                       .q_factor = nullptr,
+                       .p_factor = nullptr,
+                       .grid = grid_};
+    if (!kv_is_plain(a_.element)) {
+      const int64_t rows = tile_tokens_ * group_;
+      tile.unpacked = code_numbers_scratch_ + thread_idx * code_numbers_;
+      tile.q16 = tile.unpacked + round_up(kBlockSize * a_.head_dim + kUnpackSlack);
+      tile.p16 = tile.q16 + round_up(rows * a_.head_dim);
+      tile.q_factor = code_scratch_ + thread_idx * code_floats_;
+      tile.p_factor = tile.q_factor + round_up(rows);
+    }
     if (item.chunk >= 0) {
       float* slot = plan.partials + item.chunk * state_floats(num_rows, a_.head_dim);
       steps_.partial(tile, plan.first_chunk + item.chunk, state_at(slot, num_rows, a_.head_dim));
@@ -185,6 +212,28 @@ class Plan {
     finish(plan, total);
   }
 
+  // The keys' rotation moved to q; from here on a_.q is the rotated copy.
+  void rotate_q() {
+    const int64_t row_size = a_.num_heads * a_.head_dim;
+    int64_t num_rows = 0;
+    for (const AttentionSegment& segment : a_.segments) {
+      num_rows = std::max(num_rows, segment.row_begin + segment.num_rows);
+    }
+    auto* rotated = exec_.workspace.allocate_as<float>(num_rows * row_size);
+    for (const AttentionSegment& segment : a_.segments) {
+      exec_.threads.parallel_for(segment.num_rows, 1, [&](int64_t begin, int64_t end, int) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t row = segment.row_begin + i;
+          float* to = rotated + row * row_size;
+          std::copy_n(a_.q + row * a_.q_stride, row_size, to);
+          for (int64_t h = 0; h < a_.num_heads; ++h) kv_rotate(to + h * a_.head_dim, a_.head_dim);
+        }
+      });
+    }
+    a_.q = rotated;
+    a_.q_stride = row_size;
+  }
+
   void gather_q(const TilePlan& plan, float* q) const {
     for (int64_t token = 0; token < plan.num_tokens; ++token) {
       const int64_t row = plan.segment->row_begin + plan.first_token + token;
@@ -202,11 +251,12 @@ class Plan {
         const float inverse = 1 / total.l[token * group_ + g];
         const float* acc = total.acc + (token * group_ + g) * a_.head_dim;
         for (int64_t j = 0; j < a_.head_dim; ++j) out[g * a_.head_dim + j] = acc[j] * inverse;
+        if (grid_ != nullptr) kv_rotate(out + g * a_.head_dim, a_.head_dim);
       }
     }
   }
 
-  const AttentionArgs& a_;
+  AttentionArgs a_;
   const AttentionSteps& steps_;
   Exec& exec_;
   int64_t group_;
@@ -218,6 +268,12 @@ class Plan {
   int64_t num_items_ = 0;
   float* scratch_ = nullptr;  // per thread: q, scores, two states
   int64_t scratch_floats_ = 0;
+  // Formats that are codes: what AttentionTile asks for, per thread.
+  float* code_scratch_ = nullptr;
+  int64_t code_floats_ = 0;
+  int16_t* code_numbers_scratch_ = nullptr;
+  int64_t code_numbers_ = 0;
+  const KvGrid* grid_ = nullptr;  // of a rotated format
 };
 
 }  // namespace

@@ -3,52 +3,56 @@
 #include <cmath>
 
 #include "kernels/attention/attention.h"
-#include "tensor/float16.h"
+#include "kernels/attention/kv_codes.h"
 
 namespace lathe {
 namespace {
 
-double load(KvElement element, const void* data, int64_t offset) {
-  return element == KvElement::kF32
-             ? double{static_cast<const float*>(data)[offset]}
-             : double{float_from_bf16(static_cast<const uint16_t*>(data)[offset])};
+// First position that a row at `position` sees.
+int64_t first_seen(const AttentionArgs& a, int64_t position) {
+  return a.sliding_window > 0 ? std::max<int64_t>(0, position - a.sliding_window + 1) : 0;
 }
 
+// Scratch of one row and head.
+struct Scratch {
+  double* scores;  // [longest]
+  double* sums;    // [head_dim]
+  float* q;        // [head_dim]
+};
+
+// keys, values: [positions, head_dim] of the row's KV head.
 void attend(const AttentionArgs& a, const AttentionSegment& segment, int64_t row, int64_t head,
-            double* scores, double* sums) {
+            const float* keys, const float* values, const Scratch& scratch) {
   const int64_t position = segment.first_position + row;
-  const int64_t begin =
-      a.sliding_window > 0 ? std::max<int64_t>(0, position - a.sliding_window + 1) : 0;
-  const int64_t kv_head = head / (a.num_heads / a.num_kv_heads);
-  const int64_t kv_head_offset = kv_head * kBlockSize * a.head_dim;
-  const float* q = a.q + (segment.row_begin + row) * a.q_stride + head * a.head_dim;
+  const int64_t begin = first_seen(a, position);
+  std::copy_n(a.q + (segment.row_begin + row) * a.q_stride + head * a.head_dim, a.head_dim,
+              scratch.q);
+  // (H q) . (H k) = q . k, and H (sum of p H v) = sum of p v: see kv_codes.h.
+  if (kv_is_rotated(a.element)) kv_rotate(scratch.q, a.head_dim);
 
   double largest = -HUGE_VAL;
   for (int64_t t = begin; t <= position; ++t) {
-    const void* keys = segment.blocks[t / kBlockSize].keys;
     double dot = 0;
     for (int64_t j = 0; j < a.head_dim; ++j) {
-      dot += double{q[j]} *
-             load(a.element, keys, kv_head_offset + key_offset(a.element, t % kBlockSize, j));
+      dot += double{scratch.q[j]} * double{keys[t * a.head_dim + j]};
     }
     double score = dot * double{a.scale};
     if (a.softcap > 0) score = double{a.softcap} * std::tanh(score / double{a.softcap});
-    scores[t - begin] = score;
+    scratch.scores[t - begin] = score;
     largest = std::max(largest, score);
   }
   double sum = 0;
-  std::fill_n(sums, a.head_dim, 0.0);
+  std::fill_n(scratch.sums, a.head_dim, 0.0);
   for (int64_t t = begin; t <= position; ++t) {
-    const void* values = segment.blocks[t / kBlockSize].values;
-    const double p = std::exp(scores[t - begin] - largest);
+    const double p = std::exp(scratch.scores[t - begin] - largest);
     sum += p;
     for (int64_t j = 0; j < a.head_dim; ++j) {
-      sums[j] += p * load(a.element, values,
-                          kv_head_offset + value_offset(a.element, a.head_dim, t % kBlockSize, j));
+      scratch.sums[j] += p * double{values[t * a.head_dim + j]};
     }
   }
   float* out = a.out + ((segment.row_begin + row) * a.num_heads + head) * a.head_dim;
-  for (int64_t j = 0; j < a.head_dim; ++j) out[j] = static_cast<float>(sums[j] / sum);
+  for (int64_t j = 0; j < a.head_dim; ++j) out[j] = static_cast<float>(scratch.sums[j] / sum);
+  if (kv_is_rotated(a.element)) kv_rotate(out, a.head_dim);
 }
 
 }  // namespace
@@ -58,17 +62,36 @@ void attention_ref(const AttentionArgs& a, Exec& exec) {
   for (const AttentionSegment& segment : a.segments) {
     longest = std::max(longest, segment.first_position + segment.num_rows);
   }
-  const int64_t stride = longest + a.head_dim;
   const Workspace::Scope scope(exec.workspace);
+  const int64_t stride = longest + 2 * a.head_dim;
   auto* scratch = exec.workspace.allocate_as<double>(exec.threads.num_threads() * stride);
+  auto* keys = exec.workspace.allocate_as<float>(longest * a.head_dim);
+  auto* values = exec.workspace.allocate_as<float>(longest * a.head_dim);
+  const int64_t group = a.num_heads / a.num_kv_heads;
   for (const AttentionSegment& segment : a.segments) {
-    exec.threads.parallel_for(
-        segment.num_rows * a.num_heads, 1, [&](int64_t begin, int64_t end, int thread_idx) {
-          double* scores = scratch + thread_idx * stride;
-          for (int64_t i = begin; i < end; ++i) {
-            attend(a, segment, i / a.num_heads, i % a.num_heads, scores, scores + longest);
-          }
-        });
+    const int64_t first = first_seen(a, segment.first_position);
+    const int64_t end = segment.first_position + segment.num_rows;
+    for (int64_t kv_head = 0; kv_head < a.num_kv_heads; ++kv_head) {
+      const int64_t offset = kv_head * kv_head_bytes(a.element, a.head_dim);
+      for (int64_t t = first; t < end && segment.num_rows > 0; ++t) {
+        const KvBlockView& view = segment.blocks[t / kBlockSize];
+        kv_load(a.element, KvPart::kKeys, a.head_dim,
+                static_cast<const std::byte*>(view.keys) + offset, t % kBlockSize,
+                keys + t * a.head_dim);
+        kv_load(a.element, KvPart::kValues, a.head_dim,
+                static_cast<const std::byte*>(view.values) + offset, t % kBlockSize,
+                values + t * a.head_dim);
+      }
+      exec.threads.parallel_for(
+          segment.num_rows * group, 1, [&](int64_t begin, int64_t last, int thread_idx) {
+            double* scores = scratch + thread_idx * stride;
+            double* sums = scores + longest;
+            for (int64_t i = begin; i < last; ++i) {
+              attend(a, segment, i / group, kv_head * group + i % group, keys, values,
+                     {scores, sums, reinterpret_cast<float*>(sums + a.head_dim)});
+            }
+          });
+    }
   }
 }
 

@@ -3,12 +3,9 @@
 // with b a block of keys (k: dims, columns: tokens) or values (k: tokens, columns: dims), whose
 // rows the layout makes contiguous: a tile of kRows x kVectors accumulators stays in registers.
 #pragma once
+#include "kernels/attention/attention_codes_simd.h"
 #include "kernels/attention/attention_partial.h"
 #include "kernels/simd/exp_simd.h"
-
-// The loops over accumulators must be unrolled early, or GCC at -O2 keeps the accumulators in
-// memory (10 times slower).
-#define LATHE_UNROLL _Pragma("GCC unroll 8")
 
 namespace lathe {
 namespace {
@@ -212,16 +209,22 @@ inline void softmax_row(float* scores, Visible see, float softcap, float& m, flo
   l = S::sum(sum);
 }
 
-template <typename Traits, KvElement kElement>
+// How a block is read: numbers where they lie; E4M3 by way of bf16 in scratch; codes as integers.
+enum class BlockKind { kF32, kBF16, kE4M3, kCodes };
+
+template <typename Traits, BlockKind kKind>
 void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& result) {
   using S = typename Traits::Simd;
+  using Codes = typename Traits::Codes;
+  constexpr KvElement kNumbers = kKind == BlockKind::kF32 ? KvElement::kF32 : KvElement::kBF16;
   const int64_t chunk_begin = chunk * kChunk;
   const int64_t group = tile.group;
   const int64_t head_dim = tile.head_dim;
-  const int64_t head_bytes = tile.kv_head * kBlockSize * head_dim * kv_element_size(kElement);
+  const int64_t head_bytes = tile.kv_head * kv_head_bytes(tile.element, head_dim);
   const int64_t first_block = visible(tile, 0, chunk_begin).from / kBlockSize;
   const int64_t end_block =
       (visible(tile, tile.num_tokens - 1, chunk_begin).to + kBlockSize - 1) / kBlockSize;
+  if constexpr (kKind == BlockKind::kCodes) quantize_q<typename Traits::NarrowCodes>(tile);
 
   // Tokens [first, end) see something of block b; both grow with b.
   int64_t first = 0;
@@ -236,26 +239,35 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
     }
     if (first == end) continue;
     const KvBlockView& view = tile.blocks[chunk_begin / kBlockSize + b];
-    const int64_t ahead = b + 1 < end_block
-                              ? distance(view.keys, (&view + 1)->keys)
-                              : distance(view.keys, (&view - b + first_block)->values);
+    int64_t ahead = b + 1 < end_block ? distance(view.keys, (&view + 1)->keys)
+                                      : distance(view.keys, (&view - b + first_block)->values);
     float* scores = tile.scores + first * group * kChunk + block_begin;
     for (int64_t row = 0; row < (end - first) * group; ++row) {
       for (int64_t j = 0; j < kBlockSize; j += S::kWidth) {
         S::store(scores + row * kChunk + j, S::zero());
       }
     }
-    product<Traits, kElement>({.a = tile.q + first * group * head_dim,
-                               .a_stride = head_dim,
-                               .b = static_cast<const char*>(view.keys) + head_bytes,
-                               .b_stride = kBlockSize,
-                               .begin = 0,
-                               .end = head_dim,
-                               .ahead = ahead,
-                               .c = scores,
-                               .c_stride = kChunk,
-                               .num_rows = (end - first) * group,
-                               .num_columns = kBlockSize});
+    const std::byte* keys = static_cast<const std::byte*>(view.keys) + head_bytes;
+    if constexpr (kKind == BlockKind::kCodes) {
+      coded_keys<Traits>(tile, keys, ahead, first * group, (end - first) * group, scores);
+    } else {
+      if constexpr (kKind == BlockKind::kE4M3) {
+        unpack_codes<Codes>(tile, true, keys, ahead);
+        ahead = 0;
+      }
+      product<Traits, kNumbers>(
+          {.a = tile.q + first * group * head_dim,
+           .a_stride = head_dim,
+           .b = kKind == BlockKind::kE4M3 ? static_cast<const void*>(tile.unpacked) : keys,
+           .b_stride = kBlockSize,
+           .begin = 0,
+           .end = head_dim,
+           .ahead = ahead,
+           .c = scores,
+           .c_stride = kChunk,
+           .num_rows = (end - first) * group,
+           .num_columns = kBlockSize});
+    }
   }
 
   for (int64_t token = 0; token < tile.num_tokens; ++token) {
@@ -274,9 +286,29 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
   for (int64_t b = first_block; b < end_block; ++b) {
     const int64_t block_begin = b * kBlockSize;
     const KvBlockView& view = tile.blocks[chunk_begin / kBlockSize + b];
-    const int64_t ahead = b + 1 < end_block ? distance(view.values, (&view + 1)->values) : 0;
+    int64_t ahead = b + 1 < end_block ? distance(view.values, (&view + 1)->values) : 0;
     while (first < tile.num_tokens && visible(tile, first, chunk_begin).to <= block_begin) ++first;
+    const std::byte* values = static_cast<const std::byte*>(view.values) + head_bytes;
     int64_t token = first;
+    if constexpr (kKind == BlockKind::kCodes) {
+      while (token < tile.num_tokens &&
+             visible(tile, token, chunk_begin).from < block_begin + kBlockSize) {
+        ++token;
+      }
+      if (token == first) continue;
+      coded_values<Traits>(
+          tile, values, ahead, first, token, tile.scores + block_begin,
+          [&](int64_t t) {
+            const Visible see = visible(tile, t, chunk_begin);
+            return Visible{see.from - block_begin, see.to - block_begin};
+          },
+          result.acc);
+      continue;
+    }
+    if constexpr (kKind == BlockKind::kE4M3) {
+      unpack_codes<Codes>(tile, false, values, ahead);
+      ahead = 0;
+    }
     while (token < tile.num_tokens) {
       const Visible see = visible(tile, token, chunk_begin);
       if (see.from >= block_begin + kBlockSize) break;
@@ -289,17 +321,18 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
              visible(tile, run, chunk_begin).from <= block_begin) {
         ++run;
       }
-      product<Traits, kElement>({.a = tile.scores + token * group * kChunk + block_begin,
-                                 .a_stride = kChunk,
-                                 .b = static_cast<const char*>(view.values) + head_bytes,
-                                 .b_stride = head_dim,
-                                 .begin = k_begin,
-                                 .end = k_end,
-                                 .ahead = token == first ? ahead : 0,
-                                 .c = result.acc + token * group * head_dim,
-                                 .c_stride = head_dim,
-                                 .num_rows = (run - token) * group,
-                                 .num_columns = head_dim});
+      product<Traits, kNumbers>(
+          {.a = tile.scores + token * group * kChunk + block_begin,
+           .a_stride = kChunk,
+           .b = kKind == BlockKind::kE4M3 ? static_cast<const void*>(tile.unpacked) : values,
+           .b_stride = head_dim,
+           .begin = k_begin,
+           .end = k_end,
+           .ahead = token == first ? ahead : 0,
+           .c = result.acc + token * group * head_dim,
+           .c_stride = head_dim,
+           .num_rows = (run - token) * group,
+           .num_columns = head_dim});
       token = run;
     }
   }
@@ -307,10 +340,15 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
 
 template <typename Traits>
 void partial_simd(const AttentionTile& tile, int64_t chunk, const AttentionState& result) {
-  if (tile.element == KvElement::kF32) {
-    partial_of<Traits, KvElement::kF32>(tile, chunk, result);
-  } else {
-    partial_of<Traits, KvElement::kBF16>(tile, chunk, result);
+  switch (tile.element) {
+    case KvElement::kF32:
+      return partial_of<Traits, BlockKind::kF32>(tile, chunk, result);
+    case KvElement::kBF16:
+      return partial_of<Traits, BlockKind::kBF16>(tile, chunk, result);
+    case KvElement::kFp8:
+      return partial_of<Traits, BlockKind::kE4M3>(tile, chunk, result);
+    default:
+      return partial_of<Traits, BlockKind::kCodes>(tile, chunk, result);
   }
 }
 

@@ -4,7 +4,8 @@
 // so both products of attention, q K^T (summed over dims) and p V (summed over tokens), read rows
 // of consecutive results: no sum across a vector, and one load is shared by all query rows. The
 // bf16 pairs make one 32-bit lane of two summands: x << 16 and x & 0xffff0000 are their fp32
-// values, and the pairing is what vdpbf16ps and AMX take. docs/decisions/0010-kv-block-layout.md.
+// values, and the pairing is what vdpbf16ps, vpdpwssd and AMX take.
+// docs/decisions/0010-kv-block-layout.md. The formats below 16 bits are in kv_codes.h.
 #pragma once
 #include <cstdint>
 
@@ -13,8 +14,15 @@ namespace lathe {
 // Tokens in a block of the paged cache.
 inline constexpr int64_t kBlockSize = 32;
 
-enum class KvElement { kF32, kBF16 };
+// How a number of the cache is stored. From kFp8 on: codes (kv_codes.h).
+enum class KvElement { kF32, kBF16, kFp8, kInt8, kQ4, kHiggs4, kHiggs3, kHiggs2 };
 
+// f32 and bf16: numbers that are read where they lie.
+constexpr bool kv_is_plain(KvElement element) {
+  return element == KvElement::kF32 || element == KvElement::kBF16;
+}
+
+// Of the plain ones.
 constexpr int64_t kv_element_size(KvElement element) { return element == KvElement::kF32 ? 4 : 2; }
 
 // Offsets in elements from the start of one KV head's keys or values.
