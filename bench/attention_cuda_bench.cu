@@ -207,7 +207,11 @@ class Setup {
       cuda_check(cudaMemset(out.data(), 0xff, static_cast<std::size_t>(out.size())), "memset");
       AttentionCudaArgs a = args;
       a.out = out.data();
-      (plain != 0 ? attention_plain_cuda : attention_cuda)(a, batch, layers[0], nullptr);
+      if (plain != 0) {
+        attention_plain_cuda(a, batch, layers[0], /*short_runs_only=*/false, nullptr);
+      } else {
+        attention_cuda(a, batch, layers[0], nullptr);
+      }
       bits[plain].resize(static_cast<std::size_t>(out_count));
       out.to_host(bits[plain].data(), out_count * 2);
     }

@@ -134,7 +134,11 @@ class Step {
       EXPECT_EQ(cudaMemset(workspace_.data(), 0, static_cast<std::size_t>(bytes)), cudaSuccess);
     }
     args.workspace = workspace_.data();
-    (plain ? attention_plain_cuda : attention_cuda)(args, batch, kv.layer(), nullptr);
+    if (plain) {
+      attention_plain_cuda(args, batch, kv.layer(), /*short_runs_only=*/false, nullptr);
+    } else {
+      attention_cuda(args, batch, kv.layer(), nullptr);
+    }
 
     std::vector<float> out(static_cast<std::size_t>(out_count));
     if (f32) {
@@ -346,11 +350,15 @@ TEST_F(AttentionCuda, RaggedContexts) {
 }
 
 TEST_F(AttentionCuda, LongPrompts) {
-  for (const int64_t head_dim : {64, 128}) {
-    expect_matches_reference({.num_heads = 4,
-                              .num_kv_heads = 1,
-                              .head_dim = head_dim,
-                              .runs = {{0, 517}, {1000, 129}, {3, 260}}});
+  for (const auto& e : kElements) {
+    for (const int64_t head_dim : {64, 128}) {
+      expect_matches_reference({.q_element = e.q,
+                                .kv_element = e.kv,
+                                .num_heads = 4,
+                                .num_kv_heads = 1,
+                                .head_dim = head_dim,
+                                .runs = {{0, 517}, {1000, 129}, {3, 260}}});
+    }
   }
 }
 

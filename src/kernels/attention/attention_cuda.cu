@@ -84,7 +84,9 @@ void attention_cuda(const AttentionCudaArgs& args, const CudaBatch& batch, const
   check(args, batch);
   if (batch.num_rows == 0 || batch.num_sequences == 0 || batch.max_context == 0) return;
   if (!has_fast_attention(args, layer.element)) {
-    attention_plain_cuda(args, batch, layer, stream);
+    const bool long_runs = batch.max_rows_per_sequence > kAttentionDecodeRows;
+    if (long_runs) attention_tiles_cuda(args, batch, layer, stream);
+    if (!batch.only_long_runs) attention_plain_cuda(args, batch, layer, long_runs, stream);
     return;
   }
   const bool e4m3 = layer.element == KvCudaElement::kE4M3;

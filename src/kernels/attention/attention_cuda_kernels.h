@@ -9,8 +9,13 @@
 namespace lathe {
 
 // Any head size and every combination of elements, fp32 arithmetic, no workspace: the reference of
-// the fast versions on the device, and what runs where they do not apply.
+// the fast versions on the device, and what runs where they do not apply. short_runs_only: leaves
+// sequences with more than kAttentionDecodeRows rows in the step alone.
 void attention_plain_cuda(const AttentionCudaArgs& args, const CudaBatch& batch,
+                          const KvCudaLayer& layer, bool short_runs_only, CudaStream stream);
+// The same for the sequences that short_runs_only leaves alone, with keys and values in shared
+// memory for 64 rows at a time.
+void attention_tiles_cuda(const AttentionCudaArgs& args, const CudaBatch& batch,
                           const KvCudaLayer& layer, CudaStream stream);
 
 // The fast versions: bf16 queries on a bf16 or E4M3 cache, head_dim 64, 96, 128 or 256.

@@ -29,7 +29,8 @@ constexpr KvCudaElement element_of() {
 
 template <typename T, typename Kv>
 __global__ void __launch_bounds__(kWarps * 32)
-    attention_plain_kernel(AttentionCudaArgs args, CudaBatch batch, KvCudaLayer layer) {
+    attention_plain_kernel(AttentionCudaArgs args, CudaBatch batch, KvCudaLayer layer,
+                           bool short_runs_only) {
   __shared__ float sums[kWarps][kMaxHeadDim];
   __shared__ float largest[kWarps], totals[kWarps];
   wait_for_previous_grid();
@@ -41,6 +42,10 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int head_dim = static_cast<int>(args.head_dim);
   const int sequence = batch.row_sequence[row];
   if (sequence < 0) return;
+  if (short_runs_only && batch.query_begin[sequence + 1] - batch.query_begin[sequence] >
+                             static_cast<int>(kAttentionDecodeRows)) {
+    return;
+  }
   const int position = batch.positions[row];
   const int64_t kv_head = head / (args.num_heads / args.num_kv_heads);
   const int32_t* table = batch.block_tables + sequence * batch.table_stride;
@@ -123,12 +128,13 @@ auto kernel_for(KvCudaElement element) {
 }  // namespace
 
 void attention_plain_cuda(const AttentionCudaArgs& args, const CudaBatch& batch,
-                          const KvCudaLayer& layer, CudaStream stream) {
+                          const KvCudaLayer& layer, bool short_runs_only, CudaStream stream) {
   if (batch.num_rows == 0) return;
   const dim3 grid(static_cast<unsigned>(batch.num_rows), static_cast<unsigned>(args.num_heads));
   launch_dependent(args.element == CudaElement::kF32 ? kernel_for<float>(layer.element)
                                                      : kernel_for<__nv_bfloat16>(layer.element),
-                   grid, dim3(kWarps * 32), 0, stream, "attention_plain", args, batch, layer);
+                   grid, dim3(kWarps * 32), 0, stream, "attention_plain", args, batch, layer,
+                   short_runs_only);
 }
 
 }  // namespace lathe
