@@ -6,8 +6,10 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/rng.h"
 #include "kernels/linear/dequantize_cuda.h"
 #include "kernels/linear/linear_fp4_small_sm90.h"
+#include "kernels/linear/linear_mxfp4_sm90.h"
 #include "kernels/linear/pack_fp4.h"
 #include "quant/encode.h"
 #include "support/all_close.h"
@@ -185,13 +187,17 @@ struct Problem {
     if (format == "int4") w = from_bf16(to_bf16(w));
     const PackPart part{&matrix, bias.data()};
     packed = pack_fp4(std::span(&part, 1), nullptr);
+    if (format == "mxfp4") {
+      DeviceArray<uint8_t> exponents((n + 63) / 64 * 64);
+      mxfp4_row_exponents(packed.tiles(), exponents.data(), nullptr);
+    }
   }
 };
 
 // y of rows [first, first + count) of x, fp32.
 template <typename T>
 std::vector<T> run(Problem& p, const SmallLinearConfig& config, bool extras, int64_t first,
-                   int64_t count) {
+                   int64_t count, bool split = false) {
   Fp4Tiles tiles = p.packed.tiles();
   if (!extras) tiles.bias = nullptr;
   const int64_t stride = p.n + 3;
@@ -202,7 +208,7 @@ std::vector<T> run(Problem& p, const SmallLinearConfig& config, bool extras, int
   const CudaLinearOutput output{sizeof(T) == 4 ? CudaElement::kF32 : CudaElement::kBF16, y.data(),
                                 stride};
   linear_fp4_small_sm90(
-      tiles, input, output, config,
+      tiles, input, output, config, split,
       config.passes > 1 ? reinterpret_cast<std::byte*>(workspace.data()) : nullptr, nullptr);
   const auto padded = y.host();
   std::vector<T> result;
@@ -218,11 +224,43 @@ std::vector<T> run(Problem& p, const SmallLinearConfig& config, bool extras, int
   return result;
 }
 
+// What a split x adds to the error of one sum. x is off by 2^-22 of the row's largest in a block's
+// part of k, at most. A step of 32 columns adds its products to the sum of its chunk of 256, each
+// of the 33 terms and the result cut to 13 bits below the largest exponent among them; columns of
+// low parts, a sixteenth of the high ones or less, do the same.
+double split_error(const Problem& p, const SmallLinearConfig& config, const float* x,
+                   const float* w) {
+  const int64_t k_tiles = p.k / 64, pieces = int64_t{config.cluster} * config.passes;
+  double error = 0;
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t begin = piece * k_tiles / pieces * 64, end = (piece + 1) * k_tiles / pieces * 64;
+    double largest_x = 0, weights = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      largest_x = std::max(largest_x, std::fabs(double{x[i]}));
+      weights += std::fabs(double{w[i]});
+    }
+    error += largest_x * weights * 0x1p-22;
+    double sum = 0;
+    for (int64_t i = begin; i < end; i += 32) {
+      if ((i - begin) % 256 == 0) sum = 0;
+      double largest = std::fabs(sum);
+      for (int64_t j = i; j < i + 32; ++j) {
+        const double product = double{x[j]} * double{w[j]};
+        largest = std::max(largest, std::fabs(product));
+        sum += product;
+      }
+      error += 34 * 0x1p-13 * std::max(largest, std::fabs(sum)) * (1 + 1.0 / 16 + 1.0 / 8);
+    }
+  }
+  return error;
+}
+
 // Products of bf16 are exact in fp32. One instruction adds 16 of them to a sum, each cut to 2^-24
 // of the largest: so k products leave at most (k + k / 16) 2^-24 of the sum of magnitudes; adding
 // up the parts, two factors and the bias are each an fp32 rounding.
 void expect_right(const Problem& p, bool extras, const std::vector<float>& y, int parts,
-                  double output_rounding, int64_t column_step) {
+                  double output_rounding, int64_t column_step,
+                  const SmallLinearConfig* split = nullptr) {
   for (int64_t t = 0; t < p.m; ++t) {
     for (int64_t j = 0; j < p.n; j += column_step) {
       double sum = 0, magnitudes = 0;
@@ -236,9 +274,12 @@ void expect_right(const Problem& p, bool extras, const std::vector<float>& y, in
       const double factor = extras ? double{p.x_scales[static_cast<std::size_t>(t)]} : 1.0;
       const double bias = extras ? double{p.bias[static_cast<std::size_t>(j)]} : 0.0;
       const double expected = sum * factor + bias;
-      const double tolerance = std::fabs(factor) * magnitudes *
-                                   (static_cast<double>(p.k) * 1.0625 + parts + 4) * 0x1p-24 +
-                               std::fabs(bias) * 0x1p-22 + std::fabs(expected) * output_rounding;
+      const double split_part = split == nullptr ? 0 : split_error(p, *split, x, w);
+      const double tolerance =
+          std::fabs(factor) *
+              (magnitudes * (static_cast<double>(p.k) * 1.0625 + parts + 4) * 0x1p-24 +
+               split_part) +
+          std::fabs(bias) * 0x1p-22 + std::fabs(expected) * output_rounding;
       const double got = y[static_cast<std::size_t>(t * p.n + j)];
       ASSERT_TRUE(std::fabs(got - expected) <= tolerance)
           << "row " << t << " column " << j << ": " << got << ", expected " << expected << " +- "
@@ -291,6 +332,59 @@ TEST(LinearFp4Small, MatchesTheReferenceForEveryShapeOfCluster) {
   }
 }
 
+TEST(LinearFp4Small, ASplitInputMatchesTheReference) {
+  LATHE_NEEDS_GPU();
+  for (const int64_t k : {64, 448, 4096, 14336}) {
+    Problem p("mxfp4", kSplitRows, 131, k, 60);
+    for (int64_t m = 1; m <= kSplitRows; m += m < 9 ? 1 : 3) {
+      p.m = m;
+      for (const int cluster : {1, 2, 4}) {
+        auto config =
+            small_linear_candidate(m, p.n, k, kTileCodeBytes + 256, kHopperSms, cluster).config;
+        for (const int passes : {config.passes, config.passes * 2}) {
+          config.passes = passes;
+          SCOPED_TRACE(testing::Message() << "m " << m << " k " << k << ": " << to_string(config));
+          const bool extras = m % 2 == 1;
+          expect_right(p, extras, run<float>(p, config, extras, 0, m, true), 4 * cluster * passes,
+                       0x1p-23, 7, &config);
+          if (HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+// Small integers, whose sums are exact in any order and in 13 bits: every weight meets its x.
+TEST(LinearFp4Small, ASplitInputIsExactWhereSumsAre) {
+  LATHE_NEEDS_GPU();
+  for (const int64_t k : {64, 320, 4096}) {
+    Problem p("mxfp4", kSplitRows, 200, k, 70);
+    QuantizedMatrix matrix = random_matrix("mxfp4", p.n, k, 71);
+    std::fill_n(matrix.scales.as<uint8_t>(), matrix.scales.size(), uint8_t{127});
+    matrix.global_scale = 1;
+    p.w = dequantized(matrix);
+    const PackPart part{&matrix};
+    p.packed = pack_fp4(std::span(&part, 1), nullptr);
+    Rng rng(72);
+    for (float& x : p.x) x = rng.below(8) == 0 ? static_cast<float>(rng.below(7)) - 3 : 0.0f;
+    p.x_device = DeviceArray<uint16_t>(to_bf16(p.x));
+    for (const int64_t m : {1, 8, 16}) {
+      const auto config = choose_fp4_small_config(m, p.n, k, kHopperSms);
+      const auto y = run<float>(p, config, false, 0, m, true);
+      for (int64_t t = 0; t < m; ++t) {
+        for (int64_t j = 0; j < p.n; ++j) {
+          double sum = 0;
+          for (int64_t i = 0; i < k; ++i) {
+            sum += double{p.x[static_cast<std::size_t>(t * k + i)]} *
+                   double{p.w[static_cast<std::size_t>(j * k + i)]};
+          }
+          ASSERT_EQ(y[static_cast<std::size_t>(t * p.n + j)], sum) << "k " << k << " row " << t;
+        }
+      }
+    }
+  }
+}
+
 TEST(LinearFp4Small, ARowDoesNotDependOnTheOthers) {
   LATHE_NEEDS_GPU();
   for (const char* format : kFp4Formats) {
@@ -305,6 +399,10 @@ TEST(LinearFp4Small, ARowDoesNotDependOnTheOthers) {
       }
       const auto again = run<float>(p, config, true, 0, m);
       EXPECT_EQ(0, std::memcmp(again.data(), all.data(), all.size() * 4));
+      if (std::string(format) != "mxfp4" || m > kSplitRows) continue;
+      const auto split = run<float>(p, config, true, 0, m, true);
+      const auto alone = run<float>(p, config, true, m - 1, 1, true);
+      EXPECT_EQ(0, std::memcmp(alone.data(), split.data() + (m - 1) * p.n, alone.size() * 4));
     }
   }
 }
@@ -317,13 +415,15 @@ TEST(LinearFp4Small, InfinityAndNanStayInTheirRow) {
   x[3 * 256 + 9] = INFINITY;
   p.x_device = DeviceArray<uint16_t>(to_bf16(x));
   const auto config = choose_fp4_small_config(5, p.n, p.k, kHopperSms);
-  const auto y = run<float>(p, config, false, 0, 5);
-  for (std::size_t i = 0; i < y.size(); ++i) {
-    const std::size_t row = i / 100;
-    if (row == 1) {
-      EXPECT_TRUE(std::isnan(y[i])) << i;
-    } else if (row % 2 == 0) {
-      EXPECT_TRUE(std::isfinite(y[i])) << i;
+  for (const bool split : {false, true}) {
+    const auto y = run<float>(p, config, false, 0, 5, split);
+    for (std::size_t i = 0; i < y.size(); ++i) {
+      const std::size_t row = i / 100;
+      if (row == 1 || (split && row == 3)) {
+        EXPECT_TRUE(std::isnan(y[i])) << i;
+      } else if (row % 2 == 0) {
+        EXPECT_TRUE(std::isfinite(y[i])) << i;
+      }
     }
   }
 }
@@ -333,6 +433,8 @@ TEST(LinearFp4Small, BadArgumentsAreErrors) {
   Problem p("mxfp4", 9, 64, 64, 50);
   const auto config = choose_fp4_small_config(8, p.n, p.k, kHopperSms);
   EXPECT_THROW(run<float>(p, config, false, 0, 9), Error);
+  EXPECT_THROW(run<float>(p, choose_fp4_small_config(17, p.n, p.k, kHopperSms), false, 0, 9, true),
+               Error);
   const QuantizedMatrix matrix = random_matrix("mxfp8", 64, 64, 51);
   const PackPart part{&matrix};
   EXPECT_THROW(pack_fp4(std::span(&part, 1), nullptr), Error);

@@ -1,8 +1,8 @@
 // Attention of long runs of rows in plain fp32 arithmetic, where the tensor-core version does not
-// apply: fp32 queries or an fp32 cache (exact comparisons, calibration), odd head sizes. A block has
-// kQueries rows of one sequence and one query head, and walks over the keys and values they see in
-// tiles of kTokens that pass through shared memory once for all rows; a thread has 4 x 4 scores of
-// a tile, and 4 rows x D / 16 dimensions of the result.
+// apply: fp32 queries or an fp32 cache (exact comparisons, calibration), odd head sizes. A block
+// has kQueries rows of one sequence and one query head, and walks over the keys and values they see
+// in tiles of kTokens that pass through shared memory once for all rows; a thread has 4 x 4 scores
+// of a tile, and 4 rows x D / 16 dimensions of the result.
 //
 // Tiles of tokens lie at multiples of kTokens, and tokens a row does not see add exact zeros: so a
 // row's bits do not depend on how a prompt is cut into runs. Source: Dao, "FlashAttention-2"
@@ -51,8 +51,7 @@ __device__ float sum_of_row(float x) {
 // [seen_begin, seen_end) and beyond head_dim.
 template <int D, typename Kv>
 __device__ void load_tile(const Kv* cache, const int32_t* table, const AttentionCudaArgs& args,
-                          int kv_head, int first_token, int seen_begin, int seen_end,
-                          float* tile) {
+                          int kv_head, int first_token, int seen_begin, int seen_end, float* tile) {
   constexpr KvCudaElement kElement = sizeof(Kv) == 4   ? KvCudaElement::kF32
                                      : sizeof(Kv) == 2 ? KvCudaElement::kBF16
                                                        : KvCudaElement::kE4M3;
@@ -151,8 +150,8 @@ __global__ void __launch_bounds__(kThreads)
   extern __shared__ float4 shared_memory[];
   constexpr int kStride = Shape<D>::kStride;
   float* queries = reinterpret_cast<float*>(shared_memory);  // [kQueries][kStride]
-  float* tile = queries + kQueries * kStride;                // [kTokens][kStride]: keys, then values
-  float* weights = tile + kTokens * kStride;                 // [kTokens][kWeightStride]
+  float* tile = queries + kQueries * kStride;  // [kTokens][kStride]: keys, then values
+  float* weights = tile + kTokens * kStride;   // [kTokens][kWeightStride]
   wait_for_previous_grid();
   release_next_grid();
 
@@ -265,8 +264,9 @@ void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaL
             CudaStream stream) {
   constexpr int kSharedBytes = Shape<D>::kSharedFloats * 4;
   const auto kernel = attention_tiles_kernel<D>;
-  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
-             "shared memory of attention_tiles");
+  cuda_check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+      "shared memory of attention_tiles");
   const dim3 blocks(static_cast<unsigned>(args.num_heads),
                     static_cast<unsigned>((batch.max_rows_per_sequence + kQueries - 1) / kQueries),
                     static_cast<unsigned>(batch.num_sequences));

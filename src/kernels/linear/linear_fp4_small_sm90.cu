@@ -9,12 +9,13 @@ SmallLinearConfig choose_fp4_small_config(int64_t m, int64_t n, int64_t k, int n
 }
 
 void linear_fp4_small_sm90(const Fp4Tiles& w, const CudaLinearInput& x, const CudaLinearOutput& y,
-                           const SmallLinearConfig& config, std::byte* workspace,
+                           const SmallLinearConfig& config, bool split, std::byte* workspace,
                            CudaStream stream) {
   check_fp4_gemm(w, x, y, CudaElement::kBF16);
   if (x.m == 0) return;
   const SmallLinearArgs args =
       small_linear_args(w.codes, w.scales, w.row_scales, w.bias, w.n, w.k, x, y, config, workspace);
+  if (split) return run_split_linear(w, args, config, stream);
   switch (w.scale) {
     case ScaleType::kE8M0:
       return run_small_linear<SmallDecodeMxfp4>(args, config, stream);

@@ -3,12 +3,16 @@
 // instructions, and pairs of weights that lie 16 bits apart in a word go into one register as they
 // lie. Which columns those are is undone in x (XOrder), whose order along k is free.
 //
+// MXFP4 can go to E5M2 instead, with less than half the work, and x to pairs of E4M3.
+//
 // A decoder has
 //   kCodeBytes, kScaleBytes   of a tile of 64 x 64 weights
+//   kSplitsX                  x is multiplied as pairs of E4M3 (small_split_sm90.h), else as bf16
 //   kOrder                    what x has to look like
 //   kOutputScale              the power of two that the decoded weights lack
 //   load()                    this thread's share of a tile, from addresses in shared memory
 //   decode<half>()            the left operands of two steps of 16 columns: half of the tile
+//   decode()                  with kSplitsX: of two steps of 32 columns, the whole tile
 #pragma once
 #include <cstdint>
 
@@ -76,12 +80,12 @@ constexpr uint32_t kTwoToThe127 = 0x7F007F00;
 // The codes of a word as bf16, times 2^-126: a magnitude's three bits are the low bits of an
 // exponent and the first of a mantissa, subnormals included. Two ways to pair them; signs come as
 // words whose other bits are zero or lie under kMagnitudes.
-constexpr uint32_t kMagnitudes = 0x01C001C0, kSignBits = 0x80808080;
+constexpr uint32_t kMagnitudes = 0x01C001C0, kByteSigns = 0x80808080;
 
 // A0 A2, A1 A3, B0 B2, B1 B3. Least work for the integer unit, which is the one that is short.
 __device__ __forceinline__ void e2m1_pairs_apart_2(uint32_t word, uint32_t (&pairs)[4]) {
-  const uint32_t a_signs = keep_bits(word, kSignBits);       // of A_i at the top of byte i
-  const uint32_t b_signs = keep_bits(word << 4, kSignBits);  // of B_i
+  const uint32_t a_signs = keep_bits(word, kByteSigns);       // of A_i at the top of byte i
+  const uint32_t b_signs = keep_bits(word << 4, kByteSigns);  // of B_i
   const uint32_t a = permute_bytes(word, word, 0x1100);
   const uint32_t b = permute_bytes(word, word, 0x3322);
   pairs[0] = select_bits(a << 6, a_signs << 8, kMagnitudes);
@@ -91,7 +95,7 @@ __device__ __forceinline__ void e2m1_pairs_apart_2(uint32_t word, uint32_t (&pai
 }
 // A_i B_i: pairs whose halves belong to two groups of 16, which need one word of scales.
 __device__ __forceinline__ void e2m1_pairs_apart_16(uint32_t word, uint32_t (&pairs)[4]) {
-  const uint32_t a_signs = word & kSignBits, b_signs = word << 4 & kSignBits;
+  const uint32_t a_signs = word & kByteSigns, b_signs = word << 4 & kByteSigns;
   const uint32_t upper = word >> 8;
   const uint32_t shifted[4] = {word << 6, word << 2, upper << 6, upper << 2};
 #pragma unroll
@@ -102,6 +106,7 @@ __device__ __forceinline__ void e2m1_pairs_apart_16(uint32_t word, uint32_t (&pa
 }
 
 struct SmallDecodeMxfp4 {
+  static constexpr bool kSplitsX = false;
   static constexpr int kCodeBytes = kTileCodeBytes;
   static constexpr int kScaleBytes = 128;
   static constexpr XOrder kOrder = XOrder::kBytePairs;
@@ -131,7 +136,36 @@ struct SmallDecodeMxfp4 {
   }
 };
 
+// To E5M2, exactly: the scale of a group is an addition to the exponents of a table of eight
+// magnitudes, made once for the eight codes of a word. Scale bytes are 101..127, as pack_fp4() and
+// mxfp4_row_exponents() leave them, but for codes that are all zero.
+struct SmallDecodeMxfp4ToE5m2 {
+  static constexpr bool kSplitsX = true;
+  static constexpr int kCodeBytes = kTileCodeBytes;
+  static constexpr int kScaleBytes = 128;
+  static constexpr float kOutputScale = 0x1p-13f;
+  using Raw = SmallDecodeMxfp4::Raw;
+  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales, int thread) {
+    return SmallDecodeMxfp4::load(codes, scales, thread);
+  }
+  static __device__ __forceinline__ void decode(const Raw& raw, uint32_t (&a)[2][4]) {
+    const uint32_t words[4] = {raw.codes.x, raw.codes.y, raw.codes.z, raw.codes.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // row i % 2, group i / 2, as the scale bytes lie
+      // 0, .5, 1, 1.5 and 2, 3, 4, 6 times 2^(13 + e - 127) in E5M2; an exponent step is 4.
+      const uint32_t e = permute_bytes(raw.scales, 0, 0x4440u + i);
+      const uint32_t low = e * 0x04040400u + (0x3E3C3800u - 114u * 0x04040400u);
+      const uint32_t high = e * 0x04040404u + (0x46444240u - 114u * 0x04040404u);
+      const uint32_t selectors = words[i] & 0x77777777u;
+      a[i / 2][i % 2] = permute_bytes(low, high, selectors) | (words[i] & kByteSigns);
+      a[i / 2][2 + i % 2] =
+          permute_bytes(low, high, selectors >> 16) | (words[i] << 4 & kByteSigns);
+    }
+  }
+};
+
 struct SmallDecodeNvfp4 {
+  static constexpr bool kSplitsX = false;
   static constexpr int kCodeBytes = kTileCodeBytes;
   static constexpr int kScaleBytes = 256;
   static constexpr XOrder kOrder = XOrder::kHalfPairs;
@@ -164,6 +198,7 @@ struct SmallDecodeNvfp4 {
 
 // code * scale has up to twelve significant bits and is rounded to bf16.
 struct SmallDecodeInt4 {
+  static constexpr bool kSplitsX = false;
   static constexpr int kCodeBytes = kTileCodeBytes;
   static constexpr int kScaleBytes = 256;
   static constexpr XOrder kOrder = XOrder::kHalfPairs;

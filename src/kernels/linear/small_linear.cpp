@@ -15,7 +15,7 @@ constexpr int kGroups = 4, kChunkTiles = 4;
 int64_t fixed_bytes(int rows, int cluster, int64_t x_tiles) {
   const int exchange = cluster == 1 ? 0 : 2 * rows * 64 * 4;
   const int sums = (rows <= 16 ? 2 : 1) * (kGroups * rows * 68 * 4 + exchange);
-  return 1024 + x_tiles * rows * 128 + sums + 64 * 16 + 64;
+  return 1024 + x_tiles * rows * 128 + sums + 64 * 16 + 64 + rows * 4;
 }
 
 }  // namespace

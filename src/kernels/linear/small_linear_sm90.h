@@ -73,7 +73,7 @@ constexpr int x_tile_bytes(int rows) { return rows * 128; }
 constexpr int shared_bytes(int rows, int cluster, int x_tiles, int slots, int tile_bytes) {
   return 1024 + x_tiles * x_tile_bytes(rows) + slots * kChunkTiles * tile_bytes +
          sum_buffers(rows) * (group_sum_bytes(rows) + 2 * exchange_bytes(rows, cluster)) +
-         (2 * slots + 4 * sum_buffers(rows)) * 8;
+         (2 * slots + 4 * sum_buffers(rows)) * 8 + rows * 4;
 }
 
 // ---- PTX beyond async_copy_sm90.h
@@ -230,6 +230,7 @@ struct Block {
   uint32_t full, empty;              // [slots] barriers: a chunk has arrived; all have read it
   uint32_t group_full, group_empty;  // [buffers]
   uint32_t incoming_full, incoming_empty;  // [buffers]; empty: in all blocks of the cluster
+  uint32_t* x_largest;                     // [rows], of a split x: bits of the largest |x| as bf16
 
   __device__ __forceinline__ Block(const SmallLinearArgs& a, int shift, std::byte* shared)
       : cluster_shift(shift),
@@ -243,7 +244,10 @@ struct Block {
     group_sums = reinterpret_cast<float*>(next);
     outgoing = group_sums + kBuffers * group_sum_bytes(kRows) / 4;
     incoming = outgoing + kBuffers * exchange_bytes(kRows, cluster()) / 4;
-    full = shared_address(incoming + kBuffers * exchange_bytes(kRows, cluster()) / 4);
+    const float* behind = incoming + kBuffers * exchange_bytes(kRows, cluster()) / 4;
+    full = shared_address(behind);
+    x_largest =
+        reinterpret_cast<uint32_t*>(const_cast<float*>(behind)) + (2 * a.slots + 4 * kBuffers) * 2;
     empty = full + a.slots * 8;
     group_full = empty + a.slots * 8;
     group_empty = group_full + kBuffers * 8;
@@ -342,7 +346,7 @@ class Producer {
   RingPlace place_;
 };
 
-// Warpgroups 0..3.
+// Warpgroups 0..3, with x in bf16.
 template <class Decode, int kRows>
 __device__ __forceinline__ void consume(const SmallLinearArgs& a,
                                         const Block<Decode, kRows>& block) {
@@ -423,6 +427,11 @@ __device__ __forceinline__ void consume(const SmallLinearArgs& a,
     }
   }
 }
+
+// The same with a split x, small_split_sm90.h.
+template <class Decode, int kRows>
+__device__ __forceinline__ void consume_split(const SmallLinearArgs& a,
+                                              const Block<Decode, kRows>& block);
 
 // y of four rows of the panel (outputs n .. n + 3) and one row of x.
 template <class Decode>
@@ -559,7 +568,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warp < kGroups * 4) {
     take_registers<kConsumerRegisters>();
     wait_for_previous_kernel();
-    consume(a, block);
+    if constexpr (Decode::kSplitsX) {
+      consume_split(a, block);
+    } else {
+      consume(a, block);
+    }
   } else {
     give_registers<kHelperRegisters>();
     if (warp == kGroups * 4) {
@@ -627,6 +640,10 @@ inline SmallLinearArgs small_linear_args(const std::byte* codes, const std::byte
   args.y_is_f32 = y.element == CudaElement::kF32;
   return args;
 }
+
+// With a split x (small_split_sm90.h). Throws kInvalidArgument where the weights are not MXFP4.
+void run_split_linear(const Fp4Tiles& w, const SmallLinearArgs& args,
+                      const SmallLinearConfig& config, CudaStream stream);
 
 template <class Decode>
 void run_small_linear(const SmallLinearArgs& args, const SmallLinearConfig& config,
