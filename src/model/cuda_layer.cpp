@@ -183,8 +183,17 @@ void LayerForward::attention_branch(PendingBranch pending, void* out) {
                   .scale = static_cast<float>(config_.attention_scale),
                   .softcap = static_cast<float>(config_.attention_softcap),
                   .sliding_window = layer_.is_sliding ? config_.sliding_window : 0,
+                  .follows_rope_append = true,
                   .workspace = step_.attention_workspace},
                  step_.batch, step_.cache, stream_);
+  // Often it takes what attention wrote as it stands.
+  const CudaLinear& first = *layer_.o.weights().front();
+  if (step_.tap == nullptr && layer_.o.weights().size() == 1 &&
+      first.input_class(num_rows_) == CudaInputClass{.element = element}) {
+    first.run({.element = element, .data = attended, .m = num_rows_, .k = config_.q_size()},
+              {.element = element, .data = out, .stride = layer_.o.n()});
+    return;
+  }
   linear(layer_.o, LinearKind::kO, -1, num_rows_, out, element, [&](const QuantizedTarget& target) {
     quantize_cuda({.x = attended,
                    .element = element,

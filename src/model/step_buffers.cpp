@@ -11,7 +11,9 @@ StepShape shape_of(const ForwardBatch& batch) {
   StepShape shape = {.num_rows = static_cast<int64_t>(batch.token_ids.size()),
                      .num_sequences = static_cast<int64_t>(batch.sequences.size()),
                      .num_logits = static_cast<int64_t>(batch.logit_rows.size())};
+  shape.only_long_runs = !batch.sequences.empty();
   for (const KvRows& rows : batch.sequences) {
+    shape.only_long_runs = shape.only_long_runs && rows.num_rows > kAttentionDecodeRows;
     shape.max_rows_per_sequence = std::max(shape.max_rows_per_sequence, rows.num_rows);
     shape.max_context = std::max(shape.max_context, rows.sequence->num_tokens + rows.num_rows);
   }
@@ -110,6 +112,7 @@ CudaBatch StepBuffers::batch() const {
           .table_stride = shape_.table_stride(),
           .num_rows = shape_.num_rows,
           .num_sequences = shape_.num_sequences,
+          .only_long_runs = shape_.only_long_runs,
           .max_rows_per_sequence = shape_.max_rows_per_sequence,
           .max_context = shape_.max_context};
 }

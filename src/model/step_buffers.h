@@ -14,6 +14,7 @@ struct StepShape {
   int64_t num_sequences = 0;
   int64_t num_logits = 0;
   int64_t max_rows_per_sequence = 0;
+  bool only_long_runs = false;  // CudaBatch::only_long_runs
   int64_t max_context = 0;
 
   bool operator==(const StepShape&) const = default;

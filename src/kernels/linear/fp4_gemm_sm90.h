@@ -7,6 +7,7 @@
 //                                 products of the half stage before run, then two products
 // With 256 tokens the tensor cores are the limit. With 128 every weight is decoded for half as many
 // products, and the registers' and the integer units' time for it shows (about 1.4x a product's).
+// With 64, for steps of 17 to 64 rows, memory should be the limit.
 // kShare blocks of a cluster share the tokens: each copies its part of x to all of them, so x, the
 // wider operand, is read from L2 once for 64 kPanels kShare outputs. kSplits blocks of a cluster
 // share a tile: each sums over a part of K, then they exchange parts of the tile and add them in
@@ -62,7 +63,7 @@ struct Fp4GemmShape {
   // Tokens that one of kSplits blocks finishes, and those whose results go through shared memory
   // at a time.
   static constexpr int kOwned = kTokens / kSplits;
-  static constexpr int kChunk = kTokens == 256 ? 64 : 32;
+  static constexpr int kChunk = kTokens == 256 ? 64 : kOwned < 32 ? kOwned : 32;
   static constexpr int kXBytes = kTokens * 128;
   static constexpr int kPanelCodeBytes = kStageTiles * kTileCodeBytes;
   static constexpr int kPanelScaleBytes = kStageTiles * Decode::kTileScaleBytes;

@@ -25,10 +25,10 @@ namespace lathe {
 
 // What is chosen by the sizes alone.
 struct Mxfp4Config {
-  int tokens = 256;     // rows of x in a tile: 128, 256
+  int tokens = 256;     // rows of x in a tile: 64, 128, 256
   int panels = 2;       // of 64 outputs in a tile: 2, 4
   int share = 2;        // blocks that share their rows of x: 1, 2
-  int splits = 1;       // blocks that share a tile, each a part of k: 1, 2
+  int splits = 1;       // blocks that share a tile, each a part of k: 1, 2, 4
   int token_group = 8;  // token tiles worked on together
   bool operator==(const Mxfp4Config&) const = default;
 };

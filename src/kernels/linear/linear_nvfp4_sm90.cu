@@ -18,16 +18,25 @@ using Run = void (*)(const Fp4Tiles&, const CudaLinearInput&, const CudaLinearOu
                      const Bf16GemmConfig&, CudaStream);
 // Tokens, panels, share, splits; nanoseconds of a stage, a tile and a launch (NVFP4).
 constexpr Fp4GemmVersion kVersions[] = {
-    {256, 2, 2, 1, 650, 2500, 3000}, {256, 2, 1, 2, 650, 5500, 2000},
-    {128, 4, 1, 1, 780, 2500, 2000}, {128, 2, 1, 1, 400, 2500, 2000},
+    {256, 2, 2, 1, 650, 2500, 3000},
+    {256, 2, 1, 2, 650, 5500, 2000},
+    {128, 4, 1, 1, 780, 2500, 2000},
+    {128, 2, 1, 1, 400, 2500, 2000},
     {128, 2, 1, 2, 410, 4000, 2000},
+    // Not measured yet: what memory and decoding allow.
+    {64, 4, 1, 1, 300, 2000, 2000},
+    {64, 2, 1, 1, 180, 1500, 2000},
+    {64, 2, 1, 2, 180, 3000, 2000},
+    {64, 2, 1, 4, 180, 3500, 2000},
 };
 // The same, with the stages that fit into shared memory.
 template <class Decode>
 constexpr Run kRuns[] = {
     launch<Decode, 256, 2, 2, 1, 5>, launch<Decode, 256, 2, 1, 2, 3>,
     launch<Decode, 128, 4, 1, 1, 6>, launch<Decode, 128, 2, 1, 1, 8>,
-    launch<Decode, 128, 2, 1, 2, 6>,
+    launch<Decode, 128, 2, 1, 2, 6>, launch<Decode, 64, 4, 1, 1, 12>,
+    launch<Decode, 64, 2, 1, 1, 16>, launch<Decode, 64, 2, 1, 2, 15>,
+    launch<Decode, 64, 2, 1, 4, 14>,
 };
 
 Bf16GemmConfig config_of(const Fp4GemmVersion& v) {

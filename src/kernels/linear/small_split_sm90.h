@@ -204,8 +204,7 @@ __device__ __forceinline__ void consume_split(const SmallLinearArgs& a,
         if (8 * j >= a.m) break;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const float inverse =
-              split_inverse(block.x_largest[8 * j + thread % 4 * 2 + i % 2]);
+          const float inverse = split_inverse(block.x_largest[8 * j + thread % 4 * 2 + i % 2]);
           target[(8 * j + i % 2) * kSumStride + i / 2 * 8] =
               (sum[4 * j + i] + sum[kLow + 4 * j + i] * 0.0625f) * inverse;
         }
