@@ -9,11 +9,10 @@
 #include <span>
 
 #include "base/error.h"
-#include "base/rng.h"
+#include "cli/linear_speed_weight.h"
 #include "cli/speed.h"
 #include "kernels/linear/linear.h"
 #include "kernels/linear/linear_kernels.h"
-#include "quant/encode.h"
 
 namespace lathe {
 namespace {
@@ -25,24 +24,6 @@ constexpr std::size_t kMinRepetitions = 10;
 // difference is some sqrt(k) * 2^-24 of the terms' size, below 1e-5 of the largest of n results for
 // every k up to 10^4. Anything computed wrongly is off by more than 1e-3.
 constexpr double kMaxDifference = 1e-5;
-
-struct Weight {
-  QuantizedMatrix quantized;
-  Tensor dense;
-  LinearPart part;
-  LinearScheme scheme;
-  ComputeType compute = ComputeType::kAuto;
-};
-
-// A short random sequence, repeated: the numbers do not matter, the time to make them does.
-std::vector<float> normal(int64_t count, uint64_t seed) {
-  Rng rng(seed);
-  std::vector<float> pool(10007);
-  for (float& value : pool) value = static_cast<float>(rng.normal());
-  std::vector<float> values(static_cast<std::size_t>(count));
-  for (std::size_t i = 0; i < values.size(); ++i) values[i] = pool[i % pool.size()];
-  return values;
-}
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -66,40 +47,15 @@ double clock_rate() {
   return best;
 }
 
-Weight make_weight(const std::string& name, const LinearShape& shape) {
-  Weight weight;
-  const auto slash = name.find('/');
-  const std::string format = name.substr(0, slash);
-  const std::string activations = slash == std::string::npos ? "" : name.substr(slash + 1);
-  const auto w = normal(shape.n * shape.k, 1);
-  if (format == "bf16" || format == "f16" || format == "f32") {
-    const TensorView view{
-        DType::kF32, {shape.n, shape.k}, reinterpret_cast<const std::byte*>(w.data())};
-    weight.dense = convert(view, format == "bf16"  ? DType::kBF16
-                                 : format == "f16" ? DType::kF16
-                                                   : DType::kF32);
-  } else {
-    weight.quantized = quantize_absmax(weight_format_from_name(format), w.data(), shape.n, shape.k);
-  }
-  if (activations == "f32") {
-    weight.compute = ComputeType::kF32;
-  } else if (!activations.empty()) {
-    weight.scheme.activations = activation_format_from_name(activations);
-  }
-  return weight;
-}
-
 class LinearBench {
  public:
   LinearBench(const LinearSpeedOptions& options, Exec& exec)
-      : options_(options), exec_(exec), weight_(make_weight(options.format, options.shape)) {
-    if (weight_.dense.empty()) {
-      weight_.part.quantized = &weight_.quantized;
-    } else {
-      weight_.part.dense = &weight_.dense;
-    }
+      : options_(options),
+        exec_(exec),
+        weight_(make_random_linear(options.format, options.shape)),
+        part_(weight_.part()) {
     const int64_t max_rows = *std::max_element(options.rows.begin(), options.rows.end());
-    x_ = normal(max_rows * options.shape.k, 2);
+    x_ = repeated_normal(max_rows * options.shape.k, 2);
     y_.resize(static_cast<std::size_t>(max_rows * options.shape.n));
     reference_ = pack("ref");
     copies_.push_back(pack(options.kernel));
@@ -139,7 +95,7 @@ class LinearBench {
 
  private:
   std::unique_ptr<PackedLinear> pack(const std::string& kernel) {
-    const std::span<const LinearPart> parts(&weight_.part, 1);
+    const std::span<const LinearPart> parts(&part_, 1);
     return kernel.empty() ? pack_linear(parts, weight_.scheme, weight_.compute, exec_)
                           : pack_linear_for(kernel, parts, weight_.scheme, weight_.compute, exec_);
   }
@@ -180,7 +136,8 @@ class LinearBench {
 
   const LinearSpeedOptions& options_;
   Exec& exec_;
-  Weight weight_;
+  RandomLinear weight_;
+  LinearPart part_;
   std::vector<float> x_, y_;
   std::unique_ptr<PackedLinear> reference_;
   std::vector<std::unique_ptr<PackedLinear>> copies_;
