@@ -64,8 +64,8 @@ class Weights {
  public:
   Weights(const LinearSpeedOptions& options, const std::string& format, ComputeType compute,
           int64_t bytes, CudaContext& context)
-      : weight_(make_random_linear(
-            format, {std::gcd(options.shape.n, int64_t{4096}), options.shape.k})) {
+      : weight_(make_random_linear(format,
+                                   {std::gcd(options.shape.n, int64_t{4096}), options.shape.k})) {
     if (compute == ComputeType::kF32) weight_.compute = compute;
     const int64_t unit = std::gcd(options.shape.n, int64_t{4096});
     const std::vector<LinearPart> parts(static_cast<std::size_t>(options.shape.n / unit),
@@ -147,9 +147,9 @@ class CudaLinearBench {
   }
 
   std::vector<float> product(const CudaLinear& weight, int64_t m) {
-    cuda_check(cudaMemsetAsync(y_.data(), 0xff, static_cast<std::size_t>(y_.size()),
-                               context_.stream()),
-               "poisoning the result");
+    cuda_check(
+        cudaMemsetAsync(y_.data(), 0xff, static_cast<std::size_t>(y_.size()), context_.stream()),
+        "poisoning the result");
     weight.run(prepare(weight, m),
                {.element = CudaElement::kF32, .data = y_.data(), .stride = options_.shape.n});
     std::vector<float> y(static_cast<std::size_t>(m * options_.shape.n));
@@ -170,8 +170,8 @@ class CudaLinearBench {
                                : kMaxDifference;
     if (!(difference <= allowed)) {
       fail(ErrorCode::kInternal, "linear ", options_.format, " ", options_.shape.n, "x",
-           options_.shape.k, ", ", m, " rows, ", weights_[0].kernels(), ": differs from exact fp32 by ",
-           difference, " (root mean square; ", allowed,
+           options_.shape.k, ", ", m, " rows, ", weights_[0].kernels(),
+           ": differs from exact fp32 by ", difference, " (root mean square; ", allowed,
            " is allowed); speeds of wrong results are not reported");
     }
     return difference;

@@ -10,12 +10,12 @@ namespace lathe {
 
 struct CudaLinearSpeed {
   int64_t rows = 0;
-  std::string kernels;          // as CudaLinear says it
-  int64_t weight_bytes = 0;     // read once per call
-  double seconds = 0;           // median of one product; its input is ready
-  double prepare_seconds = 0;   // of rotating and quantizing that input, from bf16
-  double cublas_seconds = 0;    // of the same product in BF16
-  double difference = 0;        // from exact fp32, root mean square over root mean square
+  std::string kernels;         // as CudaLinear says it
+  int64_t weight_bytes = 0;    // read once per call
+  double seconds = 0;          // median of one product; its input is ready
+  double prepare_seconds = 0;  // of rotating and quantizing that input, from bf16
+  double cublas_seconds = 0;   // of the same product in BF16
+  double difference = 0;       // from exact fp32, root mean square over root mean square
 };
 
 // One result for each number of rows, on the context's stream: launches replayed from a CUDA graph,

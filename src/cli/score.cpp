@@ -20,6 +20,7 @@ struct ScoreFlags {
   CommonFlags common;
   ModelFlags model;
   std::string path;
+  bool gaps = false;
 };
 
 std::vector<int32_t> ids_of_line(const TextModel& model, const Json& line) {
@@ -44,7 +45,8 @@ Json top_logits(std::span<const float> logits) {
   return top;
 }
 
-Json score_line(const LoadedModel& loaded, KvFormat format, const Json& line, Exec& exec) {
+Json score_line(const LoadedModel& loaded, KvFormat format, const Json& line, bool with_gaps,
+                Exec& exec) {
   const std::vector<int32_t> ids = ids_of_line(loaded, line);
   const ModelConfig& config = loaded.model().config();
   if (ids.empty()) fail(ErrorCode::kInvalidArgument, "no tokens to score");
@@ -59,6 +61,7 @@ Json score_line(const LoadedModel& loaded, KvFormat format, const Json& line, Ex
   }
   LogitStream stream(loaded.model(), format, static_cast<int64_t>(ids.size()), exec);
   Json logprobs = Json::array();
+  Json gaps = Json::array();
   Json top;
   const auto last = static_cast<int64_t>(ids.size()) - 1;
   for (stream.begin(ids, /*with_last=*/true); stream.next();) {
@@ -67,12 +70,15 @@ Json score_line(const LoadedModel& loaded, KvFormat format, const Json& line, Ex
       if (stream.first_position() + i == last) {
         top = top_logits(logits);
       } else {
-        logprobs.push_back(static_cast<double>(logits[static_cast<std::size_t>(stream.target(i))]) -
-                           log_sum_exp_f32(logits));
+        const float logit = logits[static_cast<std::size_t>(stream.target(i))];
+        logprobs.push_back(static_cast<double>(logit) - log_sum_exp_f32(logits));
+        if (with_gaps) gaps.push_back(*std::max_element(logits.begin(), logits.end()) - logit);
       }
     }
   }
-  return {{"ids", ids}, {"logprobs", std::move(logprobs)}, {"top", std::move(top)}};
+  Json result = {{"ids", ids}, {"logprobs", std::move(logprobs)}, {"top", std::move(top)}};
+  if (with_gaps) result["gaps"] = std::move(gaps);
+  return result;
 }
 
 }  // namespace
@@ -82,6 +88,9 @@ void add_score_command(CLI::App& app, Invocation& invocation) {
   CLI::App* command =
       app.add_subcommand("score", "Log-probabilities of tokens: JSON lines in, JSON lines out");
   add_model_argument(*command, flags->path);
+  command->add_flag(
+      "--gaps", flags->gaps,
+      "Also how far each token's logit is below the largest: 0 for the greedy choice");
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(
@@ -95,7 +104,7 @@ void add_score_command(CLI::App& app, Invocation& invocation) {
       Runtime runtime(flags->common);
       const LoadedModel loaded(flags->path, flags->model, runtime.exec(), {.quiet = true});
       answer_json_lines([&](const Json& line) {
-        return score_line(loaded, loaded.kv_format(), line, runtime.exec());
+        return score_line(loaded, loaded.kv_format(), line, flags->gaps, runtime.exec());
       });
     };
   });

@@ -81,11 +81,12 @@ TEST(Score, AgreesWithTheReferenceImplementation) {
   const std::vector<double> logits = golden_values(golden, "logits", false);
   const std::size_t vocab_size = logits.size() / ids.size();
   const std::vector<int> integers(ids.begin(), ids.end());
-  const ProgramResult result = run_lathe({"score", tiny_checkpoint(), "--dtype", "fp32"},
+  const ProgramResult result = run_lathe({"score", tiny_checkpoint(), "--dtype", "fp32", "--gaps"},
                                          dump_json({{"ids", integers}}) + "\n");
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const Json json = parse_json(result.out, "score");
   EXPECT_EQ(json["ids"], Json(integers));
+  ASSERT_EQ(json["gaps"].size(), ids.size() - 1);
   ASSERT_EQ(json["logprobs"].size(), ids.size() - 1);
   // fp32 against fp64 differs by 1.3e-5 at most on this model (its golden notes).
   constexpr double kTolerance = 1e-4;
@@ -95,6 +96,10 @@ TEST(Score, AgreesWithTheReferenceImplementation) {
     const double expected =
         logits[i * vocab_size + static_cast<std::size_t>(integers[i + 1])] - std::log(sum);
     EXPECT_NEAR(json["logprobs"][i].get<double>(), expected, kTolerance) << i;
+    const double* row = logits.data() + i * vocab_size;
+    const double gap =
+        *std::max_element(row, row + vocab_size) - row[static_cast<std::size_t>(integers[i + 1])];
+    EXPECT_NEAR(json["gaps"][i].get<double>(), gap, kTolerance) << i;
   }
   ASSERT_EQ(json["top"].size(), 32u);
   const double* last = logits.data() + (ids.size() - 1) * vocab_size;
