@@ -5,8 +5,8 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "cache/plain_rows.h"
 #include "kernels/rope/rope.h"
-#include "tensor/float16.h"
 
 namespace lathe {
 namespace {
@@ -53,24 +53,6 @@ LiveBlockShape checked_shape(const ModelConfig& config, const KvCodecPolicy& pol
           .num_layers = config.num_layers,
           .num_kv_heads = config.num_kv_heads,
           .head_dim = config.head_dim};
-}
-
-void store_raw(KvElement element, const float* from, int64_t count, std::byte* to) {
-  if (element == KvElement::kF32) {
-    std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
-  } else {
-    auto* out = reinterpret_cast<uint16_t*>(to);
-    for (int64_t j = 0; j < count; ++j) out[j] = bf16_from_float(from[j]);
-  }
-}
-
-void load_raw(KvElement element, const std::byte* from, int64_t count, float* to) {
-  if (element == KvElement::kF32) {
-    std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
-  } else {
-    const auto* in = reinterpret_cast<const uint16_t*>(from);
-    for (int64_t j = 0; j < count; ++j) to[j] = float_from_bf16(in[j]);
-  }
 }
 
 }  // namespace
@@ -256,7 +238,8 @@ class CodedKvCache::LiveRows final : public KvExactRows {
   void load(int64_t layer, KvLayerRows rows) const override {
     const LiveBlockShape& shape = cache_.live_.shape();
     for (const EncodeJob& job : jobs_) {
-      load_raw(shape.element, cache_.raw_keys(layer, job.live), cache_.block_floats(), rows.keys);
+      load_plain_row(shape.element, cache_.raw_keys(layer, job.live), cache_.block_floats(),
+                     rows.keys);
       for (int64_t t = 0; t < kBlockSize; ++t) {
         load_value(shape, cache_.live_.values(layer, job.live), t,
                    rows.values + t * shape.kv_size());
@@ -354,7 +337,7 @@ void CodedKvCache::rebuild_live(std::span<const Rebuilt> blocks, const BlockId* 
     for (std::size_t i = 0; i < blocks.size(); ++i) {
       store_rows(layer, blocks[i], rows, live_.keys(layer, live[i]), live_.values(layer, live[i]),
                  row_scratch, exec);
-      store_raw(shape.element, rows.keys, block_floats(), raw_keys(layer, live[i]));
+      store_plain_row(shape.element, rows.keys, block_floats(), raw_keys(layer, live[i]));
       rows.keys += block_floats();
       rows.values += block_floats();
     }
@@ -468,8 +451,8 @@ void CodedKvCache::append(int64_t layer, const float* k_raw, const float* k, con
         const int64_t from = (run.row_begin + row) * stride;
         store_key(shape, k + from, token, live_.keys(layer, block));
         store_value(shape, v + from, token, live_.values(layer, block));
-        store_raw(shape.element, k_raw + from, shape.kv_size(),
-                  raw_keys(layer, block) + token * row_bytes);
+        store_plain_row(shape.element, k_raw + from, shape.kv_size(),
+                        raw_keys(layer, block) + token * row_bytes);
       }
     });
   }

@@ -17,6 +17,7 @@
 // In a block table, id >= 0 is a live block and id < 0 is coded block ~id.
 #pragma once
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "cache/block_pool.h"
@@ -77,6 +78,18 @@ class CodedKvCache final : public KvCache {
   // no room.
   bool wake(KvSequence& sequence, Exec& exec);
 
+  // Coded blocks as a record that outlives the cache (cache/parked_record.h): as many as token_ids
+  // has (whole blocks), from first_block on; block 0 takes the exact sinks with it. All must be
+  // coded (park() first), and the codec's sinks fewer than a block has tokens.
+  std::vector<std::byte> save_parked(const KvSequence& sequence, int64_t first_block,
+                                     std::span<const int32_t> token_ids);
+  // Appends a record's blocks to a sequence of whole coded blocks that ends where the record
+  // begins. False, and nothing done, when there is no room. Throws kCorruptData when the record is
+  // damaged; kInvalidArgument when it is of another codec, position or text, or of a cache of
+  // another format: the sequence is then as it was.
+  bool load_parked(KvSequence& sequence, std::span<const std::byte> record,
+                   std::span<const int32_t> token_ids, const std::string& what);
+
  private:
   struct EncodeJob {
     BlockId live, coded;
@@ -107,6 +120,9 @@ class CodedKvCache final : public KvCache {
   std::byte* raw_keys(int64_t layer, BlockId block);
   std::byte* codes(BlockId coded) { return codes_.data() + coded * codec_.bytes_per_block(); }
   std::byte* view_memory(std::size_t slot);
+  int64_t sink_record_bytes() const;
+  void save_sinks(BlockId block, std::byte* out);
+  void load_sinks(const std::byte* in, BlockId block);
   int64_t block_floats() const { return kBlockSize * live_.shape().kv_size(); }
   // Of one thread: the codec's state and scratch for a run, and rows of one block.
   int64_t state_floats() const;

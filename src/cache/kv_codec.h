@@ -14,6 +14,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 #include "tensor/exec.h"
 
@@ -45,6 +46,9 @@ class KvCodec {
   virtual ~KvCodec() = default;
 
   virtual KvCodecPolicy policy() const = 0;
+  // What the codes mean, the model included: 64 hexadecimal digits. Codes of one fingerprint are
+  // the same numbers everywhere.
+  virtual std::string_view fingerprint() const = 0;
   // Bytes of one block's codes, all layers.
   virtual int64_t bytes_per_block() const = 0;
   // Floats of state, kept from layer to layer, and of scratch, for num_blocks blocks at once.

@@ -16,6 +16,7 @@ constexpr std::size_t kMaxInputs = 16;  // validate() has the same bound
 
 PredictiveCodec::PredictiveCodec(const KvCodecFile& file)
     : policy_{file.num_sinks, file.window, file.chunk_tokens},
+      fingerprint_(kv_codec_fingerprint(file)),
       coder_(file),
       slots_(plan_plane_slots(file)) {
   const auto take = [&](int64_t row_code_bytes) {

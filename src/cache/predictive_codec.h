@@ -6,6 +6,7 @@
 // A latent is encoded before the first layer of its group, from the exact rows of all of them.
 #pragma once
 #include <memory>
+#include <string>
 
 #include "cache/kv_codec.h"
 #include "cache/kv_layer_coder.h"
@@ -19,6 +20,7 @@ class PredictiveCodec final : public KvCodec {
   explicit PredictiveCodec(const KvCodecFile& file);
 
   KvCodecPolicy policy() const override { return policy_; }
+  std::string_view fingerprint() const override { return fingerprint_; }
   int64_t bytes_per_block() const override { return bytes_per_block_; }
   int64_t state_floats(int64_t num_blocks) const override;
   int64_t scratch_floats(int64_t num_blocks) const override;
@@ -38,6 +40,7 @@ class PredictiveCodec final : public KvCodec {
                      std::byte* const* codes, float* state, float* scratch, Exec& exec) const;
 
   KvCodecPolicy policy_;
+  std::string fingerprint_;
   KvLayerCoder coder_;
   PlaneSlots slots_;
   std::vector<int64_t> key_offset_, value_offset_;  // [num_layers], in a block's codes

@@ -18,6 +18,9 @@ class LayerDifferenceCodec final : public KvCodec {
       : num_layers_(num_layers), kv_size_(kv_size), policy_(policy), stride_(stride) {}
 
   KvCodecPolicy policy() const override { return policy_; }
+  std::string_view fingerprint() const override {
+    return "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+  }
   int64_t bytes_per_block() const override { return num_layers_ * 2 * plane_bytes(); }
   // The rebuilt rows of the latest `stride` layers; a layer takes the place of its base.
   int64_t state_floats(int64_t num_blocks) const override {
