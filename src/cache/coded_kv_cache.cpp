@@ -58,10 +58,12 @@ LiveBlockShape checked_shape(const ModelConfig& config, const KvCodecPolicy& pol
 }  // namespace
 
 CodedKvCache::CodedKvCache(const ModelConfig& config, const KvCodec& codec,
-                           std::vector<KvRope> rope, const CodedKvCacheOptions& options)
+                           std::vector<KvRope> rope, const CodedKvCacheOptions& options,
+                           std::vector<Buffer> rope_memory)
     : codec_(codec),
       policy_(codec.policy()),
       rope_(std::move(rope)),
+      rope_memory_(std::move(rope_memory)),
       options_(options),
       live_(checked_shape(config, policy_, rope_.size(), options), blocks_for(options.live_tokens)),
       raw_(blocks_for(options.live_tokens) * live_.shape().block_bytes() / 2),

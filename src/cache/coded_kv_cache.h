@@ -46,10 +46,10 @@ struct CodedKvCacheOptions {
 
 class CodedKvCache final : public KvCache {
  public:
-  // rope: per layer; its tables and the codec must outlive the cache. Throws kOutOfMemory,
-  // kInvalidArgument.
+  // rope: per layer; its tables and the codec must outlive the cache, unless rope_memory holds the
+  // tables. Throws kOutOfMemory, kInvalidArgument.
   CodedKvCache(const ModelConfig& config, const KvCodec& codec, std::vector<KvRope> rope,
-               const CodedKvCacheOptions& options);
+               const CodedKvCacheOptions& options, std::vector<Buffer> rope_memory = {});
 
   // Of live blocks.
   int64_t num_blocks() const override { return live_pool_.num_blocks(); }
@@ -132,6 +132,7 @@ class CodedKvCache final : public KvCache {
   const KvCodec& codec_;
   KvCodecPolicy policy_;
   std::vector<KvRope> rope_;
+  std::vector<Buffer> rope_memory_;
   CodedKvCacheOptions options_;
   LiveBlocks live_;
   Buffer raw_;    // [layer][live block][kBlockSize, kv_size], the live blocks' keys before RoPE

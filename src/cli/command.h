@@ -17,6 +17,7 @@ void add_inspect_command(CLI::App& app, Invocation& invocation);
 void add_convert_command(CLI::App& app, Invocation& invocation);
 void add_quantize_command(CLI::App& app, Invocation& invocation);
 void add_compress_command(CLI::App& app, Invocation& invocation);
+void add_fit_kv_command(CLI::App& app, Invocation& invocation);
 void add_generate_command(CLI::App& app, Invocation& invocation);
 void add_chat_command(CLI::App& app, Invocation& invocation);
 void add_eval_command(CLI::App& app, Invocation& invocation);

@@ -43,6 +43,7 @@ int run(int argc, char** argv) {
   lathe::add_inspect_command(app, invocation);
   lathe::add_convert_command(app, invocation);
   lathe::add_quantize_command(app, invocation);
+  lathe::add_fit_kv_command(app, invocation);
   lathe::add_compress_command(app, invocation);
   lathe::add_generate_command(app, invocation);
   lathe::add_chat_command(app, invocation);

@@ -1,4 +1,4 @@
-// How much memory this process has used.
+// How much memory and processor time this process has used.
 #pragma once
 #include <cstdint>
 
@@ -9,5 +9,8 @@ int64_t peak_memory_bytes();
 
 // What the system can still give without swapping. 0 when it does not say.
 int64_t available_memory_bytes();
+
+// Processor time of all threads so far, in seconds.
+double processor_seconds();
 
 }  // namespace lathe

@@ -1,5 +1,6 @@
-// The few BLAS and LAPACK routines that calibration needs, on row-major float matrices. OpenBLAS
-// does the work on its own threads, so these are never called from inside a parallel_for.
+// The few BLAS and LAPACK routines that calibration needs, on row-major float (and, where the
+// cache's predictors are solved for, double) matrices. OpenBLAS does the work on its own threads,
+// so these are never called from inside a parallel_for.
 #pragma once
 #include <cstdint>
 
@@ -32,5 +33,18 @@ void add_gram_upper(int64_t m, int64_t k, float alpha, const float* x, float* c)
 // upper triangle is not touched. False when a is not positive definite (a is then half
 // overwritten).
 bool cholesky_lower(int64_t k, float* a);
+
+// The same in fp64.
+void gemm_a_b(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
+              int64_t ldb, double beta, double* c, int64_t ldc);
+// c[m, n] = a[m, k] b[n, k]^T + beta c.
+void gemm_a_bt(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
+               int64_t ldb, double beta, double* c, int64_t ldc);
+bool cholesky_lower(int64_t k, double* a);
+// Solves L L^T x = b in place for each row x of b[num_rows, k], with L of cholesky_lower().
+void solve_cholesky_rows(int64_t k, const double* l, int64_t num_rows, double* b);
+// Eigenvalues in ascending order and, as the rows of a[k, k], their orthonormal eigenvectors. a:
+// full and symmetric at entry. Throws kInternal when the iteration does not end (a NaN).
+void symmetric_eigenvectors(int64_t k, double* a, double* eigenvalues);
 
 }  // namespace lathe

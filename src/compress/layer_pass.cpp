@@ -57,6 +57,22 @@ class StatisticsTap : public LayerTap {
   std::vector<float> rotated_;
 };
 
+class CaptureTap : public LayerTap {
+ public:
+  CaptureTap(const LayerPass::OnKeysValues& on_keys_values, int64_t first_token)
+      : on_keys_values_(on_keys_values), first_token_(first_token) {}
+
+  void on_linear_input(LinearKind, int64_t, const float*, int64_t, int64_t) override {}
+  void on_keys_values(const float* keys, const float* values, int64_t stride,
+                      int64_t rows) override {
+    on_keys_values_(first_token_, keys, values, stride, rows);
+  }
+
+ private:
+  const LayerPass::OnKeysValues& on_keys_values_;
+  const int64_t first_token_;
+};
+
 #ifdef LATHE_HAS_CUDA
 class CudaStatisticsTap : public CudaLayerTap {
  public:
@@ -127,7 +143,7 @@ LayerPass::~LayerPass() {
   for (KvSequence& sequence : sequences_) cache_->release(sequence);
 }
 
-CalibrationLayer LayerPass::pack(const LayerWeights& weights, Exec& exec) {
+CalibrationLayer LayerPass::pack(const LayerWeights& weights, Exec& exec, ComputeType compute) {
   CalibrationLayer layer;
   layer.index = weights.layer;
   layer.is_sliding = config_.layer_is_sliding[static_cast<std::size_t>(weights.layer)];
@@ -137,13 +153,13 @@ CalibrationLayer LayerPass::pack(const LayerWeights& weights, Exec& exec) {
     return layer;
   }
 #endif
-  layer.host = pack_layer(config_, weights, ComputeType::kF32, exec);
+  layer.host = pack_layer(config_, weights, compute, exec);
   return layer;
 }
 
 void LayerPass::forward(const CalibrationLayer& layer, std::span<const KvRows> rows,
                         std::span<const int64_t> positions, const Collection* collection,
-                        bool held_out, float* hidden, Exec& exec) {
+                        bool held_out, LayerTap* capture, float* hidden, Exec& exec) {
 #ifdef LATHE_HAS_CUDA
   if (device_ != nullptr) {
     std::optional<CudaStatisticsTap> tap;
@@ -168,7 +184,7 @@ void LayerPass::forward(const CalibrationLayer& layer, std::span<const KvRows> r
                    .sequences = rows,
                    .cache = *cache_,
                    .cache_layer = 0,
-                   .tap = tap ? &*tap : nullptr},
+                   .tap = tap ? &*tap : capture},
                   hidden, static_cast<int64_t>(positions.size()), exec);
   } catch (...) {
     cache_->abandon_step();
@@ -178,7 +194,7 @@ void LayerPass::forward(const CalibrationLayer& layer, std::span<const KvRows> r
 }
 
 void LayerPass::run(const CalibrationLayer& layer, const Collection* collection,
-                    const OnTokens& on_tokens, Exec& exec) {
+                    const OnKeysValues* capture, const OnTokens& on_tokens, Exec& exec) {
   std::vector<float> hidden;
   std::vector<int64_t> positions;
   std::vector<KvRows> rows;
@@ -218,7 +234,10 @@ void LayerPass::run(const CalibrationLayer& layer, const Collection* collection,
     }
     hidden.resize(static_cast<std::size_t>(num_rows * config_.hidden_size));
     store_.read(layer.index, first, count, hidden.data());
-    forward(layer, rows, positions, collection, held_out, hidden.data(), exec);
+    std::optional<CaptureTap> tap;
+    if (capture != nullptr) tap.emplace(*capture, done);
+    forward(layer, rows, positions, collection, held_out, tap ? &*tap : nullptr, hidden.data(),
+            exec);
     if (write_outputs) store_.write(layer.index + 1, first, count, hidden.data());
     for (int64_t i = 0; i < count; ++i) cache_->release(sequences_[static_cast<std::size_t>(i)]);
     first += count;
@@ -232,7 +251,7 @@ LayerStatistics LayerPass::collect(const CalibrationLayer& layer, const CollectO
                                    const OnTokens& on_tokens, Exec& exec) {
   LayerStatistics statistics;
   const Collection collection = {options, statistics};
-  run(layer, &collection, on_tokens, exec);
+  run(layer, &collection, nullptr, on_tokens, exec);
 #ifdef LATHE_HAS_CUDA
   if (device_ != nullptr) finish_cuda_inputs(statistics);
 #endif
@@ -240,7 +259,18 @@ LayerStatistics LayerPass::collect(const CalibrationLayer& layer, const CollectO
 }
 
 void LayerPass::propagate(const CalibrationLayer& layer, const OnTokens& on_tokens, Exec& exec) {
-  run(layer, nullptr, on_tokens, exec);
+  run(layer, nullptr, nullptr, on_tokens, exec);
+}
+
+void LayerPass::propagate_and_capture(const CalibrationLayer& layer,
+                                      const OnKeysValues& on_keys_values, const OnTokens& on_tokens,
+                                      Exec& exec) {
+#ifdef LATHE_HAS_CUDA
+  if (device_ != nullptr) {
+    fail(ErrorCode::kUnsupported, "keys and values are captured on the CPU only; use --device cpu");
+  }
+#endif
+  run(layer, nullptr, &on_keys_values, on_tokens, exec);
 }
 
 }  // namespace lathe

@@ -70,8 +70,9 @@ class LayerPass {
   LayerPass(const ModelConfig& config, HiddenStore& store, int64_t max_rows, const Exec& exec);
   ~LayerPass();
 
-  // weights: dense or quantized; computed with in fp32.
-  CalibrationLayer pack(const LayerWeights& weights, Exec& exec);
+  // weights: dense or quantized; computed with in fp32, or (CPU only) in `compute`.
+  CalibrationLayer pack(const LayerWeights& weights, Exec& exec,
+                        ComputeType compute = ComputeType::kF32);
 
   // Called with the number of tokens done after every step; throwing from it ends the pass.
   using OnTokens = std::function<void(int64_t tokens)>;
@@ -81,6 +82,12 @@ class LayerPass {
                           const OnTokens& on_tokens, Exec& exec);
   // Reads the inputs of the layer and writes its outputs, whole on disk at return.
   void propagate(const CalibrationLayer& layer, const OnTokens& on_tokens, Exec& exec);
+  // The same, and hands out the keys and values of all tokens in order, step by step. CPU only.
+  // keys (before RoPE), values: [rows, kv_size] with the given row stride, valid during the call.
+  using OnKeysValues = std::function<void(int64_t first_token, const float* keys,
+                                          const float* values, int64_t stride, int64_t rows)>;
+  void propagate_and_capture(const CalibrationLayer& layer, const OnKeysValues& on_keys_values,
+                             const OnTokens& on_tokens, Exec& exec);
 
  private:
   // Which statistics the inputs of a sequence go to: the pass of held-out sequences is apart.
@@ -88,12 +95,12 @@ class LayerPass {
     const CollectOptions& options;
     LayerStatistics& statistics;
   };
-  // collection: null while propagating.
-  void run(const CalibrationLayer& layer, const Collection* collection, const OnTokens& on_tokens,
-           Exec& exec);
+  // collection: null while propagating. capture: null unless keys and values are wanted.
+  void run(const CalibrationLayer& layer, const Collection* collection, const OnKeysValues* capture,
+           const OnTokens& on_tokens, Exec& exec);
   void forward(const CalibrationLayer& layer, std::span<const KvRows> rows,
                std::span<const int64_t> positions, const Collection* collection, bool held_out,
-               float* hidden, Exec& exec);
+               LayerTap* capture, float* hidden, Exec& exec);
 
   ModelConfig config_;
   ModelConfig cache_config_;  // of a cache of one layer

@@ -12,12 +12,11 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "base/json.h"
-#include "base/sha256.h"
+#include "compress/embed_sequences.h"
 #include "compress/hidden_store.h"
 #include "compress/residual_rotation.h"
 #include "formats/compressed_tensors_writer.h"
 #include "formats/model_tensors.h"
-#include "kernels/embedding/embedding.h"
 #include "quant/hadamard.h"
 
 namespace lathe {
@@ -30,16 +29,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-std::string digest_of(const std::vector<std::vector<int32_t>>& sequences) {
-  Sha256 sha;
-  for (const std::vector<int32_t>& sequence : sequences) {
-    sha.update(std::as_bytes(std::span(sequence)));
-    const auto length = static_cast<int64_t>(sequence.size());
-    sha.update(std::as_bytes(std::span(&length, 1)));
-  }
-  return sha.hex_digest();
 }
 
 // dtype in which tensors that stay dense are stored.
@@ -105,14 +94,7 @@ class ModelQuantizer {
       fail(ErrorCode::kInvalidArgument, quantize_method_name(options_.method),
            " needs calibration text; name a file with --calibration");
     }
-    for (const std::vector<int32_t>& sequence : job_.sequences) {
-      for (const int32_t id : sequence) {
-        if (id < 0 || id >= config_.vocab_size) {
-          fail(ErrorCode::kInvalidArgument, "calibration token ", id,
-               " is outside the model's vocabulary of ", config_.vocab_size);
-        }
-      }
-    }
+    check_token_ids(job_.sequences, config_.vocab_size);
     if (options_.sequential && (options_.method == QuantizeMethod::kSmoothQuant ||
                                 options_.method == QuantizeMethod::kAwq)) {
       fail(ErrorCode::kInvalidArgument, "sequential calibration goes with gptq and mr-gptq, not ",
@@ -170,11 +152,8 @@ class ModelQuantizer {
   }
 
   void open_calibration() {
-    std::vector<int64_t> lengths;
-    for (const auto& sequence : job_.sequences) {
-      lengths.push_back(static_cast<int64_t>(sequence.size()));
-    }
-    store_ = std::make_unique<HiddenStore>(job_.out, std::move(lengths), config_.hidden_size);
+    store_ =
+        std::make_unique<HiddenStore>(job_.out, lengths_of(job_.sequences), config_.hidden_size);
     if (first_layer_ == 0) {
       embed_all();
     } else if (first_layer_ < config_.num_layers && !store_->complete(first_layer_)) {
@@ -188,19 +167,11 @@ class ModelQuantizer {
 
   void embed_all() {
     progress("embedding", 0, 0);
-    const Tensor table = source_.load("model.embed_tokens.weight", store_dtype_);
-    std::vector<float> hidden;
-    store_->begin(0);
-    for (int64_t i = 0; i < store_->num_sequences(); ++i) {
-      const std::vector<int32_t>& ids = job_.sequences[static_cast<std::size_t>(i)];
-      hidden.resize(ids.size() * static_cast<std::size_t>(config_.hidden_size));
-      embedding_lookup(table.view(), ids, static_cast<float>(config_.embedding_scale),
-                       hidden.data(), exec_);
-      if (rotation_) rotation_->rotate_rows(hidden.data(), store_->length(i), exec_);
-      store_->write(0, i, 1, hidden.data());
+    std::function<void(float*, int64_t)> rotate;
+    if (rotation_) {
+      rotate = [&](float* rows, int64_t tokens) { rotation_->rotate_rows(rows, tokens, exec_); };
     }
-    store_->finish(0);
-    source_.release_pages();
+    embed_sequences(source_, job_.sequences, store_dtype_, rotate, *store_, exec_);
   }
 
   void quantize_one(int64_t layer, CompressedTensorsWriter& writer) {

@@ -1,56 +1,11 @@
 // plan_quantization(): what a run will take, from shapes and two short measurements.
 #include <algorithm>
-#include <chrono>
 #include <vector>
 
-#include "compress/gram.h"
 #include "compress/quantize_model.h"
-#include "kernels/linear/linear.h"
+#include "compress/speed_probe.h"
 
 namespace lathe {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-// Runs `work` (of `flops`) until half a second is over, after one warm-up; GFLOP/s of the best run.
-template <typename Work>
-double measure_gflops(double flops, Work&& work) {
-  work();
-  double best = 0;
-  const Clock::time_point start = Clock::now();
-  do {
-    const Clock::time_point begin = Clock::now();
-    work();
-    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
-    best = std::max(best, flops / seconds / 1e9);
-  } while (std::chrono::duration<double>(Clock::now() - start).count() < 0.5);
-  return best;
-}
-
-double probe_linear(int64_t n, int64_t k, Exec& exec) {
-  constexpr int64_t kRows = 256;
-  Tensor w(DType::kF32, {n, k});
-  for (int64_t i = 0; i < n * k; ++i) w.as<float>()[i] = static_cast<float>(i % 17) - 8.0f;
-  const LinearPart part{.dense = &w, .quantized = nullptr, .bias = nullptr};
-  const auto packed = pack_linear({&part, 1}, {}, ComputeType::kF32, exec);
-  std::vector<float> x(static_cast<std::size_t>(kRows * k), 0.5f);
-  std::vector<float> y(static_cast<std::size_t>(kRows * n));
-  return measure_gflops(2.0 * double(kRows) * double(n) * double(k), [&] {
-    const Workspace::Scope scope(exec.workspace);
-    linear(prepare_input(x.data(), kRows, *packed, exec), *packed, y.data(), n, exec);
-  });
-}
-
-double probe_gram(int64_t k, Exec& exec) {
-  constexpr int64_t kRows = 512;
-  std::vector<float> x(static_cast<std::size_t>(kRows * k), 0.5f);
-  Buffer gram(k * k * static_cast<int64_t>(sizeof(float)));
-  std::fill_n(gram.as<float>(), k * k, 0.0f);
-  return measure_gflops(double(kRows) * double(k) * double(k),
-                        [&] { add_gram(kRows, k, x.data(), gram.as<float>(), exec); });
-}
-
-}  // namespace
 
 QuantizePlan plan_quantization(const Checkpoint& source, const QuantizeOptions& options,
                                Exec& exec) {
@@ -101,9 +56,11 @@ QuantizePlan plan_quantization(const Checkpoint& source, const QuantizeOptions& 
                                  static_cast<double>(config.q_size()) * 2 *
                                  static_cast<double>(config.num_layers);
 
-  plan.linear_gflops = probe_linear(std::min<int64_t>(config.hidden_size, 2048),
-                                    std::min<int64_t>(config.hidden_size, 2048), exec);
-  plan.gram_gflops = probe_gram(std::min<int64_t>(static_cast<int64_t>(largest_k), 2048), exec);
+  plan.linear_gflops =
+      measure_linear_gflops(std::min<int64_t>(config.hidden_size, 2048),
+                            std::min<int64_t>(config.hidden_size, 2048), ComputeType::kF32, exec);
+  plan.gram_gflops =
+      measure_gram_gflops(std::min<int64_t>(static_cast<int64_t>(largest_k), 2048), exec);
   const double trials = static_cast<double>(options.hadamard.size() * options.damping.size());
   const double collecting = calibrates ? (options.sequential ? 4.0 : 1.0) : 0.0;
   const double passes = calibrates ? collecting + 1 : 0;

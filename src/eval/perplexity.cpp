@@ -22,6 +22,11 @@ int64_t longest(std::span<const std::vector<int32_t>> windows) {
   return static_cast<int64_t>(length);
 }
 
+LogitStream stream_of(const MeasuredModel& measured, int64_t window_tokens, Exec& exec) {
+  return LogitStream(*measured.model, measured.make_cache(window_tokens), window_tokens,
+                     measured.chunk_rows, exec, /*stay=*/true);
+}
+
 // NaN where there are too few values to tell.
 double standard_error_of_mean(std::span<const double> values) {
   const double error = mean_interval(values).standard_error;
@@ -110,13 +115,25 @@ PerplexityResult summarize_perplexity(std::vector<double> window_nll, int64_t se
   return result;
 }
 
+MeasuredModel measured(Model& model, KvFormat kv_format) {
+  return {.model = &model, .make_cache = [&model, kv_format](int64_t tokens) {
+            return model.make_cache(kv_format, tokens, tokens);
+          }};
+}
+
 PerplexityResult measure_perplexity(Model& model, KvFormat kv_format,
                                     std::span<const std::vector<int32_t>> windows, Exec& exec,
                                     const WindowDone& done) {
+  return measure_perplexity(measured(model, kv_format), windows, exec, done);
+}
+
+PerplexityResult measure_perplexity(const MeasuredModel& model,
+                                    std::span<const std::vector<int32_t>> windows, Exec& exec,
+                                    const WindowDone& done) {
   LATHE_CHECK(!windows.empty());
-  LogitStream stream(model, kv_format, longest(windows), exec, /*stay=*/true);
+  LogitStream stream = stream_of(model, longest(windows), exec);
   ChunkComparison comparison;
-  const auto vocab_size = static_cast<std::size_t>(model.config().vocab_size);
+  const auto vocab_size = static_cast<std::size_t>(model.model->config().vocab_size);
   std::vector<double> window_nll;
   for (const std::vector<int32_t>& window : windows) {
     double nll = 0;
@@ -136,8 +153,16 @@ DivergenceResult measure_divergence(Model& reference, KvFormat reference_kv_form
                                     KvFormat kv_format,
                                     std::span<const std::vector<int32_t>> windows, Exec& exec,
                                     const WindowDone& done) {
-  LATHE_CHECK(!windows.empty());
-  const int64_t common = std::min(reference.config().vocab_size, model.config().vocab_size);
+  return measure_divergence(measured(reference, reference_kv_format), measured(model, kv_format),
+                            windows, exec, done);
+}
+
+DivergenceResult measure_divergence(const MeasuredModel& reference, const MeasuredModel& model,
+                                    std::span<const std::vector<int32_t>> windows, Exec& exec,
+                                    const WindowDone& done) {
+  LATHE_CHECK(!windows.empty() && reference.chunk_rows == model.chunk_rows);
+  const int64_t common =
+      std::min(reference.model->config().vocab_size, model.model->config().vocab_size);
   for (const auto& window : windows) {
     for (const int32_t id : window) {
       if (id >= common) {
@@ -146,8 +171,8 @@ DivergenceResult measure_divergence(Model& reference, KvFormat reference_kv_form
       }
     }
   }
-  LogitStream reference_stream(reference, reference_kv_format, longest(windows), exec, true);
-  LogitStream stream(model, kv_format, longest(windows), exec, true);
+  LogitStream reference_stream = stream_of(reference, longest(windows), exec);
+  LogitStream stream = stream_of(model, longest(windows), exec);
   ChunkComparison comparison;
   std::vector<double> reference_nll, model_nll, window_kl;
   std::vector<float> token_kl;

@@ -8,6 +8,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -25,9 +26,21 @@ struct PerplexityResult {
   std::vector<double> window_nll;  // nats, summed over each window's scored tokens
 };
 
+// A model and the cache that it is measured with.
+struct MeasuredModel {
+  Model* model = nullptr;
+  // Makes an empty cache with room for one window of so many tokens.
+  std::function<std::unique_ptr<KvCache>(int64_t window_tokens)> make_cache = nullptr;
+  int64_t chunk_rows = 0;  // as in LogitStream
+};
+MeasuredModel measured(Model& model, KvFormat kv_format);
+
 // Called after each window with its number of tokens.
 using WindowDone = std::function<void(int64_t tokens)>;
 
+PerplexityResult measure_perplexity(const MeasuredModel& model,
+                                    std::span<const std::vector<int32_t>> windows, Exec& exec,
+                                    const WindowDone& done = nullptr);
 PerplexityResult measure_perplexity(Model& model, KvFormat kv_format,
                                     std::span<const std::vector<int32_t>> windows, Exec& exec,
                                     const WindowDone& done = nullptr);
@@ -46,6 +59,10 @@ struct DivergenceResult {
 };
 // Vocabularies of different size (padding) are compared over the common ids. Throws
 // kInvalidArgument when a target lies beyond them.
+// The two may be one model with two caches; chunk_rows must be the same.
+DivergenceResult measure_divergence(const MeasuredModel& reference, const MeasuredModel& model,
+                                    std::span<const std::vector<int32_t>> windows, Exec& exec,
+                                    const WindowDone& done = nullptr);
 DivergenceResult measure_divergence(Model& reference, KvFormat reference_kv_format, Model& model,
                                     KvFormat kv_format,
                                     std::span<const std::vector<int32_t>> windows, Exec& exec,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/check.h"
 #include "base/error.h"
@@ -39,14 +40,24 @@ std::vector<std::vector<int32_t>> cut_windows(std::span<const int32_t> ids,
 
 LogitStream::LogitStream(Model& model, KvFormat kv_format, int64_t max_seq_len, Exec& exec,
                          bool stay)
+    : LogitStream(model, model.make_cache(kv_format, max_seq_len, max_seq_len), max_seq_len, 0,
+                  exec, stay) {}
+
+LogitStream::LogitStream(Model& model, std::unique_ptr<KvCache> cache, int64_t max_seq_len,
+                         int64_t chunk_rows, Exec& exec, bool stay)
     : model_(model),
       exec_(exec),
       stays_(stay && exec.on_cuda()),
-      cache_(model.make_cache(kv_format, max_seq_len, max_seq_len)),
+      chunk_rows_(chunk_rows > 0 ? chunk_rows
+                  : stays_       ? kDeviceChunkRows
+                                 : kChunkRows),
+      cache_(std::move(cache)),
       vocab_size_(model.config().vocab_size),
       logits_(stays_ ? 0
-                     : std::min(kChunkRows, max_seq_len) * vocab_size_ *
+                     : std::min(chunk_rows_, max_seq_len) * vocab_size_ *
                            static_cast<int64_t>(sizeof(float))) {}
+
+LogitStream::~LogitStream() { cache_->release(sequence_); }
 
 void LogitStream::begin(std::span<const int32_t> window, bool with_last) {
   cache_->release(sequence_);
@@ -59,7 +70,7 @@ void LogitStream::begin(std::span<const int32_t> window, bool with_last) {
 
 bool LogitStream::next() {
   first_position_ += num_rows_;
-  num_rows_ = std::min(chunk_rows(), num_wanted_ - first_position_);
+  num_rows_ = std::min(chunk_rows_, num_wanted_ - first_position_);
   if (num_rows_ <= 0) {
     num_rows_ = 0;
     return false;

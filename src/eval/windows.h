@@ -29,6 +29,12 @@ class LogitStream {
   // Borrows model and exec. Holds a cache for one window of at most max_seq_len tokens. stay: a
   // model on a GPU leaves the rows there (device_rows() instead of row()).
   LogitStream(Model& model, KvFormat kv_format, int64_t max_seq_len, Exec& exec, bool stay = false);
+  // In a given cache, empty and with room for a window. chunk_rows: positions that are computed at
+  // once; what a cache that codes its older tokens shows to a query depends on it: at most the
+  // codec's chunk, and queries see what they would see one at a time. 0: kChunkRows.
+  LogitStream(Model& model, std::unique_ptr<KvCache> cache, int64_t max_seq_len, int64_t chunk_rows,
+              Exec& exec, bool stay = false);
+  ~LogitStream();
 
   // Borrows the window until the last chunk.
   void begin(std::span<const int32_t> window, bool with_last = false);
@@ -54,10 +60,10 @@ class LogitStream {
   // 614 MB.
   static constexpr int64_t kChunkRows = 128;
   static constexpr int64_t kDeviceChunkRows = 1024;
-  int64_t chunk_rows() const { return stays_ ? kDeviceChunkRows : kChunkRows; }
   Model& model_;
   Exec& exec_;
   const bool stays_;
+  const int64_t chunk_rows_;
   std::unique_ptr<KvCache> cache_;
   int64_t vocab_size_;
   KvSequence sequence_;
@@ -67,7 +73,7 @@ class LogitStream {
   int64_t num_rows_ = 0;
   std::vector<int64_t> positions_;
   std::vector<int32_t> logit_rows_;
-  Buffer logits_;  // [chunk_rows(), vocab_size]; empty where the rows stay
+  Buffer logits_;  // [chunk_rows_, vocab_size]; empty where the rows stay
   const float* device_rows_ = nullptr;
 };
 

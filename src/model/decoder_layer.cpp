@@ -151,6 +151,7 @@ void LayerForward::rotate(const float* x, float* y, int64_t num_heads, int64_t s
 
 void LayerForward::attend(const Projections& p, float* out) {
   const StageTimer timer(step_.profile, Stage::kAttention);
+  if (step_.tap != nullptr) step_.tap->on_keys_values(p.k_raw, p.v, p.stride, num_rows_);
   step_.cache.append(step_.cache_layer, p.k_raw, p.k, p.v, p.stride, exec_);
   const auto num_segments = static_cast<int64_t>(step_.sequences.size());
   auto* segments = exec_.workspace.allocate_as<AttentionSegment>(num_segments);

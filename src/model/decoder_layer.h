@@ -13,7 +13,8 @@
 
 namespace lathe {
 
-// Sees what enters the linear layers, before their rotation and quantization.
+// Sees what enters the linear layers, before their rotation and quantization, and what enters the
+// cache.
 class LayerTap {
  public:
   virtual ~LayerTap() = default;
@@ -21,6 +22,10 @@ class LayerTap {
   // (only experts that got rows are reported).
   virtual void on_linear_input(LinearKind kind, int64_t expert, const float* x, int64_t rows,
                                int64_t k) = 0;
+  // keys (behind any k norm, before RoPE) and values: [rows, kv_size] with the given row stride,
+  // valid during the call.
+  virtual void on_keys_values(const float* /*keys*/, const float* /*values*/, int64_t /*stride*/,
+                              int64_t /*rows*/) {}
 };
 
 struct GatedMlp {

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 
+#include "cache/coded_kv_cache.h"
 #include "cache/kv_cache.h"
 #include "formats/checkpoint.h"
 #include "kernels/linear/linear.h"
@@ -75,6 +76,10 @@ class Model {
                                               int64_t max_sequence_tokens) const {
     return make_kv_cache(config(), format, num_tokens, max_sequence_tokens);
   }
+  // A cache whose older blocks are codes (cache/coded_kv_cache.h), with this model's rotations. The
+  // codec must outlive it. Throws what CodedKvCache throws; kUnsupported on a GPU.
+  virtual std::unique_ptr<KvCache> make_coded_cache(const KvCodec& codec,
+                                                    const CodedKvCacheOptions& options) const;
   // Writes logits [logit_rows.size(), vocab_size] (null: not computed). The rows must have been
   // reserved in the cache; they are appended and committed. `hidden` (optional): final hidden
   // states after the last norm, [logit_rows.size(), hidden_size]. Rows are independent: a row's

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "model/rope_table.h"
+#include "tensor/buffer.h"
 #include "tensor/exec.h"
 
 namespace lathe {
@@ -21,5 +22,9 @@ struct RopeRows {
 // Fills tables from exec.workspace; valid until its enclosing scope ends.
 RopeRows rope_rows(const RopeFrequencies& frequencies, std::span<const int64_t> positions,
                    Exec& exec);
+
+// The same numbers for positions 0, 1, ..., in memory of their own: cos, then sin,
+// [num_positions, rotary_dim / 2] each.
+Buffer rope_table_memory(const RopeFrequencies& frequencies, int64_t num_positions);
 
 }  // namespace lathe

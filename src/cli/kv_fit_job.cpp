@@ -1,0 +1,216 @@
+#include "cli/kv_fit_job.h"
+
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "base/progress.h"
+#include "cli/interrupt.h"
+#include "cli/memory_use.h"
+#include "cli/quantize_job.h"
+#include "compress/calibration_data.h"
+#include "compress/default_calibration.h"
+#include "formats/manifest.h"
+
+namespace lathe {
+namespace {
+
+// -log4 of a relative error: what the prediction is worth in bits of a quantizer.
+double equivalent_bits(double relative_mse) {
+  return relative_mse > 0 ? -std::log2(relative_mse) / 2 : 0;
+}
+
+struct PlaneSummary {
+  double prediction = 0, reconstruction = 0, explained = 0;  // means over the layers, held out
+};
+PlaneSummary summary_of(const KvFitResult& result, bool keys) {
+  PlaneSummary summary;
+  const auto& qualities = keys ? result.file.key_quality : result.file.value_quality;
+  for (std::size_t i = 0; i < qualities.size(); ++i) {
+    summary.prediction += qualities[i].heldout_relative_mse;
+    summary.explained += qualities[i].heldout_explained_variance;
+    summary.reconstruction +=
+        keys ? result.layers[i].key_reconstruction : result.layers[i].value_reconstruction;
+  }
+  const auto n = static_cast<double>(qualities.size());
+  return {summary.prediction / n, summary.reconstruction / n, summary.explained / n};
+}
+
+Json quality_json(const KvFitQuality& quality, double reconstruction) {
+  return {{"train_relative_mse", quality.train_relative_mse},
+          {"heldout_relative_mse", quality.heldout_relative_mse},
+          {"train_explained_variance", quality.train_explained_variance},
+          {"heldout_explained_variance", quality.heldout_explained_variance},
+          {"equivalent_bits", equivalent_bits(quality.heldout_relative_mse)},
+          {"reconstruction_relative_mse", reconstruction}};
+}
+
+}  // namespace
+
+void add_kv_fit_flags(CLI::App& command, KvFitFlags& flags) {
+  const auto add = [&](const char* name, auto& value, const char* help, const char* type) {
+    return command.add_option(name, value, help)->type_name(type);
+  };
+  add("--bits", flags.bits, "Bits of a number: 2, 3 or 4", "N")->capture_default_str();
+  add("--method", flags.method,
+      "aqua: predicted from the layer below, the rest by HIGGS; higgs; int: uniform", "NAME")
+      ->capture_default_str();
+  add("--variant", flags.variant, "Of aqua: dense, low-rank, block-diagonal, star or latent",
+      "NAME")
+      ->capture_default_str();
+  add("--rank", flags.rank,
+      "low-rank: of each predictor; latent: numbers of a group's latent (default: half of a "
+      "layer's "
+      "keys)",
+      "N");
+  add("--group-layers", flags.group_layers, "star, latent: layers that share an anchor or a latent",
+      "N")
+      ->capture_default_str();
+  add("--latent-bits", flags.latent_bits, "latent: bits of its numbers, 4 or 8", "N")
+      ->capture_default_str();
+  command.add_flag("--latent-values", flags.latent_values,
+                   "latent: made of keys and values instead of keys");
+  add("--grid-dim", flags.grid_dim, "Numbers that share a codeword: 1, 2, or 4 with --bits 2", "N")
+      ->capture_default_str();
+  add("--first-layer-bits", flags.first_layer_bits,
+      "Bits of layers that nothing predicts (default: 4 with aqua, else as --bits)", "N");
+  add("--scale", flags.scale, "A head's scale: log8 (one byte), f16 or f32", "NAME")
+      ->capture_default_str();
+  add("--key-inputs", flags.key_inputs,
+      "What keys are predicted from, of the layer below: keys (as published) or keys-values",
+      "NAME")
+      ->capture_default_str();
+  command.add_flag("--no-key-predictor", flags.no_key_predictor, "Keys: their mean only");
+  command.add_flag("--no-value-predictor", flags.no_value_predictor, "Values: their mean only");
+  command.add_flag("--no-mean", flags.no_mean,
+                   "What nothing predicts is coded as it is, without removing the mean");
+  command.add_flag("--exact-inputs", flags.exact_inputs,
+                   "Fit on exact instead of reconstructed rows");
+  command.add_flag("--no-hadamard", flags.no_hadamard,
+                   "Static per-channel scales of the residual instead of a Hadamard transform");
+  add("--sinks", flags.sinks, "First tokens of a sequence that stay exact", "N")
+      ->capture_default_str();
+  add("--window", flags.window, "At least so many of the latest tokens stay exact", "N")
+      ->capture_default_str();
+}
+
+KvFitOptions kv_fit_options(const KvFitFlags& flags) {
+  KvFitOptions options;
+  options.method = kv_fit_method_from_name(flags.method);
+  options.variant = kv_fit_variant_from_name(flags.variant);
+  options.bits = flags.bits;
+  options.first_layer_bits = flags.first_layer_bits;
+  options.grid_dim = flags.grid_dim;
+  options.scale = row_scale_from_name(flags.scale);
+  options.rank = flags.rank;
+  options.group_layers = flags.group_layers;
+  options.latent_bits = flags.latent_bits;
+  options.latent_values = flags.latent_values;
+  if (flags.key_inputs != "keys" && flags.key_inputs != "keys-values") {
+    fail(ErrorCode::kInvalidArgument, "--key-inputs ", flags.key_inputs,
+         ": unknown; choose keys or keys-values");
+  }
+  options.keys_from_values = flags.key_inputs == "keys-values";
+  options.predict_keys = !flags.no_key_predictor;
+  options.predict_values = !flags.no_value_predictor;
+  options.mean = !flags.no_mean;
+  options.exact_inputs = flags.exact_inputs;
+  options.hadamard = !flags.no_hadamard;
+  options.num_sinks = flags.sinks;
+  options.window = flags.window;
+  return options;
+}
+
+KvFitResult run_kv_fit(const TextModel& source, const std::string& out, const KvFitFlags& flags,
+                       const std::string& command, bool quiet, Exec& exec) {
+  KvFitJob job;
+  job.source = &source.checkpoint();
+  job.options = kv_fit_options(flags);
+  std::vector<std::string> texts;
+  for (const std::string& path : flags.calibration) texts.push_back(read_calibration_text(path));
+  if (texts.empty()) {
+    texts.emplace_back(flags.hold_out ? default_text_parts().calibration
+                                      : default_calibration_text());
+  }
+  job.sequences =
+      calibration_sequences(source.tokenizer(), texts, flags.samples, flags.seq_len, flags.seed);
+  job.held_out_every = std::min<int64_t>(8, std::max<int64_t>(2, flags.samples));
+  job.working_directory = out + ".working";
+  job.created_by = command;
+
+  constexpr int64_t kSteps = 1000;  // of the progress bar
+  Progress progress("fitting the cache's predictors", kSteps, "‰", quiet);
+  const InterruptScope interrupt;
+  KvFitCallbacks callbacks;
+  callbacks.on_progress = [&](int64_t layer, double fraction) {
+    progress.set_label(str("layer ", layer, ": predictors of the cache"));
+    const auto done = static_cast<int64_t>(fraction * static_cast<double>(kSteps));
+    if (done > progress.done()) progress.advance(done - progress.done());
+  };
+  callbacks.canceled = [&] { return interrupt.requested(); };
+  return fit_kv_codec(job, callbacks, exec);
+}
+
+void write_fitted_codec(const KvFitResult& result, const std::string& out) {
+  write_kv_codec(result.file, out);
+  const std::filesystem::path path(out);
+  const std::string directory = path.has_parent_path() ? path.parent_path().string() : ".";
+  if (path.filename() != kKvCodecFileName ||
+      !std::filesystem::exists(std::filesystem::path(directory) / kManifestFileName)) {
+    return;
+  }
+  Manifest manifest = read_manifest(directory);
+  update_file(manifest, directory, kKvCodecFileName);
+  std::erase_if(manifest.settings, [](const auto& setting) { return setting.first == "fit-kv"; });
+  manifest.settings.emplace_back("fit-kv", result.file.created_by);
+  write_manifest(directory, manifest);
+}
+
+Json kv_fit_json(const KvFitResult& result, const std::string& out) {
+  const KvCodecFile& file = result.file;
+  Json json = {{"codec", out},
+               {"method", file.method},
+               {"variant", file.variant},
+               {"bits", file.bits},
+               {"first_layer_bits", file.first_layer_bits},
+               {"bits_per_value", kv_bits_per_value(file)},
+               {"token_bytes", kv_token_bytes(file)},
+               {"predictor_bytes", kv_predictor_bytes(file)},
+               {"sinks", file.num_sinks},
+               {"window", file.window},
+               {"train_tokens", result.train_tokens},
+               {"heldout_tokens", result.held_out_tokens},
+               {"explained_variance_gap", kv_fit_gap(file)},
+               {"gap_allowed", kKvFitGap},
+               {"seconds", result.seconds},
+               {"processor_seconds", processor_seconds()},
+               {"peak_memory_bytes", peak_memory_bytes()}};
+  json["layers"] = Json::array();
+  for (std::size_t i = 0; i < result.layers.size(); ++i) {
+    json["layers"].push_back(
+        {{"keys", quality_json(file.key_quality[i], result.layers[i].key_reconstruction)},
+         {"values", quality_json(file.value_quality[i], result.layers[i].value_reconstruction)}});
+  }
+  return json;
+}
+
+std::string kv_fit_text(const KvFitResult& result, const std::string& out) {
+  const KvCodecFile& file = result.file;
+  const PlaneSummary keys = summary_of(result, true), values = summary_of(result, false);
+  char text[500];
+  std::snprintf(
+      text, sizeof text,
+      "%.3f bits a number with scales (bf16: 16), predictors %s\n"
+      "left by the prediction  keys %.4f  values %.4f of the energy, held out\n"
+      "left by the codes       keys %.5f  values %.5f\n"
+      "fitted on %lld tokens, judged on %lld, %s\n",
+      kv_bits_per_value(file), format_bytes(static_cast<double>(kv_predictor_bytes(file))).c_str(),
+      keys.prediction, values.prediction, keys.reconstruction, values.reconstruction,
+      static_cast<long long>(result.train_tokens), static_cast<long long>(result.held_out_tokens),
+      format_duration(result.seconds).c_str());
+  return str(out, ": ", file.method, " ", file.variant, ", ", file.bits, " bits\n", text);
+}
+
+}  // namespace lathe

@@ -1,0 +1,205 @@
+#include "compress/kv_fit_model.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <utility>
+
+#include "base/error.h"
+#include "compress/embed_sequences.h"
+#include "compress/hidden_store.h"
+#include "compress/layer_pass.h"
+#include "compress/speed_probe.h"
+
+namespace lathe {
+namespace {
+
+constexpr int64_t kRowsPerStep = 2048;
+
+using Clock = std::chrono::steady_clock;
+
+// A directory of working files that does not outlive the run.
+class WorkingDirectory {
+ public:
+  explicit WorkingDirectory(std::string path) : path_(std::move(path)) {
+    std::error_code error;
+    if (!std::filesystem::create_directory(path_, error) && error) {
+      fail(ErrorCode::kIo, "making the working directory ", path_, ": ", error.message());
+    }
+  }
+  ~WorkingDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  WorkingDirectory(const WorkingDirectory&) = delete;
+  WorkingDirectory& operator=(const WorkingDirectory&) = delete;
+
+ private:
+  std::string path_;
+};
+
+// Which calibration tokens the fit sees, and what for.
+struct TokenRows {
+  std::vector<int32_t> row;  // [all tokens], -1 for a sink
+  std::vector<int32_t> train, held_out;
+};
+TokenRows plan_rows(const KvFitJob& job) {
+  TokenRows rows;
+  int32_t next = 0;
+  for (std::size_t i = 0; i < job.sequences.size(); ++i) {
+    const auto every = static_cast<std::size_t>(job.held_out_every);
+    auto& part = i % every == every - 1 ? rows.held_out : rows.train;
+    for (std::size_t t = 0; t < job.sequences[i].size(); ++t) {
+      if (static_cast<int64_t>(t) < job.options.num_sinks) {
+        rows.row.push_back(-1);
+      } else {
+        part.push_back(next);
+        rows.row.push_back(next++);
+      }
+    }
+  }
+  return rows;
+}
+
+void check_job(const KvFitJob& job, const Exec& exec) {
+  if (exec.on_cuda()) {
+    fail(ErrorCode::kUnsupported, "fit-kv computes on the CPU only; use --device cpu");
+  }
+  if (job.held_out_every < 2 || static_cast<int64_t>(job.sequences.size()) < job.held_out_every) {
+    fail(ErrorCode::kInvalidArgument, job.sequences.size(), " calibration sequences, every ",
+         job.held_out_every, "th of them held out: none is left to judge by; raise --samples");
+  }
+  int64_t tokens = 0;
+  for (const auto& sequence : job.sequences) tokens += static_cast<int64_t>(sequence.size());
+  if (tokens > (int64_t{1} << 30)) {
+    fail(ErrorCode::kInvalidArgument, tokens, " calibration tokens are more than 2^30");
+  }
+  check_token_ids(job.sequences, job.source->config().vocab_size);
+  check_kv_fit_options(job.options, job.source->config());
+}
+
+}  // namespace
+
+KvFitResult fit_kv_codec(const KvFitJob& job, const KvFitCallbacks& callbacks, Exec& exec) {
+  check_job(job, exec);
+  const Clock::time_point start = Clock::now();
+  const ModelConfig& config = job.source->config();
+  TokenRows rows = plan_rows(job);
+  const auto num_rows = static_cast<int64_t>(rows.train.size() + rows.held_out.size());
+  KvFitResult result;
+  result.train_tokens = static_cast<int64_t>(rows.train.size());
+  result.held_out_tokens = static_cast<int64_t>(rows.held_out.size());
+  KvFitter fitter(config, job.options, std::move(rows.train), std::move(rows.held_out), num_rows);
+
+  const WorkingDirectory directory(job.working_directory);
+  HiddenStore store(job.working_directory, lengths_of(job.sequences), config.hidden_size);
+  embed_sequences(*job.source, job.sequences, DType::kBF16, nullptr, store, exec);
+  LayerPass pass(config, store, kRowsPerStep, exec);
+  const int64_t width = config.kv_size();
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const auto report = [&](double share) {
+      if (callbacks.on_progress) {
+        callbacks.on_progress(
+            layer, (static_cast<double>(layer) + share) / static_cast<double>(config.num_layers));
+      }
+      if (callbacks.canceled && callbacks.canceled()) {
+        fail(ErrorCode::kCanceled, "stopped at layer ", layer, " of ", config.num_layers);
+      }
+    };
+    report(0);
+    Buffer keys(num_rows * width * int64_t{sizeof(float)});
+    Buffer values(num_rows * width * int64_t{sizeof(float)});
+    with_context(str("layer ", layer), [&] {
+      // As the model is served: bf16 weights stay so, quantized ones run by their kernels.
+      const CalibrationLayer packed =
+          pass.pack(load_layer_weights(*job.source, layer, DType::kBF16), exec, ComputeType::kAuto);
+      pass.propagate_and_capture(
+          packed,
+          [&](int64_t first_token, const float* k, const float* v, int64_t stride, int64_t count) {
+            exec.threads.parallel_for(count, 64, [&](int64_t begin, int64_t end, int) {
+              for (int64_t t = begin; t < end; ++t) {
+                const int32_t row = rows.row[static_cast<std::size_t>(first_token + t)];
+                if (row < 0) continue;
+                const auto bytes = static_cast<std::size_t>(width) * sizeof(float);
+                std::memcpy(keys.as<float>() + row * width, k + t * stride, bytes);
+                std::memcpy(values.as<float>() + row * width, v + t * stride, bytes);
+              }
+            });
+          },
+          [&](int64_t tokens) {
+            report(0.9 * static_cast<double>(tokens) / static_cast<double>(store.num_tokens()));
+          },
+          exec);
+      job.source->release_pages();
+    });
+    fitter.add_layer(std::move(keys), std::move(values), exec);
+  }
+  result.layers = fitter.reports();
+  result.file = fitter.finish();
+  result.file.model_fingerprint = kv_model_fingerprint(*job.source);
+  result.file.calibration_hash = digest_of(job.sequences);
+  result.file.created_by = job.created_by;
+  result.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  return result;
+}
+
+KvFitPlan plan_kv_fit(const Checkpoint& source, const KvFitOptions& options, int64_t samples,
+                      int64_t seq_len, Exec& exec) {
+  const ModelConfig& config = source.config();
+  check_kv_fit_options(options, config);
+  const double tokens = static_cast<double>(samples) * static_cast<double>(seq_len);
+  const auto width = static_cast<double>(config.kv_size());
+  double linear_flops = 0;
+  double largest_layer = 0;  // weights
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    double weights = 0;
+    for (const LinearSlot& slot : layer_slots(config, layer)) {
+      const double size = static_cast<double>(slot.n) * static_cast<double>(slot.k);
+      const double reached =
+          slot.expert < 0 ? tokens
+                          : tokens * static_cast<double>(config.num_experts_per_token) /
+                                static_cast<double>(std::max<int64_t>(config.num_experts, 1));
+      weights += size;
+      linear_flops += 2 * reached * size;
+    }
+    largest_layer = std::max(largest_layer, weights);
+  }
+  // Attention, causal, in fp32.
+  const double attention_flops = tokens * static_cast<double>(seq_len) *
+                                 static_cast<double>(config.q_size()) * 2 *
+                                 static_cast<double>(config.num_layers);
+  // Moments of keys and of values with their inputs, three to four predictions and searches.
+  const auto layers = static_cast<double>(config.num_layers);
+  const double fit_flops = tokens * layers * (2 * 9 * width * width + 3 * 2 * 4 * width * width);
+  const double linear_rate =
+      1e9 * measure_linear_gflops(std::min<int64_t>(config.hidden_size, 2048),
+                                  std::min<int64_t>(config.hidden_size, 2048), ComputeType::kAuto,
+                                  exec);
+  const double gram_rate =
+      1e9 * measure_gram_gflops(std::min<int64_t>(3 * config.kv_size(), 2048), exec);
+  KvFitPlan plan;
+  plan.seconds = linear_flops / linear_rate + (attention_flops + fit_flops) / gram_rate;
+  plan.disk_bytes = 2 * tokens * static_cast<double>(config.hidden_size) * 4;
+  const double rows = static_cast<double>(std::max<int64_t>(seq_len, kRowsPerStep));
+  const double step =
+      rows * 4 *
+      (4 * static_cast<double>(config.hidden_size) +
+       3 * static_cast<double>(std::max(config.intermediate_size, config.moe_intermediate_size)) +
+       3 * static_cast<double>(config.q_size() + 2 * config.kv_size()));
+  // The layer in bf16 as loaded, packed and as mapped pages; the embedding table comes before.
+  const double embedding =
+      static_cast<double>(config.vocab_size) * static_cast<double>(config.hidden_size) * 2;
+  const auto num_rows = static_cast<int64_t>(tokens);
+  plan.memory_bytes =
+      std::max(embedding * 2,
+               8 * largest_layer + step +
+                   static_cast<double>(KvFitter::memory_bytes(config, options, num_rows))) +
+      64e6;
+  const bool predicts = options.method == KvFitMethod::kAqua;
+  plan.codec_bytes = layers * width * 2 * 2 + (predicts ? layers * 4 * width * width * 2 : 0);
+  return plan;
+}
+
+}  // namespace lathe

@@ -1,0 +1,52 @@
+// fit-kv over a checkpoint: the model streamed layer by layer on exact caches, each layer's keys
+// and values handed to KvFitter (kv_fit.h). Memory: one layer of the model, the keys and values of
+// two; hidden states of all calibration tokens are in two working files.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "compress/kv_fit.h"
+#include "formats/checkpoint.h"
+#include "tensor/exec.h"
+
+namespace lathe {
+
+struct KvFitJob {
+  const Checkpoint* source = nullptr;  // dense or quantized: it runs as it would be served
+  KvFitOptions options;
+  std::vector<std::vector<int32_t>> sequences;
+  int64_t held_out_every = 8;     // every so many-th sequence judges instead of fitting; >= 2
+  std::string working_directory;  // made, and removed at the end, whatever the end
+  std::string created_by;         // for people
+};
+
+struct KvFitCallbacks {
+  std::function<void(int64_t layer, double fraction)> on_progress;  // of the whole run
+  std::function<bool()> canceled;  // asked after every step; true ends the run with kCanceled
+};
+
+struct KvFitResult {
+  KvCodecFile file;
+  std::vector<KvLayerReport> layers;
+  double seconds = 0;
+  int64_t train_tokens = 0;
+  int64_t held_out_tokens = 0;
+};
+
+// CPU only. Throws kInvalidArgument (options, no sequences to judge by), kUnsupported, kCanceled,
+// kIo.
+KvFitResult fit_kv_codec(const KvFitJob& job, const KvFitCallbacks& callbacks, Exec& exec);
+
+// What a run will take, without starting it: from shapes and two measurements of half a second.
+struct KvFitPlan {
+  double memory_bytes = 0;  // peak
+  double disk_bytes = 0;    // working files, gone at the end
+  double seconds = 0;
+  double codec_bytes = 0;  // of kv_codec.safetensors
+};
+KvFitPlan plan_kv_fit(const Checkpoint& source, const KvFitOptions& options, int64_t samples,
+                      int64_t seq_len, Exec& exec);
+
+}  // namespace lathe
