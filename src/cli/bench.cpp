@@ -8,6 +8,7 @@
 #include "base/json.h"
 #include "base/progress.h"
 #include "cli/command.h"
+#include "cli/draft_speed.h"
 #include "cli/flags.h"
 #include "cli/loaded_model.h"
 #include "cli/memory_use.h"
@@ -26,6 +27,7 @@ struct BenchFlags {
   std::string path;
   std::string random_weights;  // a format, or "bf16"; empty: the model's own
   SpeedOptions speed;
+  DraftFlags draft;
 };
 
 // The model of the flags, with its own weights or with random ones.
@@ -94,7 +96,56 @@ std::string table(const Json& result) {
                  result["decode_tokens_per_second"], share));
 }
 
+void run_draft_bench(const BenchFlags& flags) {
+  if (!flags.random_weights.empty()) {
+    fail(ErrorCode::kInvalidArgument,
+         "--draft needs the model's own weights: what is accepted depends on the text");
+  }
+  if (flags.speed.decode_tokens < 1) {
+    fail(ErrorCode::kInvalidArgument, "--draft measures decoding: -n must be at least 1");
+  }
+  Runtime runtime(flags.common);
+  Exec& exec = runtime.exec();
+  const LoadOptions load_options = {.quiet = flags.common.json};
+  const LoadedModel loaded(flags.path, flags.model, exec, load_options);
+  validate(flags.speed, loaded.model().config());
+  const LoadedDraft draft(flags.draft, loaded, flags.model, exec, load_options);
+  const DraftSpeed speed = measure_draft_speed(loaded, draft,
+                                               {.decode_tokens = flags.speed.decode_tokens,
+                                                .batch = flags.speed.batch,
+                                                .repetitions = flags.speed.repetitions},
+                                               exec);
+  Json result;
+  result["model"] = flags.path;
+  result["draft"] = flags.draft.draft;
+  result["draft_tokens"] = flags.draft.tokens;
+  result["threads"] = exec.threads.num_threads();
+  result["generated_tokens"] = flags.speed.decode_tokens;
+  result["batch"] = flags.speed.batch;
+  result["repetitions"] = flags.speed.repetitions;
+  result["plain_tokens_per_second"] = speed.plain;
+  result["speculative_tokens_per_second"] = speed.speculative;
+  result["speedup"] = speed.speculative / speed.plain;
+  result["speculative"] = speculation_json(speed.usage);
+  result["checked"] = !exec.on_cuda();
+  if (flags.common.json) {
+    print_json(result);
+    return;
+  }
+  char text[400];
+  const std::string accepted = speculation_text(speed.usage);
+  std::snprintf(text, sizeof text,
+                "model     %s\ndraft     %s\nchecked   %s\n\nplain       %10.2f tokens/s\n"
+                "speculative %10.2f tokens/s   %.2f times; %s\n",
+                flags.path.c_str(), flags.draft.draft.c_str(),
+                exec.on_cuda() ? "finite logits" : "the same tokens with and without drafts",
+                speed.plain, speed.speculative, speed.speculative / speed.plain,
+                accepted.empty() ? "nothing was drafted" : accepted.c_str());
+  print(text);
+}
+
 void run_bench(const BenchFlags& flags) {
+  if (!flags.draft.draft.empty()) return run_draft_bench(flags);
   Runtime runtime(flags.common);
   const BenchModel loaded(flags, runtime.exec());
   Model& model = loaded.model();
@@ -160,11 +211,15 @@ void add_bench_command(CLI::App& app, Invocation& invocation) {
                    "Random weights in this format (bf16, mxfp4, nvfp4, int4, fp8, ...) instead of "
                    "the model's; MODEL needs a config.json only")
       ->type_name("FORMAT");
+  add_draft_flags(*command, flags->draft);
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(
-      "The speed is printed only if batched and chunked logits equal those of single tokens.\n\n"
+      "The speed is printed only if batched and chunked logits equal those of single tokens. With "
+      "--draft: answers to a few fixed prompts, -b at once, with and without drafts, compared "
+      "token for token.\n\n"
       "Examples:\n  lathe bench smollm2.gguf -p 512 -n 64 --threads 2\n"
+      "  lathe bench big.gguf --draft small.gguf -n 128\n"
       "  lathe bench kernels --rows 1,16\n"
       "  lathe bench attention --context 16384");
   command->callback([flags, command, &invocation] {

@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "cli/chat_session.h"
 #include "cli/command.h"
+#include "cli/draft_flags.h"
 #include "cli/flags.h"
 #include "cli/interrupt.h"
 #include "cli/line_reader.h"
@@ -32,6 +33,7 @@ struct ChatFlags {
   CommonFlags common;
   ModelFlags model;
   SamplingParams params;
+  DraftFlags draft;
   std::string path;
   std::string system;
   int64_t context = 0;
@@ -100,7 +102,8 @@ class Chat {
                             {"content", last_.text},
                             {"finish_reason", to_string(last_.reason)},
                             {"prompt_tokens", last_.usage.prompt_tokens},
-                            {"completion_tokens", last_.usage.completion_tokens}}));
+                            {"completion_tokens", last_.usage.completion_tokens},
+                            {"speculative", speculation_json(last_.usage.speculation)}}));
       return;
     }
     if (last_.text.empty() || last_.text.back() != '\n') print("\n");
@@ -121,7 +124,8 @@ class Chat {
         static_cast<long long>(session_.num_messages()),
         static_cast<long long>(last_.usage.prompt_tokens + last_.usage.completion_tokens),
         static_cast<long long>(context_));
-    return text;
+    const std::string speculation = speculation_text(last_.usage.speculation);
+    return speculation.empty() ? text : text + speculation + "\n";
   }
 
   void save(const std::string& file) const {
@@ -148,11 +152,14 @@ void run_chat(const ChatFlags& flags, bool seed_given) {
   LineReader reader;
   const LoadedModel loaded(flags.path, flags.model, runtime.exec(),
                            {.quiet = !reader.interactive(), .max_sequence_tokens = flags.context});
+  const LoadedDraft draft(flags.draft, loaded, flags.model, runtime.exec(),
+                          {.quiet = !reader.interactive(), .max_sequence_tokens = flags.context});
   const EngineOptions options = resolve(
       {.max_num_seqs = 1, .max_sequence_tokens = flags.context, .kv_format = loaded.kv_format()},
       loaded.model().config());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
+  draft.attach(engine);
   SamplingParams params = flags.params;
   if (!seed_given) params.seed = std::random_device()();
   validate(params, loaded.model().config().vocab_size);
@@ -180,6 +187,7 @@ void add_chat_command(CLI::App& app, Invocation& invocation) {
   command->add_option("--context", flags->context, "Tokens of the conversation; 0: the model's")
       ->type_name("TOKENS");
   add_sampling_flags(*command, flags->params);
+  add_draft_flags(*command, flags->draft);
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(std::string(kHelp) +

@@ -150,6 +150,7 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
       ->add_option("--items", flags->items_file,
                    "gsm8k, humaneval: write every answer and verdict to this file, as JSON lines")
       ->type_name("FILE");
+  add_draft_flags(*command, flags->draft);
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/draft_flags.h"
 #include "cli/flags.h"
 #include "eval/windows.h"
 
@@ -24,6 +25,7 @@ struct EvalFlags {
   int64_t batch = 16;
   std::string checker = "gsm8k-strict-then-flexible";
   std::string items_file;
+  DraftFlags draft;
 };
 
 // The result as eval prints it. Throws kInvalidArgument for a file without items.

@@ -6,6 +6,7 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/json.h"
+#include "cli/draft_flags.h"
 #include "eval/statistics.h"
 
 namespace lathe {
@@ -94,6 +95,7 @@ Json task_json(const std::string& task, const TaskResult& result) {
   json["cut_off"] = cut_off;
   json["completion_tokens"] = result.completion_tokens;
   json["generation_seconds"] = result.seconds;
+  if (result.speculation.cycles > 0) json["speculative"] = speculation_json(result.speculation);
   return json;
 }
 

@@ -27,6 +27,8 @@ Json eval_items(const EvalFlags& flags, std::vector<Item> items, Exec& exec, con
                                           loaded.model().config());
     Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                   options, exec);
+    const LoadedDraft draft(flags.draft, loaded, flags.model, exec, {.quiet = flags.common.json});
+    draft.attach(engine);
     Progress progress(flags.task + " on " + path, static_cast<int64_t>(items.size()), "items",
                       flags.common.json);
     results.push_back(run(loaded, engine, items, [&] { progress.advance(); }));

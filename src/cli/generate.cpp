@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "cli/command.h"
+#include "cli/draft_flags.h"
 #include "cli/flags.h"
 #include "cli/loaded_model.h"
 #include "cli/output.h"
@@ -22,6 +23,7 @@ struct GenerateFlags {
   CommonFlags common;
   ModelFlags model;
   SamplingParams params;
+  DraftFlags draft;
   std::string path;
   std::optional<std::string> prompt;
   std::string prompt_file;
@@ -63,12 +65,15 @@ void run_generate(const GenerateFlags& flags) {
   Runtime runtime(flags.common);
   const LoadedModel loaded(flags.path, flags.model, runtime.exec(),
                            {.quiet = true, .max_sequence_tokens = flags.context});
+  const LoadedDraft draft(flags.draft, loaded, flags.model, runtime.exec(),
+                          {.quiet = true, .max_sequence_tokens = flags.context});
   std::vector<int32_t> prompt = prompt_ids(loaded, flags);
   const EngineOptions options = resolve(
       {.max_num_seqs = 1, .max_sequence_tokens = flags.context, .kv_format = loaded.kv_format()},
       loaded.model().config());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
+  draft.attach(engine);
 
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
@@ -87,13 +92,15 @@ void run_generate(const GenerateFlags& flags) {
   const auto decoded = static_cast<double>(generation.usage.completion_tokens - 1);
   const double decode_rate = decoded > 0 && total > to_first ? decoded / (total - to_first) : 0;
   if (flags.common.json) {
-    print_json({{"text", generation.text},
-                {"finish_reason", to_string(generation.finish_reason)},
-                {"prompt_tokens", generation.usage.prompt_tokens},
-                {"completion_tokens", generation.usage.completion_tokens},
-                {"seconds_to_first_token", to_first},
-                {"decode_tokens_per_second", decode_rate},
-                {"load_seconds", loaded.load_seconds()}});
+    Json json = {{"text", generation.text},
+                 {"finish_reason", to_string(generation.finish_reason)},
+                 {"prompt_tokens", generation.usage.prompt_tokens},
+                 {"completion_tokens", generation.usage.completion_tokens},
+                 {"seconds_to_first_token", to_first},
+                 {"decode_tokens_per_second", decode_rate},
+                 {"load_seconds", loaded.load_seconds()}};
+    if (!draft.empty()) json["speculative"] = speculation_json(generation.usage.speculation);
+    print_json(json);
     return;
   }
   if (!ends_with_newline) print("\n");
@@ -106,6 +113,8 @@ void run_generate(const GenerateFlags& flags) {
                   to_first, static_cast<long long>(generation.usage.completion_tokens), decode_rate,
                   std::string(to_string(generation.finish_reason)).c_str());
     std::cerr << text;
+    const std::string speculation = speculation_text(generation.usage.speculation);
+    if (!speculation.empty()) std::cerr << speculation << "\n";
   }
 }
 
@@ -127,6 +136,7 @@ void add_generate_command(CLI::App& app, Invocation& invocation) {
   command->add_option("--context", flags->context, "Longest prompt and answer; 0: the model's")
       ->type_name("TOKENS");
   add_sampling_flags(*command, flags->params);
+  add_draft_flags(*command, flags->draft);
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(

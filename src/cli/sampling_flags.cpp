@@ -12,6 +12,9 @@ void add_sampling_flags(CLI::App& command, SamplingParams& params) {
   add("--top-k", params.top_k, "Sample from so many tokens; 0: all", "N");
   add("--min-p", params.min_p, "Leave out tokens below this share of the most probable one", "X");
   add("--seed", params.seed, "The same seed gives the same text", "N");
+  command.add_flag("--coupled", params.coupled,
+                   "Draw by noise of seed, position and token: other tokens of the same "
+                   "distribution, and the same ones with and without --draft");
   add("--max-tokens", params.max_tokens, "Stop after so many tokens; -1: when the context is full",
       "N");
   command

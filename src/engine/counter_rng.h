@@ -14,7 +14,9 @@ enum class RandomStream : uint32_t {
   kDraft = 1,
   kAccept = 2,
   kResidual = 3,
-  kBonus = 4
+  kBonus = 4,   // free: the token behind a fully accepted window is an ordinary sample
+  kRace = 5,    // one number a token, from here on (token_noise.h)
+  kRaceLow = 6  // its lower bits
 };
 
 inline std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter,

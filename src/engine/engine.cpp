@@ -4,6 +4,7 @@
 #include <new>
 
 #include "base/error.h"
+#include "engine/speculation/model_drafter.h"
 
 namespace lathe {
 namespace {
@@ -67,12 +68,25 @@ Engine::Engine(Model& model, std::unique_ptr<KvCache> cache, const Tokenizer* to
   token_ids_.reserve(max_rows);
   positions_.reserve(max_rows);
   kv_rows_.reserve(max_seqs);
-  logit_rows_.reserve(max_seqs);
+  logit_rows_.reserve(max_rows);
+  sampled_.reserve(max_rows);
   choices_.reserve(max_seqs);
   publish_stats();
 }
 
-Engine::~Engine() = default;
+// Its drafter knows the sequences.
+Engine::~Engine() { speculator_.reset(); }
+
+void Engine::set_drafter(std::unique_ptr<Drafter> drafter, const SpeculationOptions& options) {
+  validate(options);
+  StepTimes times;
+  if (options.num_tokens < 0) {
+    static constexpr int64_t kRows[] = {1, 2, 4, 8, 16, 32, 64, 128};
+    times = measure_step_times(model_, *cache_, kRows, exec_);
+  }
+  speculator_ = std::make_unique<Speculator>(std::move(drafter), options, std::move(times),
+                                             options_.max_num_seqs);
+}
 
 RequestId Engine::add_request(Request request) {
   std::unique_ptr<Sequence> sequence = make_sequence(std::move(request));
@@ -119,7 +133,14 @@ std::unique_ptr<Sequence> Engine::make_sequence(Request request) const {
     sequence->counts = TokenCounts(sequence->tokens, vocab_size, sequence->max_new_tokens);
   }
   sequence->text = OutputText(tokenizer_, params);
-  if (params.logprobs > 0) sequence->top.resize(static_cast<std::size_t>(params.logprobs));
+  sequence->end_tokens = end_tokens_;
+  const int64_t wanted_drafts = sequence->request.speculative.num_tokens;
+  if (wanted_drafts < -1 || wanted_drafts > kMaxDraftTokens) {
+    fail(ErrorCode::kInvalidArgument, "speculative.num_tokens is ", wanted_drafts,
+         "; it must be in [0, ", kMaxDraftTokens, "], or -1 for the engine's choice");
+  }
+  const int64_t window = speculator_ != nullptr ? 1 + kMaxDraftTokens : 1;
+  if (params.logprobs > 0) sequence->top.resize(static_cast<std::size_t>(params.logprobs * window));
   return sequence;
 }
 
@@ -152,6 +173,7 @@ void Engine::set_profile(StepProfile* profile) {
 
 bool Engine::step() {
   receive();
+  propose_drafts();
   const std::span<const ScheduledRows> rows = scheduler_.schedule();
   if (rows.empty()) return fail_stuck();
   build_batch(rows);
@@ -187,6 +209,12 @@ void Engine::receive() {
   taken_aborts_.clear();
 }
 
+void Engine::propose_drafts() {
+  if (speculator_ == nullptr) return;
+  const StageTimer timer(profile_, Stage::kDraft);
+  speculator_->propose(scheduler_.running(), options_.max_batch_tokens);
+}
+
 void Engine::build_batch(std::span<const ScheduledRows> rows) {
   const StageTimer timer(profile_, Stage::kSchedule);
   token_ids_.clear();
@@ -194,20 +222,35 @@ void Engine::build_batch(std::span<const ScheduledRows> rows) {
   kv_rows_.clear();
   logit_rows_.clear();
   choices_.clear();
+  samples_on_device_ = model_.can_sample();
   for (const ScheduledRows& scheduled : rows) {
     Sequence& sequence = *scheduled.sequence;
     kv_rows_.push_back({.sequence = &sequence.kv,
                         .row_begin = static_cast<int64_t>(token_ids_.size()),
-                        .num_rows = scheduled.num_rows});
+                        .num_rows = scheduled.num_rows + scheduled.num_drafts});
     for (int64_t i = 0; i < scheduled.num_rows; ++i) {
       const int64_t position = sequence.kv.num_tokens + i;
       token_ids_.push_back(sequence.tokens[static_cast<std::size_t>(position)]);
       positions_.push_back(position);
     }
     if (!scheduled.reaches_end()) continue;
+    choices_.push_back({.sequence = &sequence,
+                        .first_row = logit_rows_.size(),
+                        .num_drafts = scheduled.num_drafts,
+                        .error = nullptr});
     logit_rows_.push_back(static_cast<int32_t>(token_ids_.size()) - 1);
-    choices_.push_back({.sequence = &sequence, .sampled = {}, .error = nullptr});
+    for (const int32_t token : sequence.draft.tokens) {
+      logit_rows_.push_back(static_cast<int32_t>(token_ids_.size()));
+      positions_.push_back(positions_.back() + 1);
+      token_ids_.push_back(token);
+    }
+    // A device chooses one token a sequence, by other random numbers than `coupled` asks for.
+    const SamplingParams& params = sequence.request.params;
+    if (scheduled.num_drafts > 0 || (params.coupled && params.temperature > 0)) {
+      samples_on_device_ = false;
+    }
   }
+  sampled_.resize(logit_rows_.size());
 }
 
 // False when the forward pass failed; the step's requests have then been ended.
@@ -216,9 +259,9 @@ bool Engine::forward(std::span<const ScheduledRows> rows) {
                               .positions = positions_,
                               .sequences = kv_rows_,
                               .logit_rows = logit_rows_};
-  const auto num_logits = static_cast<int64_t>(choices_.size());
+  const auto num_logits = static_cast<int64_t>(logit_rows_.size());
   try {
-    if (model_.can_sample()) {
+    if (samples_on_device_) {
       device_sampling_.clear();
       for (const Choice& choice : choices_) device_sampling_.add(*choice.sequence);
       model_.forward_and_sample(batch, *cache_, device_sampling_.batch(),
@@ -239,17 +282,19 @@ bool Engine::forward(std::span<const ScheduledRows> rows) {
 
 void Engine::sample() {
   const StageTimer timer(profile_, Stage::kSample);
-  if (model_.can_sample()) {
+  if (samples_on_device_) {
     for (std::size_t i = 0; i < choices_.size(); ++i) {
+      Choice& choice = choices_[i];
       try {
-        choices_[i].sampled = device_sampling_.take(static_cast<int64_t>(i), *choices_[i].sequence);
+        sampled_[i] = device_sampling_.take(static_cast<int64_t>(i), *choice.sequence);
+        choice.sequence->advance(sampled_[i].token);
+        choice.num_tokens = 1;
       } catch (const Error& error) {
-        choices_[i].error = std::make_unique<Error>(error);
+        choice.error = std::make_unique<Error>(error);
       }
     }
     return;
   }
-  const int64_t vocab_size = config().vocab_size;
   const auto num_choices = static_cast<int64_t>(choices_.size());
   const auto num_samplers = static_cast<int64_t>(samplers_.size());
   const int64_t grain = std::max<int64_t>(1, (num_choices + num_samplers - 1) / num_samplers);
@@ -257,12 +302,8 @@ void Engine::sample() {
     Sampler& sampler = samplers_[static_cast<std::size_t>(begin / grain)];
     for (int64_t i = begin; i < end; ++i) {
       Choice& choice = choices_[static_cast<std::size_t>(i)];
-      Sequence& sequence = *choice.sequence;
       try {
-        choice.sampled = sampler.sample(
-            {logits_.as<float>() + i * vocab_size, static_cast<std::size_t>(vocab_size)},
-            sequence.request.params, sequence.counts, sequence.request.constraint.get(),
-            sequence.size(), sequence.top);
+        choose_tokens(choice, sampler);
       } catch (const Error& error) {
         choice.error = std::make_unique<Error>(error);
       }
@@ -270,28 +311,66 @@ void Engine::sample() {
   });
 }
 
-void Engine::deliver() {
-  const StageTimer timer(profile_, Stage::kSchedule);
-  for (Choice& choice : choices_) {
-    if (choice.error != nullptr) {
-      finish(*choice.sequence, FinishReason::kError, choice.error.get());
+// Row after row, until a draft token is rejected; the row behind the last accepted one gives a
+// token of its own. Penalties and constraint move on with each token that is emitted, so a row is
+// judged in the state behind d_1..d_i and nothing has to be taken back.
+void Engine::choose_tokens(Choice& choice, Sampler& sampler) {
+  Sequence& sequence = *choice.sequence;
+  const SamplingParams& params = sequence.request.params;
+  TokenConstraint* constraint = sequence.request.constraint.get();
+  const auto vocab_size = static_cast<std::size_t>(config().vocab_size);
+  const auto num_top = static_cast<std::size_t>(std::max<int64_t>(0, params.logprobs));
+  for (int64_t i = 0; i <= choice.num_drafts; ++i) {
+    const std::size_t row = choice.first_row + static_cast<std::size_t>(i);
+    const std::span<float> logits(logits_.as<float>() + row * vocab_size, vocab_size);
+    const std::span<TokenLogprob> top =
+        std::span(sequence.top).subspan(static_cast<std::size_t>(i) * num_top, num_top);
+    const int64_t position = sequence.size() + i;
+    Acceptance verdict;
+    if (i < choice.num_drafts) {
+      verdict = sampler.verify(logits, params, sequence.counts, constraint, position,
+                               sequence.draft.tokens[static_cast<std::size_t>(i)],
+                               sequence.draft.distribution(i), top);
     } else {
-      deliver_token(*choice.sequence, choice.sampled);
+      verdict.sampled = sampler.sample(logits, params, sequence.counts, constraint, position, top);
     }
+    sampled_[row] = verdict.sampled;
+    ++choice.num_tokens;
+    choice.num_accepted += verdict.accepted;
+    sequence.advance(verdict.sampled.token);
+    if (!verdict.accepted || sequence.is_end_token(verdict.sampled.token)) break;
   }
 }
 
-void Engine::deliver_token(Sequence& sequence, const SampledToken& sampled) {
+void Engine::deliver() {
+  const StageTimer timer(profile_, Stage::kSchedule);
+  for (Choice& choice : choices_) {
+    Sequence& sequence = *choice.sequence;
+    if (choice.num_drafts > 0) {
+      speculator_->learn(sequence, choice.num_drafts, choice.num_accepted);
+      sequence.draft.clear();
+    }
+    bool goes_on = true;
+    for (int64_t i = 0; goes_on && i < choice.num_tokens; ++i) {
+      goes_on = deliver_token(sequence, sampled_[choice.first_row + static_cast<std::size_t>(i)]);
+    }
+    if (!goes_on) continue;
+    // Rejected drafts leave the cache; the newest token has not been in it.
+    if (choice.num_drafts > 0) cache_->truncate(sequence.kv, sequence.size() - 1);
+    if (choice.error != nullptr) finish(sequence, FinishReason::kError, choice.error.get());
+  }
+}
+
+// False when the sequence ended with it.
+bool Engine::deliver_token(Sequence& sequence, const SampledToken& sampled) {
   const int32_t token = sampled.token;
   sequence.tokens.push_back(token);
-  sequence.counts.add_output(token);
-  if (sequence.request.constraint) sequence.request.constraint->accept(token);
   ++num_generated_;
 
   RequestOutput output;
   output.token_ids = {&token, 1};
   if (sequence.request.params.logprobs >= 0) output.logprobs = {&sampled, 1};
-  if (is_end_token(sequence, token)) {
+  if (sequence.is_end_token(token)) {
     output.finish_reason = FinishReason::kStop;
     output.text = sequence.text.finish();
   } else {
@@ -302,14 +381,7 @@ void Engine::deliver_token(Sequence& sequence, const SampledToken& sampled) {
   }
   const bool goes_on = emit(sequence, output) && !output.finish_reason;
   if (!goes_on) retire(sequence, true);
-}
-
-bool Engine::is_end_token(const Sequence& sequence, int32_t token) const {
-  const auto holds = [token](std::span<const int32_t> tokens) {
-    return std::find(tokens.begin(), tokens.end(), token) != tokens.end();
-  };
-  const SamplingParams& params = sequence.request.params;
-  return (!params.ignore_eos && holds(end_tokens_)) || holds(params.stop_token_ids);
+  return goes_on;
 }
 
 // False when the callback failed, which ends the request silently: nobody listens.
@@ -335,6 +407,14 @@ void Engine::finish(Sequence& sequence, FinishReason reason, const Error* error)
 
 void Engine::retire(Sequence& sequence, bool keep_prefix) {
   const RequestId id = sequence.id;
+  // Only tokens that were delivered stay in the cache for others.
+  if (sequence.kv.num_tokens >= sequence.size()) {
+    cache_->truncate(sequence.kv, sequence.size() - 1);
+  }
+  if (speculator_ != nullptr) {
+    speculator_->retire(sequence);
+    speculation_ += sequence.speculation;
+  }
   scheduler_.remove(&sequence, keep_prefix);
   sequences_.erase(id);
 }
@@ -367,6 +447,7 @@ void Engine::publish_stats() {
   stats_.free_cache_blocks = cache_->num_free_blocks();
   stats_.running_cache_blocks = scheduler_.num_running_blocks();
   stats_.shared_prompt_tokens = scheduler_.num_shared_tokens();
+  stats_.speculation = speculation_;
 }
 
 }  // namespace lathe

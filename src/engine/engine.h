@@ -5,6 +5,12 @@
 // prompt was cut into chunks, or on preemption: kernels treat rows independently, and random
 // numbers are a function of (seed, position).
 //
+// With a drafter, a step computes a window of draft tokens behind a sequence's last token and keeps
+// those that the model itself would have chosen (sampler.h has the rule and why it is exact). A
+// request at temperature 0 or with `coupled` gets the tokens it would get without; one that samples
+// gets tokens of the same distribution, which may then depend on the lengths of the windows. On a
+// GPU "the same" is up to Model::batch_tolerance().
+//
 // Threads: add_request(), abort(), has_work(), wait_for_work() and stats() may be called from any
 // thread at any time; step() from one thread at a time.
 #pragma once
@@ -22,6 +28,7 @@
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
+#include "engine/speculation/speculator.h"
 #include "model/model.h"
 #include "text/tokenizer.h"
 
@@ -38,6 +45,7 @@ struct EngineStats {
   int64_t free_cache_blocks = 0;     // the rest: running, or kept for later prompts
   int64_t running_cache_blocks = 0;  // blocks shared by several sequences count for each
   int64_t shared_prompt_tokens = 0;  // taken from earlier sequences instead of computed
+  SpeculationUsage speculation;      // of all requests that ended
 };
 
 class Engine {
@@ -47,6 +55,12 @@ class Engine {
   Engine(Model& model, std::unique_ptr<KvCache> cache, const Tokenizer* tokenizer,
          const EngineOptions& options, Exec& exec);
   ~Engine();
+
+  // From now on drafts come from `drafter`. While no request is there. With options.num_tokens -1
+  // this measures the model's step, which takes about as long as a dozen of them. Throws
+  // kInvalidArgument.
+  void set_drafter(std::unique_ptr<Drafter> drafter, const SpeculationOptions& options);
+  bool has_drafter() const { return speculator_ != nullptr; }
 
   // Queues a request. Throws kInvalidArgument when it cannot be run (bad parameters, an empty or
   // too long prompt); on_output is then never called.
@@ -72,12 +86,12 @@ class Engine {
  private:
   std::unique_ptr<Sequence> make_sequence(Request request) const;
   void receive();
+  void propose_drafts();
   void build_batch(std::span<const ScheduledRows> rows);
   bool forward(std::span<const ScheduledRows> rows);
   void sample();
   void deliver();
-  void deliver_token(Sequence& sequence, const SampledToken& sampled);
-  bool is_end_token(const Sequence& sequence, int32_t token) const;
+  bool deliver_token(Sequence& sequence, const SampledToken& sampled);
   void finish(Sequence& sequence, FinishReason reason, const Error* error);
   bool emit(Sequence& sequence, RequestOutput output);
   void retire(Sequence& sequence, bool keep_prefix);
@@ -91,7 +105,9 @@ class Engine {
   Exec& exec_;
   std::vector<int32_t> end_tokens_;
   Scheduler scheduler_;
-  std::vector<Sampler> samplers_;  // one per thread that samples
+  std::vector<Sampler> samplers_;           // one per thread that samples
+  std::unique_ptr<Speculator> speculator_;  // null: none
+  SpeculationUsage speculation_;
   StepProfile* profile_ = nullptr;
   int64_t num_prompt_tokens_ = 0;
   int64_t num_generated_ = 0;
@@ -104,13 +120,19 @@ class Engine {
   std::vector<int64_t> positions_;
   std::vector<KvRows> kv_rows_;
   std::vector<int32_t> logit_rows_;
-  struct Choice {  // one row of logits
+  struct Choice {  // a sequence that gets tokens: rows of logits from its last token on
     Sequence* sequence = nullptr;
-    SampledToken sampled;
+    std::size_t first_row = 0;  // of logits, and of sampled_
+    int64_t num_drafts = 0;
+    int64_t num_tokens = 0;  // chosen
+    int64_t num_accepted = 0;
     std::unique_ptr<Error> error;
   };
+  void choose_tokens(Choice& choice, Sampler& sampler);
   std::vector<Choice> choices_;
-  Buffer logits_;  // [choices_.size(), vocab_size]; unused by a model that samples by itself
+  std::vector<SampledToken> sampled_;  // [logit_rows_.size()]
+  bool samples_on_device_ = false;     // this step
+  Buffer logits_;  // [logit_rows_.size(), vocab_size]; unused with samples_on_device_
   DeviceSampling device_sampling_;
 
   // Shared with the callers' threads.

@@ -25,10 +25,26 @@ enum class FinishReason {
 };
 std::string_view to_string(FinishReason reason);  // "stop", "length", "abort", "error"
 
+// What speculative decoding did. accepted / drafted is the acceptance rate; a cycle emits its
+// accepted tokens and one more.
+struct SpeculationUsage {
+  int64_t cycles = 0;    // steps with at least one draft token
+  int64_t drafted = 0;   // draft tokens that were computed by the target model
+  int64_t accepted = 0;  // of these, by the exact rule
+
+  SpeculationUsage& operator+=(const SpeculationUsage& other) {
+    cycles += other.cycles;
+    drafted += other.drafted;
+    accepted += other.accepted;
+    return *this;
+  }
+};
+
 struct Usage {
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;  // end tokens count
   int64_t cached_tokens = 0;      // of the prompt: shared with an earlier sequence
+  SpeculationUsage speculation;
 };
 
 // News of one request. Every span and view is valid during the callback only.
@@ -48,9 +64,15 @@ struct RequestOutput {
 // aborted) and must not call the engine except add_request() and abort().
 using OutputCallback = std::function<void(const RequestOutput&)>;
 
+// How a request wants to be speculated for; without a drafter in the engine it has no effect.
+struct SpeculativeParams {
+  int64_t num_tokens = -1;  // drafted per step; -1: the engine's choice, 0: none
+};
+
 struct Request {
   std::vector<int32_t> prompt;  // token ids, at least one
   SamplingParams params;
+  SpeculativeParams speculative;
   OutputCallback on_output;
   std::unique_ptr<TokenConstraint> constraint;  // null: none
 };

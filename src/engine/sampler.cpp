@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "engine/counter_rng.h"
+#include "engine/token_noise.h"
 
 namespace lathe {
 namespace {
@@ -33,6 +34,23 @@ void apply_mask(std::span<const uint64_t> allowed, std::span<float> logits) {
   }
 }
 
+int64_t checked_argmax(std::span<const float> logits, int64_t position) {
+  const int64_t best = argmax(logits);
+  if (best < 0) {
+    fail(ErrorCode::kInternal, "the model's logits are not finite at position ", position,
+         "; the checkpoint may be damaged");
+  }
+  return best;
+}
+
+// An empty q is all on the draft token.
+double prob_of(std::span<const TokenProb> q, int32_t token) {
+  if (q.empty()) return 1;
+  const auto found = std::lower_bound(
+      q.begin(), q.end(), token, [](const TokenProb& entry, int32_t t) { return entry.token < t; });
+  return found != q.end() && found->token == token ? found->prob : 0;
+}
+
 }  // namespace
 
 TokenCounts::TokenCounts(std::span<const int32_t> prompt, int64_t vocab_size,
@@ -52,6 +70,12 @@ void TokenCounts::add_output(int32_t token) {
   uint32_t& entry = occurrences_[static_cast<std::size_t>(token)];
   if (entry == 0) distinct_.push_back(token);
   ++entry;
+}
+
+void TokenCounts::remove_output(int32_t token) {
+  if (empty()) return;
+  uint32_t& entry = occurrences_[static_cast<std::size_t>(token)];
+  if (--entry == 0) distinct_.pop_back();  // the latest to appear
 }
 
 void apply_penalties(const SamplingParams& params, const TokenCounts& counts,
@@ -76,18 +100,75 @@ Sampler::Sampler(int64_t vocab_size) {
   raw_.reserve(size);
   chunk_max_.reserve(size / kChunk + 1);
   allowed_.reserve(size / 64 + 1);
+  draft_probs_.assign(size, 0.0);
 }
 
 SampledToken Sampler::sample(std::span<float> logits, const SamplingParams& params,
                              const TokenCounts& counts, TokenConstraint* constraint,
                              int64_t position, std::span<TokenLogprob> top) {
   SampledToken result;
-  const bool wants_logprobs = params.logprobs >= 0;
-  if (wants_logprobs) {
+  const int64_t best = prepare(logits, params, counts, constraint, position, top, result);
+  result.token = choose(logits, best, params, position);
+  set_logprob(params, result);
+  return result;
+}
+
+int32_t Sampler::draft(std::span<float> logits, const SamplingParams& params,
+                       const TokenCounts& counts, TokenConstraint* constraint, int64_t position,
+                       std::vector<TokenProb>& q) {
+  transform(logits, params, counts, constraint);
+  const int64_t best = checked_argmax(logits, position);
+  if (params.temperature == 0 || params.coupled) return choose(logits, best, params, position);
+  const Support support = this->support(logits, best, params, kMaxDraftSupport);
+  const auto begin = static_cast<int64_t>(q.size());
+  for (std::size_t i = 0; i < support.weights.size(); ++i) {
+    const auto weight = static_cast<double>(support.weights[i]);
+    if (weight > 0) q.push_back({support.token(i), weight / support.total});
+  }
+  std::sort(q.begin() + begin, q.end(),
+            [](const TokenProb& a, const TokenProb& b) { return a.token < b.token; });
+  return draw(support, static_cast<int32_t>(best),
+              uniform_at(params.seed, position, RandomStream::kDraft));
+}
+
+Acceptance Sampler::verify(std::span<float> logits, const SamplingParams& params,
+                           const TokenCounts& counts, TokenConstraint* constraint, int64_t position,
+                           int32_t draft, std::span<const TokenProb> q,
+                           std::span<TokenLogprob> top) {
+  Acceptance verdict;
+  const int64_t best = prepare(logits, params, counts, constraint, position, top, verdict.sampled);
+  int32_t& token = verdict.sampled.token;
+  if (params.temperature == 0 || params.coupled) {
+    token = choose(logits, best, params, position);
+    verdict.accepted = token == draft;
+  } else {
+    const Support p = support(logits, best, params, static_cast<int64_t>(logits.size()));
+    const double u = uniform_at(params.seed, position, RandomStream::kAccept);
+    verdict.accepted = u * prob_of(q, draft) < p.weight_of(draft) / p.total;
+    token = verdict.accepted
+                ? draft
+                : draw_residual(p, draft, q,
+                                uniform_at(params.seed, position, RandomStream::kResidual));
+  }
+  set_logprob(params, verdict.sampled);
+  return verdict;
+}
+
+// Logprobs of the model, then the transforms in place; the largest logit behind them.
+int64_t Sampler::prepare(std::span<float> logits, const SamplingParams& params,
+                         const TokenCounts& counts, TokenConstraint* constraint, int64_t position,
+                         std::span<TokenLogprob> top, SampledToken& result) {
+  if (params.logprobs >= 0) {
     raw_.assign(logits.begin(), logits.end());
     raw_log_sum_ = log_sum_exp(raw_);
     result.top = top_logprobs(top.first(static_cast<std::size_t>(params.logprobs)));
   }
+  transform(logits, params, counts, constraint);
+  return checked_argmax(logits, position);
+}
+
+void Sampler::transform(std::span<float> logits, const SamplingParams& params,
+                        const TokenCounts& counts, TokenConstraint* constraint) {
   if (constraint != nullptr) {
     allowed_.assign((logits.size() + 63) / 64, 0);
     constraint->allowed_tokens(allowed_);
@@ -97,78 +178,128 @@ SampledToken Sampler::sample(std::span<float> logits, const SamplingParams& para
     logits[static_cast<std::size_t>(entry.token)] += entry.bias;
   }
   if (!counts.empty()) apply_penalties(params, counts, logits);
-
-  const int64_t best = argmax(logits);
-  if (best < 0) {
-    fail(ErrorCode::kInternal, "the model's logits are not finite at position ", position,
-         "; the checkpoint may be damaged");
-  }
-  result.token = static_cast<int32_t>(best);
-  if (params.temperature > 0) result.token = draw_token(logits, best, params, position);
-  if (wants_logprobs) {
-    result.logprob = static_cast<float>(
-        static_cast<double>(raw_[static_cast<std::size_t>(result.token)]) - raw_log_sum_);
-  }
-  return result;
 }
 
-int32_t Sampler::draw_token(std::span<const float> logits, int64_t best,
-                            const SamplingParams& params, int64_t position) {
-  const double uniform = uniform_at(params.seed, position, RandomStream::kSample);
+void Sampler::set_logprob(const SamplingParams& params, SampledToken& result) const {
+  if (params.logprobs < 0) return;
+  result.logprob = static_cast<float>(
+      static_cast<double>(raw_[static_cast<std::size_t>(result.token)]) - raw_log_sum_);
+}
+
+int32_t Sampler::choose(std::span<const float> logits, int64_t best, const SamplingParams& params,
+                        int64_t position) {
+  const auto most_probable = static_cast<int32_t>(best);
+  if (params.temperature == 0) return most_probable;
+  const Support p = support(logits, best, params, static_cast<int64_t>(logits.size()));
+  if (params.coupled) return race(p, most_probable, params.seed, position);
+  return draw(p, most_probable, uniform_at(params.seed, position, RandomStream::kSample));
+}
+
+// At most max_tokens, the most probable ones.
+Sampler::Support Sampler::support(std::span<const float> logits, int64_t best,
+                                  const SamplingParams& params, int64_t max_tokens) {
   const float max_logit = logits[static_cast<std::size_t>(best)];
   const auto inverse = static_cast<float>(1.0 / params.temperature);
-  if (params.top_k > 0 && params.top_k < static_cast<int64_t>(logits.size())) {
-    select_top_k(logits, params.top_k);
+  const int64_t top_k = params.top_k > 0 ? std::min(params.top_k, max_tokens) : max_tokens;
+  if (top_k < static_cast<int64_t>(logits.size())) {
+    select_top_k(logits, top_k);
     weigh_candidates(max_logit, inverse);
     keep_top_p(params.top_p);
   } else if (params.top_p < 1) {
     select_nucleus(logits, max_logit, params);
     weigh_candidates(max_logit, inverse);
   } else if (params.min_p > 0) {
-    // A little too low, for rounding; draw_from_candidates() compares again.
+    // A little too low, for rounding; weighed_candidates() compares again.
     const double depth = params.temperature * (std::log(params.min_p) - 1e-3);
     select_at_least(logits, static_cast<float>(std::max<double>(max_logit + depth, kLowest)));
     weigh_candidates(max_logit, inverse);
   } else {
-    return draw_from_all(logits, best, inverse, uniform);
+    weights_.resize(logits.size());
+    const double total = softmax_weights(logits, max_logit, inverse, weights_.data());
+    return {.candidates = {}, .weights = weights_, .total = total};
   }
-  return draw_from_candidates(params.min_p, uniform);
+  return weighed_candidates(params.min_p);
 }
 
-int32_t Sampler::draw_from_all(std::span<const float> logits, int64_t best,
-                               float inverse_temperature, double uniform) {
-  weights_.resize(logits.size());
-  const float max_logit = logits[static_cast<std::size_t>(best)];
-  const double target =
-      uniform * softmax_weights(logits, max_logit, inverse_temperature, weights_.data());
-  double sum = 0;
-  int64_t token = best;  // rounding may leave the sum below the target
-  for (std::size_t i = 0; i < weights_.size(); ++i) {
-    if (weights_[i] == 0) continue;
-    token = static_cast<int64_t>(i);
-    sum += static_cast<double>(weights_[i]);
-    if (sum > target) break;
+double Sampler::Support::weight_of(int32_t token) const {
+  if (candidates.empty()) return static_cast<double>(weights[static_cast<std::size_t>(token)]);
+  for (std::size_t i = 0; i < candidates.size(); ++i) {
+    if (candidates[i].token == token) return static_cast<double>(weights[i]);
   }
-  return static_cast<int32_t>(token);
+  return 0;
 }
 
 // Weights are relative to the most probable token's, as min-p wants them.
-int32_t Sampler::draw_from_candidates(double min_p, double uniform) {
+Sampler::Support Sampler::weighed_candidates(double min_p) {
   double total = 0;
   for (float& weight : kept_weights_) {
     if (static_cast<double>(weight) < min_p) weight = 0;
     total += static_cast<double>(weight);
   }
-  const double target = uniform * total;
+  return {.candidates = candidates_, .weights = kept_weights_, .total = total};
+}
+
+// fallback: rounding may leave the sum below the target before the first token.
+int32_t Sampler::draw(const Support& support, int32_t fallback, double uniform) {
+  const double target = uniform * support.total;
   double sum = 0;
-  int32_t token = candidates_.front().token;
-  for (std::size_t i = 0; i < candidates_.size(); ++i) {
-    if (kept_weights_[i] == 0) continue;
-    token = candidates_[i].token;
-    sum += static_cast<double>(kept_weights_[i]);
+  int32_t token = fallback;
+  for (std::size_t i = 0; i < support.weights.size(); ++i) {
+    if (support.weights[i] == 0) continue;
+    token = support.token(i);
+    sum += static_cast<double>(support.weights[i]);
     if (sum > target) break;
   }
   return token;
+}
+
+// Gumbel's maximum: argmax(log w + g), g = -log(-log(u)), is the token whose exponential clock
+// -log(u) / w rings first. u is a function of (seed, position, token) alone, so two models that
+// nearly agree choose the same token nearly always.
+int32_t Sampler::race(const Support& support, int32_t best, uint64_t seed, int64_t position) {
+  const TokenNoise noise(seed, position);
+  // The most probable token (weight 1) first: most others cannot beat it, by -log(u) >= 1 - u.
+  int32_t winner = best;
+  double first = noise.exponential(best);
+  TokenNoise::Words words;
+  for (std::size_t i = 0; i < support.weights.size(); ++i) {
+    const auto weight = static_cast<double>(support.weights[i]);
+    const int32_t token = support.token(i);
+    if (weight == 0 || token == best) continue;
+    if (noise.least(token, words) >= first * weight) continue;
+    const double time = noise.exponential(token) / weight;
+    if (time < first || (time == first && token < winner)) {
+      first = time;
+      winner = token;
+    }
+  }
+  return winner;
+}
+
+// From max(p - q, 0), normalized.
+int32_t Sampler::draw_residual(const Support& p, int32_t draft, std::span<const TokenProb> q,
+                               double uniform) {
+  if (q.empty()) draft_probs_[static_cast<std::size_t>(draft)] = 1;
+  for (const TokenProb& entry : q) draft_probs_[static_cast<std::size_t>(entry.token)] = entry.prob;
+  const auto residual = [&](std::size_t i) {
+    const double prob = static_cast<double>(p.weights[i]) / p.total;
+    return std::max(prob - draft_probs_[static_cast<std::size_t>(p.token(i))], 0.0);
+  };
+  double total = 0;
+  for (std::size_t i = 0; i < p.weights.size(); ++i) total += residual(i);
+  int32_t token = -1;
+  double sum = 0;
+  for (std::size_t i = 0; i < p.weights.size(); ++i) {
+    const double mass = residual(i);
+    if (mass == 0) continue;
+    token = p.token(i);
+    sum += mass;
+    if (sum > uniform * total) break;
+  }
+  if (q.empty()) draft_probs_[static_cast<std::size_t>(draft)] = 0;
+  for (const TokenProb& entry : q) draft_probs_[static_cast<std::size_t>(entry.token)] = 0;
+  // p = q up to rounding: a rejection had probability 0, and p itself is as good.
+  return token >= 0 ? token : draw(p, draft, uniform);
 }
 
 // The maximum is subtracted first, so that no temperature overflows the exponential.

@@ -18,6 +18,10 @@ struct SamplingParams {
   int64_t top_k = 0;       // the most probable ones; 0 or -1: off
   double min_p = 0;        // at least this share of the largest probability; 0: off
   uint64_t seed = 0;       // the same seed gives the same text, alone or in a batch
+  // Draw by Gumbel noise of (seed, position, token): the same distribution, other tokens. With it,
+  // speculative decoding gives the very tokens that plain decoding gives; without it (and with a
+  // temperature) the same distribution only.
+  bool coupled = false;
 
   int64_t max_tokens = -1;              // -1: until the context is full
   std::vector<std::string> stop;        // cut before the first of these

@@ -52,8 +52,10 @@ std::span<const ScheduledRows> Scheduler::schedule() {
     Sequence* sequence = running_[i];
     const bool decoding = sequence->is_decoding();
     const int64_t num_rows = decoding ? 1 : std::min(sequence->num_pending(), budget);
-    if (num_rows == 0 || !make_room(sequence, num_rows)) continue;
-    rows_.push_back({sequence, num_rows});
+    if (num_rows == 0) continue;
+    if (!make_room_for_drafts(*sequence)) sequence->draft.clear();
+    if (!make_room(sequence, num_rows)) continue;
+    rows_.push_back({sequence, num_rows, sequence->draft.size()});
     if (!decoding) budget -= num_rows;
   }
   if (num_preemptions_ == preemptions_before) admit(budget);
@@ -61,12 +63,23 @@ std::span<const ScheduledRows> Scheduler::schedule() {
 }
 
 int64_t Scheduler::prefill_budget() const {
-  const int64_t num_decoding = std::count_if(running_.begin(), running_.end(),
-                                             [](const Sequence* s) { return s->is_decoding(); });
+  int64_t num_decoding = 0;  // rows
+  for (const Sequence* s : running_) {
+    if (s->is_decoding()) num_decoding += 1 + s->draft.size();
+  }
   if (num_decoding == 0) return options_.max_batch_tokens;
   // At least one row, so that a full house of decoding sequences cannot starve a prompt.
   return std::max<int64_t>(
       1, std::min(options_.max_mixed_prefill_tokens, options_.max_batch_tokens - num_decoding));
+}
+
+// The whole window, or nothing of it; nobody is preempted for drafts.
+bool Scheduler::make_room_for_drafts(Sequence& sequence) {
+  if (sequence.draft.tokens.empty()) return true;
+  while (!cache_.reserve(sequence.kv, 1 + sequence.draft.size())) {
+    if (!prefixes_.evict_oldest()) return false;
+  }
+  return true;
 }
 
 // Forgets finished sequences, then preempts younger ones, until the rows fit; false when the
@@ -84,6 +97,7 @@ bool Scheduler::make_room(Sequence* sequence, int64_t num_rows) {
 void Scheduler::preempt_youngest() {
   Sequence* sequence = running_.back();
   running_.pop_back();
+  sequence->draft.clear();
   cache_.release(sequence->kv);
   insert_by_arrival(waiting_, sequence);
   ++num_preemptions_;
@@ -104,7 +118,7 @@ void Scheduler::admit(int64_t budget) {
     if (sequence->num_output() == 0) sequence->num_shared = sequence->kv.num_tokens;
     waiting_.erase(waiting_.begin());
     insert_by_arrival(running_, sequence);
-    rows_.push_back({sequence, num_rows});
+    rows_.push_back({sequence, num_rows, 0});
     budget -= num_rows;
   }
 }

@@ -2,7 +2,8 @@
 // prefill: Agrawal et al., "Sarathi-Serve", OSDI 2024).
 //
 // First come, first served, with these rules:
-//   - every decoding sequence gets one row in every step, so nobody's tokens stall;
+//   - every decoding sequence gets one row in every step, so nobody's tokens stall, and with them
+//     the rows of its draft tokens, or none of those where they would not fit;
 //   - what is left of the token budget goes to prompts, the oldest first, in chunks;
 //   - a waiting sequence starts when its whole prompt fits into the cache beside what the running
 //     ones still need for theirs; none overtakes;
@@ -28,7 +29,8 @@ namespace lathe {
 
 struct ScheduledRows {
   Sequence* sequence = nullptr;
-  int64_t num_rows = 0;  // tokens [kv.num_tokens, kv.num_tokens + num_rows)
+  int64_t num_rows = 0;    // tokens [kv.num_tokens, kv.num_tokens + num_rows)
+  int64_t num_drafts = 0;  // rows behind them, for sequence->draft
 
   // The last token is among them, so a new one will be chosen.
   bool reaches_end() const { return num_rows == sequence->num_pending(); }
@@ -48,6 +50,7 @@ class Scheduler {
   // until the next call. Empty when nothing can run. Does not allocate.
   std::span<const ScheduledRows> schedule();
 
+  std::span<Sequence* const> running() const { return running_; }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_preemptions() const { return num_preemptions_; }
@@ -57,6 +60,7 @@ class Scheduler {
 
  private:
   int64_t prefill_budget() const;
+  bool make_room_for_drafts(Sequence& sequence);
   bool make_room(Sequence* sequence, int64_t num_rows);
   void preempt_youngest();
   void admit(int64_t budget);

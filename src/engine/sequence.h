@@ -1,13 +1,28 @@
 // One request while it runs.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "cache/kv_cache.h"
+#include "engine/draft_window.h"
 #include "engine/output_text.h"
 #include "engine/request.h"
 
 namespace lathe {
+
+// What a drafter and the choice of draft lengths remember of a sequence.
+struct DraftState {
+  KvSequence kv;              // of the draft model's own cache
+  int64_t base = 0;           // kv holds the sequence's first `base` tokens ...
+  std::vector<int32_t> fed;   // ... and then these, drafts that may have been rejected
+  bool cannot_draft = false;  // the draft model does not know some token of it
+  // Discounted counts of drafts that were judged (draft_plan.h).
+  double num_accepted = 0;
+  double num_rejected = 0;
+  int64_t idle_steps = 0;   // since it last had a draft
+  int64_t probe_after = 0;  // idle steps until it gets one all the same
+};
 
 struct Sequence {
   RequestId id = 0;
@@ -19,7 +34,11 @@ struct Sequence {
   KvSequence kv;           // kv.num_tokens of `tokens` are in the cache
   TokenCounts counts;
   OutputText text;
-  std::vector<TokenLogprob> top;  // [logprobs]: of the newest token
+  std::vector<TokenLogprob> top;        // [tokens of one step, logprobs]: of the newest tokens
+  std::span<const int32_t> end_tokens;  // the model's; unless the request ignores them
+  DraftWindow draft;                    // of the step in progress; not part of `tokens`
+  DraftState draft_state;
+  SpeculationUsage speculation;
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }
   int64_t num_output() const { return size() - prompt_size; }
@@ -27,7 +46,19 @@ struct Sequence {
   // that there is, while prefilling.
   int64_t num_pending() const { return size() - kv.num_tokens; }
   bool is_decoding() const { return num_pending() == 1 && num_output() > 0; }
-  Usage usage() const { return {prompt_size, num_output(), num_shared}; }
+  Usage usage() const { return {prompt_size, num_output(), num_shared, speculation}; }
+  // A token was chosen: penalties and constraint count it.
+  void advance(int32_t token) {
+    counts.add_output(token);
+    if (request.constraint) request.constraint->accept(token);
+  }
+  bool is_end_token(int32_t token) const {
+    const auto holds = [token](std::span<const int32_t> list) {
+      return std::find(list.begin(), list.end(), token) != list.end();
+    };
+    return (!request.params.ignore_eos && holds(end_tokens)) ||
+           holds(request.params.stop_token_ids);
+  }
 };
 
 }  // namespace lathe

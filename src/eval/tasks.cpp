@@ -63,6 +63,7 @@ TaskResult generate_items(Engine& engine, std::vector<std::vector<int32_t>> prom
     item.completion_tokens = response.usage.completion_tokens;
     item.cut_off = response.reason == FinishReason::kLength;
     result.completion_tokens += item.completion_tokens;
+    result.speculation += response.usage.speculation;
     result.items.push_back(std::move(item));
   }
   return result;

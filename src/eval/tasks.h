@@ -31,6 +31,7 @@ struct TaskResult {
   int64_t invalid = 0;        // items without an extractable answer
   int64_t completion_tokens = 0;
   double seconds = 0;  // of generation
+  SpeculationUsage speculation;
 };
 
 using ItemDone = std::function<void()>;  // after each item has been generated

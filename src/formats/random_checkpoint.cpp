@@ -15,7 +15,8 @@
 namespace lathe {
 namespace {
 
-// A matrix is tiled from so many random numbers: enough that no two rows of a tile are alike.
+// A matrix is tiled from so many random numbers, or as many as the largest one has: enough that no
+// two rows of a tile are alike.
 constexpr int64_t kPool = int64_t{1} << 20;
 
 class RandomCheckpoint final : public Checkpoint {
@@ -25,8 +26,10 @@ class RandomCheckpoint final : public Checkpoint {
         config_(std::move(config)),
         weights_(weights),
         tensors_(model_tensors(config_)),
-        pool_(static_cast<std::size_t>(kPool)) {
-    Rng rng(1);
+        pool_(static_cast<std::size_t>(
+            std::min(kPool, config_.vocab_size * config_.hidden_size +
+                                4 * config_.hidden_size * config_.intermediate_size))) {
+    Rng rng(weights.seed);
     for (float& value : pool_) value = static_cast<float>(rng.normal());
     bytes_.resize(static_cast<std::size_t>(kPool));
     for (uint8_t& byte : bytes_) byte = static_cast<uint8_t>(rng.next_u64());
@@ -98,7 +101,7 @@ class RandomCheckpoint final : public Checkpoint {
     Tensor tensor(dtype, shape);
     const int64_t count = tensor.num_elements();
     for (int64_t i = 0; i < count; ++i) {
-      const float value = 0.02f * pool_[static_cast<std::size_t>(i % kPool)];
+      const float value = 0.02f * pool_[static_cast<std::size_t>(i % std::ssize(pool_))];
       if (dtype == DType::kF32) {
         tensor.as<float>()[i] = value;
       } else {

@@ -12,6 +12,7 @@ namespace lathe {
 struct RandomWeights {
   std::optional<WeightFormat> format;  // of the linear layers; nullopt: dense bf16
   LinearScheme scheme;
+  uint64_t seed = 1;
 };
 
 // directory: one with a config.json; nothing else of it is read. Layers of the same kind share

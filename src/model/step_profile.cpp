@@ -9,7 +9,7 @@ namespace {
 
 constexpr const char* kNames[] = {"embed",  "norm",   "qkv",     "rope",       "attention",
                                   "o",      "router", "gate_up", "activation", "down",
-                                  "logits", "sample", "schedule"};
+                                  "logits", "sample", "draft",   "schedule"};
 static_assert(std::size(kNames) == static_cast<std::size_t>(Stage::kCount));
 
 }  // namespace

@@ -20,6 +20,7 @@ enum class Stage {
   kDown,
   kLogits,
   kSample,
+  kDraft,     // speculation: choosing lengths, the draft model, n-grams
   kSchedule,  // everything of the engine around forward and sampling
   kCount,
 };

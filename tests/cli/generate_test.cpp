@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "base/atomic_file.h"
 #include "base/json.h"
 #include "cli/run_program.h"
@@ -32,6 +34,48 @@ TEST(Generate, SeedsChooseTheText) {
   };
   EXPECT_EQ(text("1"), text("1"));
   EXPECT_NE(text("1"), text("2"));
+}
+
+// Whatever drafts, the text is the same: greedy, and sampled with --coupled.
+TEST(Generate, DraftsChangeNothing) {
+  for (const bool coupled : {false, true}) {
+    std::vector<std::string> ask = {
+        "generate", tiny_checkpoint(), "Hello Hello Hello", "--max-tokens", "30", "--json"};
+    if (coupled) ask.insert(ask.end(), {"--coupled", "--temperature", "0.8", "--seed", "5"});
+    const Json plain = parse_json(run_lathe(ask).out, "generate");
+    for (const std::string& draft :
+         {std::string("ngram"), std::string("self"), tiny_checkpoint()}) {
+      for (const char* tokens : {"auto", "0", "3"}) {
+        SCOPED_TRACE(draft + " " + tokens);
+        std::vector<std::string> with_draft = ask;
+        with_draft.insert(with_draft.end(), {"--draft", draft, "--draft-tokens", tokens});
+        const ProgramResult result = run_lathe(with_draft);
+        ASSERT_EQ(result.exit_code, 0) << result.err;
+        const Json json = parse_json(result.out, "generate");
+        EXPECT_EQ(json["text"], plain["text"]);
+        EXPECT_EQ(json["completion_tokens"], plain["completion_tokens"]);
+        if (draft == tiny_checkpoint() && tokens[0] == '3') {
+          EXPECT_EQ(json["speculative"]["acceptance"], 1.0);
+          EXPECT_GT(json["speculative"]["cycles"], 3);
+        }
+        if (tokens[0] == '0') {
+          EXPECT_EQ(json["speculative"]["cycles"], 0);
+        }
+      }
+    }
+  }
+}
+
+TEST(Generate, DraftsThatCannotBe) {
+  const auto error = [](const std::string& model, const std::string& draft) {
+    const ProgramResult result =
+        run_lathe({"generate", model, "Hello", "--draft", draft, "--max-tokens", "3"});
+    EXPECT_NE(result.exit_code, 0);
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+    return result.err;
+  };
+  EXPECT_NE(error(tiny_checkpoint(), "/no/such/model").find("/no/such/model"), std::string::npos);
+  EXPECT_NE(error(tiny_checkpoint(), tiny_weights_only()).find("tokenizer"), std::string::npos);
 }
 
 TEST(Generate, PromptsFromEverywhere) {

@@ -46,7 +46,10 @@ inline EngineOptions small_options() {
 struct TinyEngine {
   explicit TinyEngine(const EngineOptions& wanted = small_options(), int num_threads = 2,
                       const char* name = "qwen2-tied-mqa")
-      : loaded(golden_path(std::string("tiny/") + name), num_threads),
+      : TinyEngine(wanted, Checkpoint::open(golden_path(std::string("tiny/") + name)),
+                   num_threads) {}
+  TinyEngine(const EngineOptions& wanted, std::unique_ptr<Checkpoint> checkpoint, int num_threads)
+      : loaded(std::move(checkpoint), num_threads),
         tokenizer(byte_tokenizer(loaded.config().vocab_size)),
         options(resolve(wanted, loaded.config())),
         engine(*loaded.model, make_engine_cache(*loaded.model, options), &tokenizer, options,

@@ -17,8 +17,10 @@ namespace lathe {
 // A model in fp32 throughout.
 struct LoadedModel {
   explicit LoadedModel(const std::string& path, int num_threads = 2)
+      : LoadedModel(Checkpoint::open(path), num_threads) {}
+  explicit LoadedModel(std::unique_ptr<Checkpoint> from, int num_threads = 2)
       : owned(num_threads),
-        checkpoint(Checkpoint::open(path)),
+        checkpoint(std::move(from)),
         model(Model::load(*checkpoint, {.dense_dtype = DType::kF32, .compute = ComputeType::kF32},
                           owned.exec)) {}
   const ModelConfig& config() const { return model->config(); }

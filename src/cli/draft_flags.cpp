@@ -1,0 +1,137 @@
+#include "cli/draft_flags.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "engine/speculation/model_drafter.h"
+#include "engine/speculation/ngram_drafter.h"
+#include "formats/requantized_checkpoint.h"
+
+namespace lathe {
+namespace {
+
+constexpr int64_t kMaxVocabularyDifference = 128;
+
+double per_cycle(const SpeculationUsage& usage) {
+  return usage.cycles == 0
+             ? 0
+             : 1 + static_cast<double>(usage.accepted) / static_cast<double>(usage.cycles);
+}
+double acceptance(const SpeculationUsage& usage) {
+  return usage.drafted == 0
+             ? 0
+             : static_cast<double>(usage.accepted) / static_cast<double>(usage.drafted);
+}
+
+}  // namespace
+
+void add_draft_flags(CLI::App& command, DraftFlags& flags) {
+  command
+      .add_option("--draft", flags.draft,
+                  "Speculative decoding: draft tokens with a small model (a directory or GGUF file "
+                  "with the same vocabulary), 'self' (a 4-bit copy of the model, made in memory) "
+                  "or 'ngram' (from the text so far). Same text at temperature 0")
+      ->type_name("MODEL|self|ngram");
+  command
+      .add_option("--draft-tokens", flags.tokens,
+                  "Draft tokens of a step; auto: chosen as it goes, from measured times")
+      ->capture_default_str()
+      ->type_name("N|auto");
+}
+
+SpeculationOptions speculation_options(const DraftFlags& flags) {
+  SpeculationOptions options;
+  if (flags.tokens == "auto") return options;
+  const char* end = flags.tokens.data() + flags.tokens.size();
+  const auto [last, error] = std::from_chars(flags.tokens.data(), end, options.num_tokens);
+  if (error != std::errc() || last != end || options.num_tokens < 0 ||
+      options.num_tokens > kMaxDraftTokens) {
+    fail(ErrorCode::kInvalidArgument, "--draft-tokens ", flags.tokens, ": 0 to ", kMaxDraftTokens,
+         ", or auto");
+  }
+  return options;
+}
+
+LoadedDraft::LoadedDraft(const DraftFlags& flags, const LoadedModel& target,
+                         const ModelFlags& model_flags, Exec& exec, const LoadOptions& options)
+    : flags_(flags),
+      options_(speculation_options(flags)),
+      exec_(exec),
+      kv_format_(target.kv_format()) {
+  if (empty() || flags.draft == "ngram") return;
+  if (flags.draft == "self") {
+    checkpoint_ = requantized_checkpoint(target.checkpoint(), weight_format_from_name("mxfp4"));
+    ModelOptions self_options;
+    self_options.max_sequence_tokens = options.max_sequence_tokens;
+    copy_ = Model::load(*checkpoint_, self_options, exec);
+    return;
+  }
+  ModelFlags draft_flags = model_flags;
+  draft_flags.kv = std::string(kv_format_name(kv_format_));
+  loaded_ = std::make_unique<LoadedModel>(flags.draft, draft_flags, exec, options);
+  check_draft_vocabulary(target, *loaded_);
+}
+
+void LoadedDraft::attach(Engine& engine) const {
+  if (empty()) return;
+  if (flags_.draft == "ngram") {
+    engine.set_drafter(std::make_unique<NgramDrafter>(), options_);
+    return;
+  }
+  Model& model = loaded_ != nullptr ? loaded_->model() : *copy_;
+  const EngineOptions& target = engine.options();
+  const int64_t max_tokens =
+      std::min(target.max_sequence_tokens, model.config().max_position_embeddings);
+  auto drafter = std::make_unique<ModelDrafter>(
+      model, model.make_cache(kv_format_, target.cache_tokens, max_tokens),
+      engine.config().vocab_size,
+      ModelDrafterOptions{.max_num_seqs = target.max_num_seqs,
+                          .max_batch_tokens = target.max_batch_tokens,
+                          .max_mixed_prefill_tokens = target.max_mixed_prefill_tokens,
+                          .prefix_cache = target.prefix_cache},
+      exec_);
+  if (options_.num_tokens < 0) drafter->measure();
+  engine.set_drafter(std::move(drafter), options_);
+}
+
+void check_draft_vocabulary(const LoadedModel& target, const LoadedModel& draft) {
+  const std::string names =
+      str("the draft model ", draft.checkpoint().path(), " and ", target.checkpoint().path());
+  const int64_t num_target = target.model().config().vocab_size;
+  const int64_t num_draft = draft.model().config().vocab_size;
+  if (std::abs(num_target - num_draft) > kMaxVocabularyDifference) {
+    fail(ErrorCode::kInvalidArgument, names, " have ", num_draft, " and ", num_target,
+         " tokens; a draft needs the same vocabulary (up to ", kMaxVocabularyDifference,
+         " ids of padding)");
+  }
+  const Tokenizer& a = target.tokenizer();
+  const Tokenizer& b = draft.tokenizer();
+  const int64_t common = std::min(a.vocab_size(), b.vocab_size());
+  for (int32_t id = 0; id < common; ++id) {
+    if (a.token_bytes(id) == b.token_bytes(id) && a.is_special(id) == b.is_special(id)) continue;
+    fail(ErrorCode::kInvalidArgument, names, " disagree about token ", id, " ('", b.token_bytes(id),
+         "' and '", a.token_bytes(id), "'); a draft needs the same vocabulary");
+  }
+}
+
+Json speculation_json(const SpeculationUsage& usage) {
+  return {{"cycles", usage.cycles},
+          {"drafted", usage.drafted},
+          {"accepted", usage.accepted},
+          {"acceptance", acceptance(usage)},
+          {"tokens_per_cycle", per_cycle(usage)}};
+}
+
+std::string speculation_text(const SpeculationUsage& usage) {
+  if (usage.cycles == 0) return "";
+  char text[120];
+  std::snprintf(text, sizeof text, "accepted %.0f %% of %lld drafted tokens, %.2f tokens a cycle",
+                100 * acceptance(usage), static_cast<long long>(usage.drafted), per_cycle(usage));
+  return text;
+}
+
+}  // namespace lathe

@@ -1,0 +1,52 @@
+// --draft and --draft-tokens: speculative decoding as the commands offer it.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "cli/loaded_model.h"
+#include "engine/engine.h"
+
+namespace lathe {
+
+struct DraftFlags {
+  std::string draft;            // a model, "ngram", "self"; empty: none
+  std::string tokens = "auto";  // or a number
+};
+void add_draft_flags(CLI::App& command, DraftFlags& flags);
+
+// Checks the flags. Throws kInvalidArgument.
+SpeculationOptions speculation_options(const DraftFlags& flags);
+
+// What drafts for a model: loaded once, for one engine after the other.
+class LoadedDraft {
+ public:
+  // Loads what the flags name; nothing for no --draft. Throws what loading throws, and
+  // kInvalidArgument for a draft model with another vocabulary.
+  LoadedDraft(const DraftFlags& flags, const LoadedModel& target, const ModelFlags& model_flags,
+              Exec& exec, const LoadOptions& options);
+  // Makes the engine (of the target) speculate, if there is a draft.
+  void attach(Engine& engine) const;
+  bool empty() const { return flags_.draft.empty(); }
+
+ private:
+  DraftFlags flags_;
+  SpeculationOptions options_;
+  Exec& exec_;
+  KvFormat kv_format_;
+  std::unique_ptr<LoadedModel> loaded_;     // --draft MODEL
+  std::unique_ptr<Checkpoint> checkpoint_;  // --draft self
+  std::unique_ptr<Model> copy_;
+};
+
+// Throws kInvalidArgument unless the token ids of both mean the same: equal texts for all ids that
+// both have, and at most 128 ids of difference in number (padding).
+void check_draft_vocabulary(const LoadedModel& target, const LoadedModel& draft);
+
+// {"cycles", "drafted", "accepted", "acceptance", "tokens_per_cycle"}.
+nlohmann::ordered_json speculation_json(const SpeculationUsage& usage);
+// "accepted 61 % of 240 drafted tokens, 3.4 tokens a cycle"; empty when nothing was drafted.
+std::string speculation_text(const SpeculationUsage& usage);
+
+}  // namespace lathe

@@ -1,0 +1,124 @@
+#include "engine/speculation/speculator.h"
+
+#include <algorithm>
+#include <new>
+
+#include "base/error.h"
+
+namespace lathe {
+namespace {
+
+constexpr double kPrior = 0.7;     // acceptance, until something is known
+constexpr double kMinGain = 1.02;  // predicted: below, drafting is not worth the risk
+// A sequence without drafts is given one again after so many steps, in case its text has become
+// easier; each time in vain doubles the wait.
+constexpr int64_t kFirstProbe = 32;
+constexpr int64_t kLastProbe = 1024;
+constexpr double kHopeful = 0.9;  // the acceptance that a probe hopes for
+
+}  // namespace
+
+void validate(const SpeculationOptions& options) {
+  const auto check = [](const char* field, int64_t value, int64_t low) {
+    if (value >= low && value <= kMaxDraftTokens) return;
+    fail(ErrorCode::kInvalidArgument, field, " is ", value, "; it must be in [", low, ", ",
+         kMaxDraftTokens, "]");
+  };
+  check("num_tokens", options.num_tokens, -1);
+  check("max_auto_tokens", options.max_auto_tokens, 1);
+}
+
+Speculator::Speculator(std::unique_ptr<Drafter> drafter, const SpeculationOptions& options,
+                       StepTimes target_times, int64_t max_num_seqs)
+    : drafter_(std::move(drafter)), options_(options), target_times_(std::move(target_times)) {
+  validate(options);
+  const auto n = static_cast<std::size_t>(max_num_seqs);
+  candidates_.reserve(n);
+  acceptance_.reserve(n);
+  limits_.reserve(n);
+  lengths_.reserve(n);
+  jobs_.reserve(n);
+}
+
+void Speculator::propose(std::span<Sequence* const> running, int64_t max_rows) {
+  list_candidates(running, max_rows);
+  if (candidates_.empty()) return;
+  choose_lengths();
+  jobs_.clear();
+  for (std::size_t i = 0; i < candidates_.size(); ++i) {
+    DraftState& state = candidates_[i]->draft_state;
+    state.idle_steps = lengths_[i] > 0 ? 0 : state.idle_steps + 1;
+    if (lengths_[i] > 0) jobs_.push_back({candidates_[i], lengths_[i]});
+  }
+  if (jobs_.empty()) return;
+  const auto drop = [&] {
+    for (const DraftJob& job : jobs_) job.sequence->draft.clear();
+  };
+  try {
+    drafter_->propose(jobs_);
+  } catch (const Error&) {
+    drop();  // speculation is a luxury: the step goes on without
+  } catch (const std::bad_alloc&) {
+    drop();
+  }
+}
+
+void Speculator::list_candidates(std::span<Sequence* const> running, int64_t max_rows) {
+  candidates_.clear();
+  acceptance_.clear();
+  limits_.clear();
+  for (Sequence* sequence : running) {
+    sequence->draft.clear();
+    if (sequence->is_decoding()) candidates_.push_back(sequence);
+  }
+  if (candidates_.empty()) return;
+  const auto share = std::max<int64_t>(0, max_rows / static_cast<int64_t>(candidates_.size()) - 1);
+  for (const Sequence* sequence : candidates_) {
+    const int64_t wanted = sequence->request.speculative.num_tokens;
+    int64_t limit = options_.num_tokens >= 0 ? options_.num_tokens : options_.max_auto_tokens;
+    if (wanted >= 0) limit = std::min(wanted, kMaxDraftTokens);
+    // The last token that may be generated needs no draft behind it.
+    const int64_t useful = sequence->max_new_tokens - sequence->num_output() - 1;
+    limits_.push_back(std::max<int64_t>(0, std::min({limit, useful, share})));
+    acceptance_.push_back(acceptance(*sequence));
+  }
+}
+
+double Speculator::acceptance(const Sequence& sequence) const {
+  return estimated_acceptance(sequence.draft_state, estimated_acceptance(all_, kPrior));
+}
+
+void Speculator::choose_lengths() {
+  lengths_.assign(limits_.begin(), limits_.end());
+  if (options_.num_tokens >= 0) return;
+  const DraftPlanCosts costs = {
+      .target = [this](double rows) { return target_times_.at(rows); },
+      .draft = [this](double sequences) { return drafter_->seconds(sequences); }};
+  for (std::size_t i = 0; i < candidates_.size(); ++i) {
+    if (candidates_[i]->request.speculative.num_tokens >= 0) continue;
+    DraftState& state = candidates_[i]->draft_state;
+    if (state.probe_after == 0) state.probe_after = kFirstProbe;
+    if (state.idle_steps < state.probe_after || limits_[i] == 0) continue;
+    acceptance_[i] = std::max(acceptance_[i], kHopeful);
+    limits_[i] = std::min<int64_t>(limits_[i], 2);
+    state.probe_after = std::min(2 * state.probe_after, kLastProbe);
+    state.idle_steps = 0;
+  }
+  planner_.plan(costs, acceptance_, limits_, kMinGain, lengths_);
+  // Whoever asked for a number of tokens gets it.
+  for (std::size_t i = 0; i < candidates_.size(); ++i) {
+    if (candidates_[i]->request.speculative.num_tokens >= 0) lengths_[i] = limits_[i];
+  }
+}
+
+void Speculator::learn(Sequence& sequence, int64_t drafted, int64_t accepted) {
+  learn_acceptance(sequence.draft_state, drafted, accepted);
+  learn_acceptance(all_, drafted, accepted);
+  if (accepted == drafted) sequence.draft_state.probe_after = 0;
+  SpeculationUsage& usage = sequence.speculation;
+  ++usage.cycles;
+  usage.drafted += drafted;
+  usage.accepted += accepted;
+}
+
+}  // namespace lathe

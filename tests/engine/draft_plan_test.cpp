@@ -1,0 +1,201 @@
+#include "engine/speculation/draft_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/rng.h"
+#include "engine/speculation_cases.h"
+
+namespace lathe {
+namespace {
+
+struct Planned {
+  int64_t length;
+  double speedup;
+};
+
+Planned plan_one(double acceptance, double draft_cost, double knee, int64_t limit = 64) {
+  const DraftPlanCosts costs = {
+      .target = [knee](double rows) { return std::max(1.0, rows / knee); },
+      .draft = [draft_cost](double) { return draft_cost; }};
+  DraftPlanner planner;
+  int64_t length = 0;
+  const double speedup = planner.plan(costs, {&acceptance, 1}, {&limit, 1}, 1.0, {&length, 1});
+  return {length, speedup};
+}
+
+// The tables of optimal lengths and speedups for draft steps of relative cost c: at c * k + 1, and
+// where rows beyond a knee cost in proportion.
+TEST(DraftPlan, ReproducesTheTables) {
+  struct Row {
+    double c, knee, acceptance;
+    int64_t length;
+    double speedup;
+  };
+  const Row rows[] = {
+      {.02, 1e9, .6, 6, 2.17},   {.02, 1e9, .8, 11, 3.82},   {.02, 1e9, .95, 31, 9.95},
+      {.02, 1e9, .98, 56, 16.1}, {.05, 1e9, .7, 6, 2.35},    {.05, 1e9, .9, 13, 4.67},
+      {.10, 1e9, .6, 3, 1.67},   {.10, 1e9, .9, 10, 3.43},   {.10, 1e9, .98, 26, 5.84},
+      {.155, 1e9, .7, 3, 1.73},  {.155, 1e9, .95, 12, 3.40}, {.20, 1e9, .8, 4, 1.87},
+      {.32, 1e9, .6, 1, 1.21},   {.32, 1e9, .9, 5, 1.80},    {.32, 1e9, .98, 13, 2.39},
+      {.32, 3, .7, 2, 1.34},     {.32, 3, .95, 2, 1.74},     {.17, 3, .9, 2, 2.03},
+      {.17, 6, .8, 4, 2.01},     {.17, 6, .95, 5, 2.87},     {.09, 3, .8, 2, 2.07},
+      {.09, 12, .9, 10, 3.61},   {.09, 12, .95, 11, 4.62},
+  };
+  for (const Row& row : rows) {
+    SCOPED_TRACE(testing::Message() << row.c << " " << row.knee << " " << row.acceptance);
+    const Planned planned = plan_one(row.acceptance, row.c, row.knee);
+    EXPECT_EQ(planned.length, row.length);
+    EXPECT_NEAR(planned.speedup, row.speedup, row.speedup > 10 ? .06 : .01);
+  }
+}
+
+TEST(DraftPlan, ExpectedTokensAreThoseOfASimulation) {
+  EXPECT_NEAR(expected_tokens(.8, 4), 3.3616, 1e-12);
+  EXPECT_NEAR(expected_tokens(.9, 8), 6.1258, 1e-4);
+  Rng rng(1);
+  const int n = 200000;
+  for (const auto& [a, k] : {std::pair{.8, 4}, std::pair{.9, 8}}) {
+    int64_t emitted = 0;
+    for (int i = 0; i < n; ++i) {
+      int j = 0;
+      while (j < k && rng.uniform() < a) ++j;
+      emitted += j + 1;
+    }
+    EXPECT_NEAR(static_cast<double>(emitted) / n, expected_tokens(a, k), k == 4 ? .02 : .03);
+  }
+}
+
+// Against every length, for random convex costs.
+TEST(DraftPlan, OneSequenceGetsTheBestLength) {
+  Rng rng(2);
+  for (int round = 0; round < 500; ++round) {
+    const double c = rng.uniform() * .5;
+    const double slope = rng.uniform() * .3;
+    const double knee = 1 + 20 * rng.uniform();
+    const double a = rng.uniform();
+    const int64_t limit = 1 + static_cast<int64_t>(rng.below(40));
+    const auto target = [&](double rows) { return 1 + slope * std::max(0.0, rows - knee); };
+    const DraftPlanCosts costs = {.target = target, .draft = [&](double) { return c; }};
+    DraftPlanner planner;
+    int64_t length = 0;
+    planner.plan(costs, {&a, 1}, {&limit, 1}, 1.0, {&length, 1});
+    double best = 0;
+    int64_t best_length = 0;
+    for (int64_t k = 0; k <= limit; ++k) {
+      const double rate =
+          expected_tokens(a, k) / (target(static_cast<double>(k + 1)) + c * static_cast<double>(k));
+      if (rate > best * (1 + 1e-12)) {
+        best = rate;
+        best_length = k;
+      }
+    }
+    ASSERT_EQ(length, best_length) << round;
+  }
+}
+
+// Two and three sequences against all combinations.
+TEST(DraftPlan, ABatchGetsNearlyTheBestLengths) {
+  Rng rng(3);
+  for (int round = 0; round < 100; ++round) {
+    const std::size_t n = 2 + rng.below(2);
+    const double c = rng.uniform() * .4;
+    const double slope = rng.uniform() * .2;
+    std::vector<double> a(n);
+    for (double& value : a) value = rng.uniform();
+    const std::vector<int64_t> limits(n, 5);
+    const DraftPlanCosts costs = {
+        .target = [&](double rows) { return 1 + slope * rows; },
+        .draft = [&](double sequences) { return c * (1 + .05 * sequences); }};
+    const auto rate = [&](std::span<const int64_t> lengths) {
+      double tokens = 0;
+      double rows = 0;
+      double seconds = 0;
+      for (std::size_t i = 0; i < n; ++i) {
+        tokens += expected_tokens(a[i], lengths[i]);
+        rows += static_cast<double>(1 + lengths[i]);
+      }
+      for (int64_t j = 0; j < 5; ++j) {
+        const auto drafting = std::count_if(lengths.begin(), lengths.end(),
+                                            [j](int64_t length) { return length > j; });
+        if (drafting > 0) seconds += costs.draft(static_cast<double>(drafting));
+      }
+      return tokens / (seconds + costs.target(rows));
+    };
+    DraftPlanner planner;
+    std::vector<int64_t> lengths(n);
+    planner.plan(costs, a, limits, 1.0, lengths);
+    double best = 0;
+    std::vector<int64_t> trial(n);
+    for (int64_t code = 0; code < 216; ++code) {
+      trial[0] = code % 6;
+      trial[1] = code / 6 % 6;
+      if (n == 3) trial[2] = code / 36;
+      best = std::max(best, rate(trial));
+    }
+    // A draft position costs more when more take part, so thresholds are not quite the optimum.
+    EXPECT_GE(rate(lengths), .98 * best) << round;
+  }
+}
+
+TEST(DraftPlan, NothingIsDraftedWhereItDoesNotPay) {
+  EXPECT_EQ(plan_one(.3, .32, 1e9).length, 0);  // one token pays only when acceptance > c
+  EXPECT_EQ(plan_one(.33, .32, 1e9).length, 1);
+  EXPECT_EQ(plan_one(.99, .01, 1).length, 0);  // every row costs a step
+  EXPECT_EQ(plan_one(.9, .1, 1e9, 0).length, 0);
+  EXPECT_EQ(plan_one(0, 0, 1e9).length, 0);
+}
+
+// A batch beyond the knee decodes plainly, whatever the acceptance.
+TEST(DraftPlan, LargeBatchesTurnItOff) {
+  const DraftPlanCosts costs = {.target = [](double rows) { return std::max(1.0, rows / 3); },
+                                .draft = [](double) { return .2; }};
+  DraftPlanner planner;
+  for (const int64_t n : {1, 2, 16}) {
+    const std::vector<double> acceptance(static_cast<std::size_t>(n), .9);
+    const std::vector<int64_t> limits(static_cast<std::size_t>(n), 16);
+    std::vector<int64_t> lengths(static_cast<std::size_t>(n));
+    planner.plan(costs, acceptance, limits, 1.02, lengths);
+    EXPECT_EQ(lengths[0] > 0, n < 3) << n;
+  }
+}
+
+TEST(DraftPlan, AcceptanceIsLearnedAndForgotten) {
+  DraftState state;
+  EXPECT_EQ(estimated_acceptance(state, .7), .7);
+  for (int i = 0; i < 200; ++i) learn_acceptance(state, 4, 4);
+  EXPECT_GT(estimated_acceptance(state, .7), .98);
+  for (int i = 0; i < 200; ++i) learn_acceptance(state, 4, 1);
+  EXPECT_NEAR(estimated_acceptance(state, .7), .5, .02);
+  for (int i = 0; i < 200; ++i) learn_acceptance(state, 4, 0);
+  EXPECT_LT(estimated_acceptance(state, .7), .1);
+}
+
+TEST(StepTimes, AreLinearBetweenPoints) {
+  const StepTimes times({1, 2, 4}, {10, 9, 20});
+  EXPECT_EQ(times.at(0.5), 10);
+  EXPECT_EQ(times.at(1), 10);
+  EXPECT_EQ(times.at(2), 10);  // a longer step is not faster
+  EXPECT_EQ(times.at(3), 15);
+  EXPECT_EQ(times.at(6), 30);
+}
+
+// The engine with measured costs: exact all the same, and it terminates.
+TEST(DraftPlan, TheEngineChoosesLengths) {
+  TinyEngine tiny;
+  DraftModel other;
+  tiny.engine.set_drafter(other.drafter(tiny), {.num_tokens = -1});
+  std::vector<std::shared_ptr<Record>> records;
+  for (uint64_t i = 0; i < 16; ++i) {
+    records.push_back(submit(tiny.engine, random_prompt(9, i), greedy(60)));
+  }
+  tiny.run();
+  for (uint64_t i = 0; i < 16; ++i) {
+    EXPECT_TRUE(records[i]->same_as(alone(random_prompt(9, i), greedy(60))));
+  }
+}
+
+}  // namespace
+}  // namespace lathe
