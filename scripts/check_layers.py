@@ -9,13 +9,15 @@ import re
 import sys
 from pathlib import Path
 
-LAYERS = ["base", "tensor", "quant", "formats", "text", "kernels", "cache", "model", "engine",
-          "eval", "compress", "server", "cli"]
+LAYERS = ["base", "tensor", "quant", "formats", "text", "grammar", "kernels", "cache", "model",
+          "engine", "eval", "compress", "server", "cli"]
 
 # Siblings: earlier in the list, and still none of the later one's business. A file becomes tensors
 # and a kernel sees views, so neither knows the other; compression stays out of serving's path.
 FORBIDDEN = {
-    "kernels": {"formats", "text"},
+    "kernels": {"formats", "text", "grammar"},
+    "cache": {"grammar"},
+    "model": {"grammar"},
     "server": {"compress"},
 }
 # nlohmann's JSON library takes seconds to compile: it stays out of headers, behind this one.

@@ -14,7 +14,9 @@
 #include "cli/loaded_model.h"
 #include "cli/output.h"
 #include "cli/sampling_flags.h"
+#include "engine/grammar_constraint.h"
 #include "eval/json_lines.h"
+#include "grammar/json_schema.h"
 
 namespace lathe {
 namespace {
@@ -28,6 +30,7 @@ struct GenerateFlags {
   std::optional<std::string> prompt;
   std::string prompt_file;
   std::string system;
+  std::string schema;
   bool raw = false;
   bool stats = false;
   int64_t context = 0;
@@ -61,13 +64,27 @@ std::vector<int32_t> prompt_ids(const LoadedModel& loaded, const GenerateFlags& 
   return ids;
 }
 
+// Null without --schema. Reads the file before the model is loaded, so that errors come at once.
+std::shared_ptr<const Grammar> schema_grammar(const GenerateFlags& flags) {
+  if (flags.schema.empty()) return nullptr;
+  return with_context("--schema " + flags.schema,
+                      [&] { return json_schema_grammar(read_json_file(flags.schema, 1 << 20)); });
+}
+
 void run_generate(const GenerateFlags& flags) {
+  const std::shared_ptr<const Grammar> grammar = schema_grammar(flags);
   Runtime runtime(flags.common);
   const LoadedModel loaded(flags.path, flags.model, runtime.exec(),
                            {.quiet = true, .max_sequence_tokens = flags.context});
   const LoadedDraft draft(flags.draft, loaded, flags.model, runtime.exec(),
                           {.quiet = true, .max_sequence_tokens = flags.context});
   std::vector<int32_t> prompt = prompt_ids(loaded, flags);
+  std::unique_ptr<TokenConstraint> constraint;
+  if (grammar != nullptr) {
+    constraint = make_grammar_constraint(std::make_shared<TokenGrammar>(
+        grammar,
+        std::make_shared<TokenTrie>(loaded.tokenizer(), loaded.model().config().eos_token_ids)));
+  }
   const EngineOptions options = resolve(
       {.max_num_seqs = 1, .max_sequence_tokens = flags.context, .kv_format = loaded.kv_format()},
       loaded.model().config());
@@ -79,14 +96,16 @@ void run_generate(const GenerateFlags& flags) {
   const auto start = Clock::now();
   std::optional<Clock::time_point> first;
   bool ends_with_newline = false;
-  const Generation generation =
-      generate(engine, std::move(prompt), flags.params, [&](std::string_view text) {
+  const Generation generation = generate(
+      engine, std::move(prompt), flags.params,
+      [&](std::string_view text) {
         if (!first) first = Clock::now();
         if (text.empty()) return true;
         ends_with_newline = text.back() == '\n';
         if (!flags.common.json) print(text);
         return true;
-      });
+      },
+      std::move(constraint));
   const double total = std::chrono::duration<double>(Clock::now() - start).count();
   const double to_first = first ? std::chrono::duration<double>(*first - start).count() : total;
   const auto decoded = static_cast<double>(generation.usage.completion_tokens - 1);
@@ -131,6 +150,10 @@ void add_generate_command(CLI::App& app, Invocation& invocation) {
   command->add_option("--prompt-file", flags->prompt_file, "Read the prompt from a file")
       ->type_name("FILE");
   command->add_option("--system", flags->system, "System message")->type_name("TEXT");
+  command
+      ->add_option("--schema", flags->schema,
+                   "A JSON schema that the answer must satisfy (docs/structured-output.md)")
+      ->type_name("FILE");
   command->add_flag("--raw", flags->raw, "Continue the text itself, without the chat template");
   command->add_flag("--stats", flags->stats, "Print times on standard error");
   command->add_option("--context", flags->context, "Longest prompt and answer; 0: the model's")

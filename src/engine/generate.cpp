@@ -2,13 +2,15 @@
 
 #include <exception>
 #include <optional>
+#include <utility>
 
 #include "base/error.h"
 
 namespace lathe {
 
 Generation generate(Engine& engine, std::vector<int32_t> prompt, const SamplingParams& params,
-                    const std::function<bool(std::string_view)>& on_text) {
+                    const std::function<bool(std::string_view)>& on_text,
+                    std::unique_ptr<TokenConstraint> constraint) {
   Generation result;
   std::optional<Error> error;
   std::exception_ptr text_error;  // what on_text threw: the request is aborted, then it goes on up
@@ -16,6 +18,7 @@ Generation generate(Engine& engine, std::vector<int32_t> prompt, const SamplingP
   Request request;
   request.prompt = std::move(prompt);
   request.params = params;
+  request.constraint = std::move(constraint);
   request.on_output = [&](const RequestOutput& output) {
     result.token_ids.insert(result.token_ids.end(), output.token_ids.begin(),
                             output.token_ids.end());

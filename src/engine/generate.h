@@ -2,6 +2,7 @@
 // thread may; other requests in the engine go on meanwhile.
 #pragma once
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,9 +19,10 @@ struct Generation {
   Usage usage;
 };
 
-// on_text (optional) gets the text as it comes; false from it stops the generation. Throws the
-// request's Error.
+// on_text (optional) gets the text as it comes; false from it stops the generation. constraint:
+// null for none. Throws the request's Error.
 Generation generate(Engine& engine, std::vector<int32_t> prompt, const SamplingParams& params,
-                    const std::function<bool(std::string_view)>& on_text = nullptr);
+                    const std::function<bool(std::string_view)>& on_text = nullptr,
+                    std::unique_ptr<TokenConstraint> constraint = nullptr);
 
 }  // namespace lathe

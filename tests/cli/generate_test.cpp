@@ -124,6 +124,35 @@ TEST(Generate, StopStringsCutTheText) {
   EXPECT_EQ(json["finish_reason"], "stop");
 }
 
+TEST(Generate, ASchemaRulesTheText) {
+  const std::string file = temporary_directory() + "/schema.json";
+  write_file_atomically(file,
+                        R"({"type":"object","properties":{"name":{"type":"string","maxLength":5},
+      "age":{"type":"integer","minimum":10,"maximum":99}},"required":["name","age"],
+      "additionalProperties":false})");
+  for (const char* seed : {"1", "2", "3"}) {
+    const ProgramResult result =
+        run_lathe({"generate", tiny_checkpoint(), "Hello", "--schema", file, "--max-tokens", "200",
+                   "--temperature", "1.5", "--seed", seed});
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    const Json json = parse_json(result.out, "answer");
+    EXPECT_TRUE(json["name"].is_string()) << result.out;
+    EXPECT_GE(json["age"].get<int64_t>(), 10);
+    EXPECT_LE(json["age"].get<int64_t>(), 99);
+  }
+  const auto error_of = [&](const std::string& path) {
+    const ProgramResult result = run_lathe({"generate", tiny_checkpoint(), "x", "--schema", path});
+    EXPECT_NE(result.exit_code, 0);
+    return result.err;
+  };
+  EXPECT_NE(error_of(file + ".nowhere").find("nowhere"), std::string::npos);
+  write_file_atomically(file, "{");
+  EXPECT_NE(error_of(file).find("not valid JSON"), std::string::npos);
+  write_file_atomically(file, R"({"not":{}})");
+  const std::string refused = error_of(file);
+  EXPECT_NE(refused.find("the keyword 'not' is not supported"), std::string::npos) << refused;
+}
+
 TEST(Chat, ConversationOverPipes) {
   const std::string file = temporary_directory() + "/saved.json";
   const ProgramResult result =

@@ -345,6 +345,7 @@ TEST(Engine, AFailingRowFailsItsRequestOnly) {
   struct AllowsNothing : TokenConstraint {
     void allowed_tokens(std::span<uint64_t>) override {}
     void accept(int32_t) override {}
+    void rollback(int64_t) override {}
   };
   TinyEngine tiny;
   const auto good = submit(tiny.engine, random_prompt(10, 1), greedy(10));
@@ -382,6 +383,7 @@ TEST(Engine, ACallbackThatThrowsEndsItsRequest) {
 TEST(Engine, ConstraintsRuleTheChoice) {
   // Only multiples of three, in increasing order.
   struct Increasing : TokenConstraint {
+    std::vector<int32_t> accepted;
     int32_t last = -1;
     void allowed_tokens(std::span<uint64_t> words) override {
       std::fill(words.begin(), words.end(), uint64_t{0});
@@ -389,7 +391,14 @@ TEST(Engine, ConstraintsRuleTheChoice) {
         if (t > last) words[static_cast<std::size_t>(t / 64)] |= uint64_t{1} << (t % 64);
       }
     }
-    void accept(int32_t token) override { last = token; }
+    void accept(int32_t token) override {
+      last = token;
+      accepted.push_back(token);
+    }
+    void rollback(int64_t n) override {
+      accepted.resize(accepted.size() - static_cast<std::size_t>(n));
+      last = accepted.empty() ? -1 : accepted.back();
+    }
   };
   for (const double temperature : {0.0, 2.0}) {
     TinyEngine tiny;

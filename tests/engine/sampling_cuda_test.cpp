@@ -31,6 +31,7 @@ class FixedConstraint : public TokenConstraint {
     std::copy(allowed_.begin(), allowed_.end(), mask.begin());
   }
   void accept(int32_t) override {}
+  void rollback(int64_t) override {}
 
  private:
   const std::vector<uint64_t>& allowed_;
