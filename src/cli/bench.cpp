@@ -10,6 +10,7 @@
 #include "cli/command.h"
 #include "cli/draft_speed.h"
 #include "cli/flags.h"
+#include "cli/kv_flags.h"
 #include "cli/loaded_model.h"
 #include "cli/memory_use.h"
 #include "cli/output.h"
@@ -33,7 +34,7 @@ struct BenchFlags {
 // The model of the flags, with its own weights or with random ones.
 class BenchModel {
  public:
-  BenchModel(const BenchFlags& flags, Exec& exec) : kv_format_(lathe::kv_format(flags.model)) {
+  BenchModel(const BenchFlags& flags, Exec& exec) : kv_format_(live_kv_format(flags.model)) {
     if (flags.random_weights.empty()) {
       loaded_.emplace(flags.path, flags.model, exec, LoadOptions{.quiet = flags.common.json});
       return;

@@ -8,7 +8,9 @@
 #include "base/json.h"
 #include "base/progress.h"
 #include "cli/command.h"
+#include "cli/eval_flags.h"
 #include "cli/flags.h"
+#include "cli/kv_fit_job.h"
 #include "cli/output.h"
 #include "cli/quantize_job.h"
 #include "cli/report.h"
@@ -31,6 +33,7 @@ struct CompressFlags {
   std::string in, out, data;
   std::string command_line;
   std::vector<std::string> compare;
+  bool no_fit_kv = false;
   WindowOptions windows = {.seq_len = 2048, .max_windows = 16};
 };
 
@@ -45,7 +48,7 @@ DivergenceResult measure(const LoadedModel& reference, const LoadedModel& loaded
                          const std::string& label, Exec& exec) {
   Progress progress(label, count_tokens(windows), "tokens", quiet);
   return measure_divergence(reference.model(), reference.kv_format(), loaded.model(),
-                            loaded.kv_format(), windows, exec,
+                            KvFormat::kBF16, windows, exec,
                             [&](int64_t tokens) { progress.advance(tokens); });
 }
 
@@ -83,6 +86,11 @@ void complete_manifest(const CompressFlags& flags, const CompressionReport& repo
       {"kld", flags.data, quality.mean_kl, std::nullopt, settings},
       {"top1_agreement", flags.data, quality.top1_agreement, std::nullopt, settings},
   };
+  if (report.cache) {
+    manifest.quality.push_back({"perplexity with --kv aqua2", flags.data,
+                                report.cache->quality.perplexity, quality.reference.perplexity,
+                                settings});
+  }
   manifest.fingerprint = fingerprint;
   update_file(manifest, flags.out, "report.json");
   update_file(manifest, flags.out, "report.html");
@@ -104,7 +112,15 @@ std::string summary(const CompressFlags& flags, const CompressionReport& report)
       report.source_decode_rate, report.decode_rate, quality.reference.perplexity,
       quality.model.perplexity, 100 * (quality.model.perplexity / quality.reference.perplexity - 1),
       quality.mean_kl, 100 * quality.top1_agreement);
-  return text + str("report      ", flags.out, "/report.html\n");
+  std::string cache;
+  if (report.cache) {
+    char line[200];
+    std::snprintf(line, sizeof line,
+                  "cache       16 -> %.2f bits a number with --kv aqua2, perplexity then %.4f\n",
+                  report.cache->bits_per_value, report.cache->quality.perplexity);
+    cache = line;
+  }
+  return text + cache + str("report      ", flags.out, "/report.html\n");
 }
 
 int64_t directory_bytes(const std::string& path) {
@@ -114,6 +130,22 @@ int64_t directory_bytes(const std::string& path) {
     if (entry.is_regular_file()) bytes += static_cast<int64_t>(entry.file_size());
   }
   return bytes;
+}
+
+// The cache's codec, by the recommended settings on the same text, into the finished directory.
+Json fit_cache(const CompressFlags& flags, Exec& exec) {
+  KvFitFlags fit;
+  fit.calibration = flags.quantize.calibration;
+  fit.hold_out = flags.quantize.hold_out;
+  fit.samples = std::min(fit.samples, std::max<int64_t>(8, flags.quantize.samples));
+  fit.seq_len = std::min(fit.seq_len, flags.quantize.seq_len);
+  fit.seed = flags.quantize.seed;
+  const TextModel model(flags.out);
+  const std::string codec = (fs::path(flags.out) / kKvCodecFileName).string();
+  const KvFitResult result =
+      run_kv_fit(model, codec, fit, flags.command_line, flags.common.json, exec);
+  write_fitted_codec(result, codec);
+  return kv_fit_json(result, codec);
 }
 
 void run_compress(CompressFlags flags) {
@@ -153,6 +185,14 @@ void run_compress(CompressFlags flags) {
     report.quantize_seconds = result.seconds;
     report.linears = std::move(result.reports);
   }
+  Json fitted;
+  if (flags.no_fit_kv || exec.on_cuda()) {
+    if (!flags.no_fit_kv) {
+      print_warning("the cache's codec is fitted on the CPU only: none made; see 'lathe fit-kv'");
+    }
+  } else {
+    fitted = fit_cache(flags, exec);
+  }
   report.created = read_manifest(flags.out).created;
   report.source_disk_bytes = directory_bytes(flags.in);
   report.disk_bytes = directory_bytes(flags.out);
@@ -163,15 +203,25 @@ void run_compress(CompressFlags flags) {
   report.source_decode_rate = decode_rate(reference.model(), reference.kv_format(), exec);
   LogitsFingerprint fingerprint;
   {
-    const LoadedModel loaded(flags.out, ModelFlags{}, exec, options);
-    check_forward(loaded.model(), loaded.kv_format(), exec);
-    fingerprint =
-        compute_fingerprint(loaded.model(), loaded.kv_format(), loaded.compute_path(), exec);
+    ModelFlags model_flags;
+    if (!fitted.is_null()) model_flags.kv_codec = fitted["codec"].get<std::string>();
+    const LoadedModel loaded(flags.out, model_flags, exec, options);
+    const KvFormat live = KvFormat::kBF16;
+    check_forward(loaded.model(), live, exec);
+    fingerprint = compute_fingerprint(loaded.model(), live, loaded.compute_path(live), exec);
     report.weight_bytes = loaded.model().weight_bytes();
-    report.decode_rate = decode_rate(loaded.model(), loaded.kv_format(), exec);
+    report.decode_rate = decode_rate(loaded.model(), live, exec);
     report.methods.push_back(
         {flags.quantize.method, measure(reference, loaded, windows, flags.common.json,
                                         "measuring before and after", exec)});
+    if (const LoadedKvCodec* codec = loaded.kv_codec()) {
+      Progress progress("measuring with the small cache", count_tokens(windows), "tokens",
+                        flags.common.json);
+      report.cache =
+          MeasuredCache{dump_json(fitted), kv_bits_per_value(codec->file),
+                        measure_perplexity(measured(loaded, 0), windows, exec,
+                                           [&](int64_t tokens) { progress.advance(tokens); })};
+    }
   }
   for (const std::string& method : flags.compare) {
     report.methods.push_back(measure_other(flags, method, source, reference, windows, exec));
@@ -191,7 +241,8 @@ void run_compress(CompressFlags flags) {
 
 void add_compress_command(CLI::App& app, Invocation& invocation) {
   auto flags = std::make_shared<CompressFlags>();  // shared: the callback outlives this function
-  CLI::App* command = app.add_subcommand("compress", "Quantize, measure before and after, report");
+  CLI::App* command =
+      app.add_subcommand("compress", "Quantize, fit the cache's codec, measure, report");
   command->add_option("IN", flags->in, "The model: a directory or a GGUF file")
       ->required()
       ->type_name("");
@@ -213,9 +264,12 @@ void add_compress_command(CLI::App& app, Invocation& invocation) {
       ->add_option("--compare", flags->compare,
                    "Measure these methods too (each quantizes the model once more): rtn, gptq, ...")
       ->type_name("METHOD...");
+  command->add_flag("--no-fit-kv", flags->no_fit_kv,
+                    "Make no codec for the key-value cache ('lathe fit-kv' makes one later)");
   add_common_flags(*command, flags->common);
   command->footer(
-      "Writes the model, report.html and report.json to OUT. Calibrate on one text, measure on "
+      "Writes the model with a 2-bit codec for its key-value cache (--kv aqua2), report.html and "
+      "report.json to OUT. Calibrate on one text, measure on "
       "another.\n\n"
       "Examples:\n"
       "  lathe compress smollm2.gguf OUT\n"

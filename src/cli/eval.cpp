@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -21,29 +22,57 @@ namespace {
 Json eval_perplexity(const EvalFlags& flags, Exec& exec) {
   const std::string text = read_text_file(flags.data);
   std::vector<PerplexityResult> results;
+  Json kv;
   for (const std::string& path : flags.paths) {
     const LoadedModel loaded(
         path, flags.model, exec,
         {.quiet = flags.common.json, .max_sequence_tokens = flags.windows.seq_len});
     const auto windows = text_windows(loaded, text, flags.data, flags.windows);
     Progress progress("perplexity of " + path, count_tokens(windows), "tokens", flags.common.json);
-    results.push_back(measure_perplexity(loaded.model(), loaded.kv_format(), windows, exec,
+    results.push_back(measure_perplexity(measured(loaded, flags.chunk), windows, exec,
                                          [&](int64_t tokens) { progress.advance(tokens); }));
+    if (&path == &flags.paths.front()) kv = kv_json(loaded, flags.windows.seq_len);
   }
   Json json = perplexity_json(results.front());
   json["model"] = flags.paths.front();
+  json["kv"] = std::move(kv);
   if (results.size() == 2) json["compared"] = compared_perplexity_json(flags.paths[1], results);
   return json;
 }
 
+// One model, the cache of --kv against an exact one.
+Json eval_cache_divergence(const EvalFlags& flags, Exec& exec) {
+  const std::string& path = flags.paths.front();
+  const std::string text = read_text_file(flags.data);
+  const LoadedModel loaded(
+      path, flags.model, exec,
+      {.quiet = flags.common.json, .max_sequence_tokens = flags.windows.seq_len});
+  const auto windows = text_windows(loaded, text, flags.data, flags.windows);
+  const bool exact = model_options(flags.model).dense_dtype == DType::kF32;
+  MeasuredModel reference = measured(loaded.model(), exact ? KvFormat::kF32 : KvFormat::kBF16);
+  const MeasuredModel coded = measured(loaded, flags.chunk);
+  reference.chunk_rows = coded.chunk_rows;
+  Progress progress("divergence of the cache", count_tokens(windows), "tokens", flags.common.json);
+  Json json = divergence_json(measure_divergence(
+      reference, coded, windows, exec, [&](int64_t tokens) { progress.advance(tokens); }));
+  json["model"] = path;
+  json["reference"] = path + (exact ? " with --kv f32" : " with --kv bf16");
+  json["kv"] = kv_json(loaded, flags.windows.seq_len);
+  return json;
+}
+
 Json eval_divergence(const EvalFlags& flags, Exec& exec) {
+  const bool other_cache = !flags.model.kv.empty() || !flags.model.kv_codec.empty();
+  if (flags.reference.empty() && flags.paths.size() == 1 && other_cache) {
+    return eval_cache_divergence(flags, exec);
+  }
   std::string reference_path = flags.reference;
   std::string path = flags.paths.back();
   if (reference_path.empty()) {
     if (flags.paths.size() != 2) {
       fail(ErrorCode::kInvalidArgument,
            "kld compares with a reference: give --reference MODEL, or the reference first and then "
-           "the model");
+           "the model, or --kv to compare caches");
     }
     reference_path = flags.paths.front();
   } else if (flags.paths.size() != 1) {
@@ -62,10 +91,14 @@ Json eval_divergence(const EvalFlags& flags, Exec& exec) {
   }
   Progress progress("divergence from " + reference_path, count_tokens(windows), "tokens",
                     flags.common.json);
-  const KvFormat format = loaded.kv_format();
-  const DivergenceResult result =
-      measure_divergence(reference.model(), format, loaded.model(), format, windows, exec,
-                         [&](int64_t tokens) { progress.advance(tokens); });
+  MeasuredModel first = measured(reference, flags.chunk), second = measured(loaded, flags.chunk);
+  if (first.chunk_rows != second.chunk_rows) {  // codecs of other windows, or one codec alone
+    const auto rows = [](int64_t chunk) { return chunk > 0 ? chunk : LogitStream::kChunkRows; };
+    first.chunk_rows = second.chunk_rows =
+        std::gcd(rows(first.chunk_rows), rows(second.chunk_rows));
+  }
+  const DivergenceResult result = measure_divergence(
+      first, second, windows, exec, [&](int64_t tokens) { progress.advance(tokens); });
   Json json = divergence_json(result);
   json["model"] = path;
   json["reference"] = reference_path;
@@ -76,6 +109,10 @@ void run_eval(const EvalFlags& flags) {
   if (flags.paths.size() > 2) {
     fail(ErrorCode::kInvalidArgument, "eval takes one model, or two to compare, not ",
          flags.paths.size());
+  }
+  if (flags.chunk < 0 || flags.chunk > 65536) {
+    fail(ErrorCode::kInvalidArgument, "--chunk ", flags.chunk,
+         ": 1 to 65536, or 0 for the default");
   }
   if (flags.limit < 0 || flags.max_tokens < 0 || flags.batch < 1 || flags.batch > 1024) {
     fail(ErrorCode::kInvalidArgument,
@@ -88,13 +125,15 @@ void run_eval(const EvalFlags& flags) {
     json = eval_perplexity(flags, exec);
   } else if (flags.task == "kld") {
     json = eval_divergence(flags, exec);
+  } else if (flags.task == "passkey") {
+    json = eval_passkey(flags, exec);
   } else if (flags.task == "gsm8k") {
     json = eval_gsm8k(flags, exec);
   } else if (flags.task == "humaneval") {
     json = eval_humaneval(flags, exec);
   } else {
     fail(ErrorCode::kInvalidArgument, "eval ", flags.task,
-         ": unknown task; choose perplexity, kld, gsm8k or humaneval");
+         ": unknown task; choose perplexity, kld, passkey, gsm8k or humaneval");
   }
   json["task"] = flags.task;
   json["data"] = flags.data;
@@ -107,11 +146,48 @@ void run_eval(const EvalFlags& flags) {
 
 }  // namespace
 
+MeasuredModel measured(const LoadedModel& loaded, int64_t chunk) {
+  if (chunk == 0 && loaded.kv_codec() != nullptr) {
+    // The most at which queries see what they see in decoding.
+    const KvCodecPolicy policy = loaded.kv_codec()->codec->policy();
+    chunk = std::gcd(LogitStream::kChunkRows, std::gcd(policy.window, policy.chunk_tokens));
+  }
+  return {.model = &loaded.model(),
+          .make_cache = [&loaded](int64_t tokens) { return loaded.make_cache(tokens, tokens); },
+          .chunk_rows = chunk};
+}
+
+Json kv_json(const LoadedModel& loaded, int64_t num_tokens) {
+  const ModelConfig& config = loaded.model().config();
+  const double numbers = 2.0 * static_cast<double>(config.num_layers * config.kv_size());
+  Json json = {{"name", loaded.kv_name()}};
+  if (const LoadedKvCodec* codec = loaded.kv_codec()) {
+    const KvCodecFile& file = codec->file;
+    const double exact_bits =
+        8.0 * static_cast<double>(
+                  kv_element_size(loaded.model().make_cache(KvFormat::kBF16, 1, 1)->element()));
+    json["codec"] = codec->path;
+    json["method"] = file.method;
+    json["variant"] = file.variant;
+    json["bits_per_value"] = kv_bits_per_value(file);
+    json["sequence_bits_per_value"] = kv_sequence_bits(file, exact_bits, num_tokens);
+    json["predictor_bytes"] = kv_predictor_bytes(file);
+    json["sinks"] = file.num_sinks;
+    json["window"] = file.window;
+    return json;
+  }
+  const double bits = 8.0 * static_cast<double>(loaded.make_cache(1, 1)->bytes_per_block()) /
+                      static_cast<double>(kBlockSize) / numbers;
+  json["bits_per_value"] = bits;
+  json["sequence_bits_per_value"] = bits;
+  return json;
+}
+
 void add_eval_command(CLI::App& app, Invocation& invocation) {
   auto flags = std::make_shared<EvalFlags>();  // shared: the callback outlives this function
   CLI::App* command =
-      app.add_subcommand("eval", "Measure quality: perplexity, kld, gsm8k, humaneval");
-  command->add_option("TASK", flags->task, "perplexity, kld, gsm8k or humaneval")
+      app.add_subcommand("eval", "Measure quality: perplexity, kld, passkey, gsm8k, humaneval");
+  command->add_option("TASK", flags->task, "perplexity, kld, passkey, gsm8k or humaneval")
       ->required()
       ->type_name("");
   command
@@ -129,6 +205,23 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
                    "perplexity, kld: so many windows from the beginning; 0: the whole text")
       ->type_name("N");
   command->add_option("--seq-len", flags->windows.seq_len, "perplexity, kld: tokens of a window")
+      ->capture_default_str()
+      ->type_name("N");
+  command
+      ->add_option(
+          "--chunk", flags->chunk,
+          "perplexity, kld, passkey: tokens computed at once. A coded cache shows them to one "
+          "another exactly (default: 128, or what divides the codec's window and chunk, where "
+          "every token sees what it sees in decoding; more: as in a prefill)")
+      ->type_name("N");
+  command->add_option("--lengths", flags->passkey.lengths, "passkey: tokens of a text, several")
+      ->capture_default_str()
+      ->type_name("N...");
+  command->add_option("--depths", flags->passkey.depths, "passkey: places where the number hides")
+      ->capture_default_str()
+      ->type_name("N");
+  command
+      ->add_option("--trials", flags->passkey.trials, "passkey: numbers for each length and place")
       ->capture_default_str()
       ->type_name("N");
   command->add_option("--limit", flags->limit, "gsm8k, humaneval: only the first items")
@@ -155,10 +248,14 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
   add_common_flags(*command, flags->common);
   command->footer(
       "perplexity: non-overlapping windows, every token but a window's first is scored.\n"
+      "kld with --kv and one model: that cache against bf16. passkey: --data is the text that the "
+      "number hides in.\n"
       "humaneval runs model-written code in a sandbox, or not at all.\n\n"
       "Examples:\n"
       "  lathe eval perplexity smollm2.gguf --data wiki.test.raw --windows 32 --seq-len 512\n"
       "  lathe eval kld smollm2.gguf OUT --data wiki.test.raw --windows 8\n"
+      "  lathe eval kld OUT --kv aqua2 --data wiki.test.raw --windows 8\n"
+      "  lathe eval passkey OUT --kv aqua2 --data book.txt --lengths 2048 8192\n"
       "  lathe eval gsm8k MODEL OUT --data gsm8k/test.jsonl --limit 200");
   command->callback([flags, &invocation] { invocation.run = [flags] { run_eval(*flags); }; });
 }

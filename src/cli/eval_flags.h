@@ -7,6 +7,8 @@
 
 #include "cli/draft_flags.h"
 #include "cli/flags.h"
+#include "cli/loaded_model.h"
+#include "eval/passkey.h"
 #include "eval/windows.h"
 
 namespace lathe {
@@ -26,7 +28,16 @@ struct EvalFlags {
   std::string checker = "gsm8k-strict-then-flexible";
   std::string items_file;
   DraftFlags draft;
+  int64_t chunk = 0;  // perplexity, kld, passkey: positions computed at once; 0: as in decoding
+  PasskeyOptions passkey;
 };
+
+// The model as it was loaded, with the cache of --kv.
+MeasuredModel measured(const LoadedModel& loaded, int64_t chunk);
+// What the cache of a sequence of num_tokens tokens takes.
+nlohmann::ordered_json kv_json(const LoadedModel& loaded, int64_t num_tokens);
+
+nlohmann::ordered_json eval_passkey(const EvalFlags& flags, Exec& exec);
 
 // The result as eval prints it. Throws kInvalidArgument for a file without items.
 nlohmann::ordered_json eval_gsm8k(const EvalFlags& flags, Exec& exec);

@@ -179,12 +179,26 @@ std::string eval_text(const Json& json) {
            format("perplexity     %.4f, reference %.4f\n", json["perplexity"].get<double>(),
                   json["reference_perplexity"].get<double>()) +
            paired_text(json["compared"]) + "\n";
+  } else if (task == "passkey") {
+    text = format("passkey %.1f %%", 100 * json["accuracy"].get<double>()) +
+           str("   ", json["right"], " of ", json["items"], "   ", json["model"].get<std::string>(),
+               "\n");
+    for (const Json& length : json["by_length"]) {
+      text +=
+          str("  length ", length["length"], ": ", length["right"], " of ", length["items"], "\n");
+    }
   } else {
     const auto line = task == "perplexity" ? perplexity_text : accuracy_text;
     text = line(json) + "\n";
     if (json.contains("compared")) {
       text += line(json["compared"]) + "\n" + paired_text(json["compared"]["paired"]) + "\n";
     }
+  }
+  if (json.contains("kv") && json["kv"]["name"] != "bf16") {
+    text += str("cache ", json["kv"]["name"].get<std::string>(), ", ") +
+            format("%.3f bits a number, ", json["kv"]["bits_per_value"].get<double>()) +
+            format("%.3f with what stays exact in a sequence\n",
+                   json["kv"]["sequence_bits_per_value"].get<double>());
   }
   if (json.contains("windows")) {
     text += str(json["windows"], " windows of ", json["seq_len"], " tokens of ",

@@ -52,11 +52,18 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
                   "activations in fp32 (slow, exact)")
       ->type_name("TYPE");
   command
-      .add_option("--kv", flags.kv,
-                  "Format of the key-value cache: bf16 (default), f32 (default with fp32), fp8; on "
-                  "a CPU also "
-                  "int8, q4, higgs4, higgs3, higgs2")
+      .add_option(
+          "--kv", flags.kv,
+          "Format of the key-value cache: bf16 (default), f32 (default with fp32), fp8; on "
+          "a CPU also int8, q4, higgs4, higgs3, higgs2, and aqua4, aqua3, aqua2 with a codec "
+          "of 'lathe fit-kv'")
       ->type_name("FORMAT");
+  command
+      .add_option(
+          "--kv-codec", flags.kv_codec,
+          "A codec of 'lathe fit-kv' for the cache (default: the one in the model's directory, "
+          "where --kv asks for it)")
+      ->type_name("FILE");
 }
 
 ModelOptions model_options(const ModelFlags& flags) {
@@ -68,17 +75,6 @@ ModelOptions model_options(const ModelFlags& flags) {
     fail(ErrorCode::kInvalidArgument, "--dtype ", flags.dtype, ": unknown; use auto or fp32");
   }
   return options;
-}
-
-KvFormat kv_format(const ModelFlags& flags) {
-  if (flags.kv.empty()) {
-    return model_options(flags).dense_dtype == DType::kF32 ? KvFormat::kF32 : KvFormat::kBF16;
-  }
-  try {
-    return kv_format_from_name(flags.kv);
-  } catch (const Error& error) {
-    fail(ErrorCode::kInvalidArgument, "--kv ", flags.kv, ": ", error.what());
-  }
 }
 
 CLI::Option* add_model_argument(CLI::App& command, std::string& path) {

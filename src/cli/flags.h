@@ -34,13 +34,11 @@ class Runtime {
 // How a model is loaded and its cache kept.
 struct ModelFlags {
   std::string dtype = "auto";  // fp32: every weight and activation in fp32
-  std::string kv;              // empty: bf16, or f32 with --dtype fp32
+  std::string kv;              // empty: bf16, or f32 with --dtype fp32; kv_flags.h
+  std::string kv_codec;  // a file; empty: the one of the model's directory where kv asks for it
 };
 void add_model_flags(CLI::App& command, ModelFlags& flags);
 ModelOptions model_options(const ModelFlags& flags);
-// Throws kInvalidArgument for a cache format that does not exist (yet).
-KvFormat kv_format(const ModelFlags& flags);
-
 // A positional MODEL: a directory or a GGUF file.
 CLI::Option* add_model_argument(CLI::App& command, std::string& path);
 

@@ -1,5 +1,6 @@
 #include "cli/kv_fit_job.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -103,7 +104,11 @@ KvFitOptions kv_fit_options(const KvFitFlags& flags) {
   options.bits = flags.bits;
   options.first_layer_bits = flags.first_layer_bits;
   options.grid_dim = flags.grid_dim;
-  options.scale = row_scale_from_name(flags.scale);
+  try {
+    options.scale = row_scale_from_name(flags.scale);
+  } catch (const Error& error) {
+    fail(ErrorCode::kInvalidArgument, "--scale: ", error.what());
+  }
   options.rank = flags.rank;
   options.group_layers = flags.group_layers;
   options.latent_bits = flags.latent_bits;
@@ -134,8 +139,11 @@ KvFitResult run_kv_fit(const TextModel& source, const std::string& out, const Kv
     texts.emplace_back(flags.hold_out ? default_text_parts().calibration
                                       : default_calibration_text());
   }
+  // No longer than the model's context: its keys would be none that it makes.
+  const int64_t seq_len =
+      std::min(flags.seq_len, source.checkpoint().config().max_position_embeddings);
   job.sequences =
-      calibration_sequences(source.tokenizer(), texts, flags.samples, flags.seq_len, flags.seed);
+      calibration_sequences(source.tokenizer(), texts, flags.samples, seq_len, flags.seed);
   job.held_out_every = std::min<int64_t>(8, std::max<int64_t>(2, flags.samples));
   job.working_directory = out + ".working";
   job.created_by = command;

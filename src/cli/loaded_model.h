@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cli/flags.h"
+#include "cli/kv_flags.h"
 #include "eval/prompt_maker.h"
 #include "formats/checkpoint.h"
 #include "model/model.h"
@@ -59,15 +60,24 @@ class LoadedModel : public TextModel {
   LoadedModel(const std::string& path, const ModelFlags& flags, Exec& exec,
               const LoadOptions& options);
   Model& model() const { return *model_; }
-  KvFormat kv_format() const { return kv_format_; }
+  // The cache's format where it is a live one. Throws kInvalidArgument when it is coded.
+  KvFormat kv_format() const;
+  // The codec that --kv or --kv-codec named; null: the cache is live.
+  const LoadedKvCodec* kv_codec() const { return codec_ ? &*codec_ : nullptr; }
+  // "bf16", "aqua2", ...
+  std::string kv_name() const;
+  // An empty cache as --kv names it, with room for num_tokens tokens; *this must outlive it.
+  std::unique_ptr<KvCache> make_cache(int64_t num_tokens, int64_t max_sequence_tokens) const;
   // What decides the bits of the logits: version, kernels, cache format.
   std::string compute_path() const;
+  std::string compute_path(KvFormat live) const;  // with another cache than --kv names
   double load_seconds() const { return load_seconds_; }
 
  private:
-  LoadedModel(const std::string& path, ModelOptions model_options, KvFormat kv_format, Exec& exec,
-              const LoadOptions& options);
-  KvFormat kv_format_;
+  LoadedModel(const std::string& path, ModelOptions model_options, const ModelFlags& flags,
+              KvChoice kv, Exec& exec, const LoadOptions& options);
+  KvChoice kv_;
+  std::optional<LoadedKvCodec> codec_;
   std::unique_ptr<Model> model_;
   double load_seconds_ = 0;
 };

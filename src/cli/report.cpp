@@ -111,6 +111,11 @@ Json report_json(const CompressionReport& report) {
     quality.update(divergence_json(method.quality));
     json["quality"].push_back(std::move(quality));
   }
+  if (report.cache) {
+    json["cache"] = {{"fit", parse_json(report.cache->fit, "fit")},
+                     {"bits_per_value", report.cache->bits_per_value},
+                     {"perplexity", report.cache->quality.perplexity}};
+  }
   json["linears"] = parse_json(reports_to_json(report.linears), "reports");
   return json;
 }
@@ -145,6 +150,12 @@ std::string report_html(const CompressionReport& report) {
     html += row("KL divergence, nats a token", "", format("%.4f", quality.mean_kl), "");
     html +=
         row("Same most probable token", "", format("%.1f %%", 100 * quality.top1_agreement), "");
+  }
+  if (report.cache) {
+    html += row("Key-value cache, bits a number (--kv aqua2)", "16",
+                format("%.2f", report.cache->bits_per_value), "");
+    html += row("Perplexity with that cache too", "",
+                format("%.3f", report.cache->quality.perplexity), "");
   }
   html += "</tbody></table>\n";
   if (!report.methods.empty()) {

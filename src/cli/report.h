@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,6 +17,13 @@ struct MeasuredMethod {
   DivergenceResult quality;
 };
 
+// The codec of the cache, measured on the compressed model.
+struct MeasuredCache {
+  std::string fit;            // kv_fit_json(), as text
+  double bits_per_value = 0;  // scales included; bf16: 16
+  PerplexityResult quality;   // on the same windows as the methods
+};
+
 struct CompressionReport {
   std::string source, out, command, created, version;
   std::string format, method, activations;
@@ -27,6 +35,7 @@ struct CompressionReport {
   double source_decode_rate = 0, decode_rate = 0;  // tokens per second, one sequence
   std::vector<MeasuredMethod> methods;             // the chosen one first, then those compared
   std::vector<LinearReport> linears;
+  std::optional<MeasuredCache> cache;
 };
 
 nlohmann::ordered_json report_json(const CompressionReport& report);

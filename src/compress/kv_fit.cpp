@@ -119,9 +119,9 @@ void KvFitter::plan_groups() {
     }
     close();
   }
-  // In the order of their last layers: the order in which they can be fitted.
+  // In the order of their first layers: the order in which they are fitted.
   std::sort(groups_.begin(), groups_.end(),
-            [](const Group& a, const Group& b) { return a.layers.back() < b.layers.back(); });
+            [](const Group& a, const Group& b) { return a.layers.front() < b.layers.front(); });
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     for (const int64_t layer : groups_[g].layers) group_of_[index(layer)] = int64_t(g);
   }
@@ -348,7 +348,8 @@ void KvFitter::fit_plane(LayerRows& rows, KvSide side, std::span<const Source> s
   KvPlane& plane = is_keys ? file_.keys.back() : file_.values.back();
   // What stands alone at the beginning of a chain gets the bits of the first layer.
   const bool alone = sources.empty() && (options_.method == KvFitMethod::kAqua || rows.layer == 0);
-  plane.format = options_.format(alone ? options_.resolved_first_layer_bits() : options_.bits);
+  plane.format =
+      options_.format(alone ? options_.resolved_first_layer_bits() : options_.bits, file_.shape);
   plane.predictor = solve(sources, exact, predicts, exec);
   std::vector<const float*> inputs;
   if (predicts) {
@@ -364,7 +365,10 @@ void KvFitter::fit_plane(LayerRows& rows, KvSide side, std::span<const Source> s
              .train_explained_variance = train.explained_variance(),
              .heldout_explained_variance = held_out.explained_variance()};
   if (!options_.hadamard && options_.method != KvFitMethod::kInt) {
-    plane.sigma = residual_sigma(exact, predicted.as<float>(), width_, train_);
+    KvPredictor scales;  // only to round them as they are stored
+    scales.bias = residual_sigma(exact, predicted.as<float>(), width_, train_);
+    round_predictor(scales, options_.predictor_dtype);
+    plane.sigma = std::move(scales.bias);
   }
   Buffer& coded = is_keys ? rows.coded_keys : rows.coded_values;
   coded = std::move(predicted);  // its memory: the coder does not read predicted rows

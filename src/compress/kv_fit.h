@@ -66,7 +66,7 @@ struct KvFitOptions {
   int64_t chunk_tokens = 128;
   DType predictor_dtype = DType::kBF16;
 
-  RowFormat format(int plane_bits) const;  // of one plane
+  RowFormat format(int plane_bits, const RowShape& shape) const;  // of one plane
   int resolved_first_layer_bits() const;
   int64_t resolved_rank(int64_t kv_size) const;
 };

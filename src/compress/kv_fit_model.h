@@ -23,8 +23,9 @@ struct KvFitJob {
 };
 
 struct KvFitCallbacks {
-  std::function<void(int64_t layer, double fraction)> on_progress;  // of the whole run
-  std::function<bool()> canceled;  // asked after every step; true ends the run with kCanceled
+  std::function<void(int64_t layer, double fraction)> on_progress = nullptr;  // of the whole run
+  // Asked after every step; true ends the run with kCanceled.
+  std::function<bool()> canceled = nullptr;
 };
 
 struct KvFitResult {

@@ -56,11 +56,12 @@ KvFitVariant kv_fit_variant_from_name(std::string_view name) {
 std::string_view kv_fit_method_name(KvFitMethod method) { return name_of(kMethods, method); }
 std::string_view kv_fit_variant_name(KvFitVariant variant) { return name_of(kVariants, variant); }
 
-RowFormat KvFitOptions::format(int plane_bits) const {
+RowFormat KvFitOptions::format(int plane_bits, const RowShape& shape) const {
   RowFormat format;
   format.bits = plane_bits;
   if (method == KvFitMethod::kInt) {
     format.method = RowMethod::kUniform;
+    if (shape.width() % format.group != 0) format.group = shape.head_dim;
     return format;
   }
   format.grid_dim = plane_bits == 2 ? grid_dim : std::min<int64_t>(grid_dim, 2);
@@ -106,7 +107,7 @@ void check_kv_fit_options(const KvFitOptions& options, const ModelConfig& config
   }
   const RowShape shape{config.num_kv_heads, config.head_dim};
   for (const int bits : {options.bits, options.resolved_first_layer_bits()}) {
-    check_row_format(options.format(bits), shape);
+    check_row_format(options.format(bits, shape), shape);
   }
 }
 

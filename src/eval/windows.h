@@ -26,12 +26,16 @@ std::vector<std::vector<int32_t>> cut_windows(std::span<const int32_t> ids,
 // there.
 class LogitStream {
  public:
+  // Enough rows to read the weights rarely; 128 rows of 150,000 logits are 77 MB, 1024 on a GPU are
+  // 614 MB.
+  static constexpr int64_t kChunkRows = 128;
+
   // Borrows model and exec. Holds a cache for one window of at most max_seq_len tokens. stay: a
   // model on a GPU leaves the rows there (device_rows() instead of row()).
   LogitStream(Model& model, KvFormat kv_format, int64_t max_seq_len, Exec& exec, bool stay = false);
   // In a given cache, empty and with room for a window. chunk_rows: positions that are computed at
-  // once; what a cache that codes its older tokens shows to a query depends on it: at most the
-  // codec's chunk, and queries see what they would see one at a time. 0: kChunkRows.
+  // once. What a cache that codes its older tokens shows to a query depends on it: where it divides
+  // the codec's window and chunk, queries see what they would see one at a time. 0: kChunkRows.
   LogitStream(Model& model, std::unique_ptr<KvCache> cache, int64_t max_seq_len, int64_t chunk_rows,
               Exec& exec, bool stay = false);
   ~LogitStream();
@@ -56,9 +60,6 @@ class LogitStream {
   }
 
  private:
-  // Enough rows to read the weights rarely; 128 rows of 150,000 logits are 77 MB, 1024 on a GPU are
-  // 614 MB.
-  static constexpr int64_t kChunkRows = 128;
   static constexpr int64_t kDeviceChunkRows = 1024;
   Model& model_;
   Exec& exec_;

@@ -115,6 +115,10 @@ TEST(Compress, MeasuresAndReports) {
   EXPECT_GT(json["quality"][0]["perplexity"].get<double>(), 1);
   EXPECT_LT(json["weight_bytes"].get<int64_t>(), json["source_weight_bytes"].get<int64_t>());
   EXPECT_FALSE(std::filesystem::exists(out + ".compare-rtn"));
+  EXPECT_TRUE(std::filesystem::exists(out + "/kv_codec.safetensors"));
+  EXPECT_GT(json["cache"]["bits_per_value"].get<double>(), 2);
+  EXPECT_GT(json["cache"]["perplexity"].get<double>(), 1);
+  EXPECT_EQ(json["cache"]["fit"]["layers"].size(), 3u);
 
   const std::string html = read_file(out + "/report.html");
   EXPECT_NE(html.find("<svg"), std::string::npos);

@@ -10,9 +10,9 @@
 namespace lathe {
 namespace {
 
-const char* const kCommands[] = {"inspect",  "convert", "quantize", "compress",
-                                 "generate", "chat",    "eval",     "bench",
-                                 "tokenize", "render",  "score",    "selftest"};
+const char* const kCommands[] = {"inspect", "convert",  "quantize", "compress", "generate",
+                                 "chat",    "eval",     "bench",    "tokenize", "render",
+                                 "score",   "selftest", "fit-kv"};
 
 // Exit code, nothing on stdout, exactly one line "lathe: ..." that contains `part`.
 void expect_error(const ProgramResult& result, int exit_code, const std::string& part) {

@@ -1,0 +1,142 @@
+// fit-kv on the tiny model, and what reads its codec.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "base/atomic_file.h"
+#include "base/json.h"
+#include "cli/run_program.h"
+#include "cli/tiny_checkpoint.h"
+
+namespace lathe {
+namespace {
+
+std::string long_text() {
+  const std::string file = temporary_directory() + "/fit_kv_text.txt";
+  std::string text;
+  for (int i = 0; i < 400; ++i) {
+    text += "Line " + std::to_string(i * 37 % 101) + " of a text that goes on.\n";
+  }
+  write_file_atomically(file, text);
+  return file;
+}
+
+Json json_of(std::vector<std::string> arguments) {
+  arguments.emplace_back("--json");
+  const ProgramResult result = run_lathe(arguments);
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  return result.exit_code == 0 ? parse_json(result.out, "output") : Json::object();
+}
+
+// One line that has `part`, the exit code of a wrong command line or of a failure.
+void expect_error(const std::vector<std::string>& arguments, int exit_code,
+                  const std::string& part) {
+  const ProgramResult result = run_lathe(arguments);
+  EXPECT_EQ(result.exit_code, exit_code) << result.err;
+  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  EXPECT_NE(result.err.find(part), std::string::npos) << result.err;
+}
+
+TEST(FitKv, PutsACodecIntoTheModelThatEvalReads) {
+  const std::string out = temporary_directory() + "/fitted";
+  ASSERT_EQ(run_lathe({"quantize", tiny_checkpoint(), out, "--method", "rtn"}).exit_code, 0);
+  const std::string text = long_text();
+  const std::vector<std::string> fit = {"fit-kv",    out,   "--calibration", text, "--samples", "8",
+                                        "--seq-len", "128", "--window",      "16"};
+  const Json fitted = json_of(fit);
+  EXPECT_EQ(fitted["layers"].size(), 3u);
+  EXPECT_EQ(fitted["train_tokens"], 7 * 124);
+  EXPECT_LT(fitted["layers"][2]["keys"]["heldout_relative_mse"].get<double>(), 1);
+  EXPECT_GT(fitted["bits_per_value"].get<double>(), 2);
+  EXPECT_TRUE(std::filesystem::exists(out + "/kv_codec.safetensors"));
+  EXPECT_FALSE(std::filesystem::exists(out + "/kv_codec.safetensors.working"));
+  // The directory is still whole, and notices when the codec is damaged.
+  EXPECT_EQ(json_of({"inspect", out, "--quick"})["integrity"]["intact"], true);
+  EXPECT_EQ(run_lathe({"selftest", out}).exit_code, 0);
+
+  const std::vector<std::string> window = {"--data", text, "--windows", "2", "--seq-len", "512"};
+  const auto with_window = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.end(), window.begin(), window.end());
+    return arguments;
+  };
+  const Json exact = json_of(with_window({"eval", "perplexity", out}));
+  EXPECT_EQ(exact["kv"]["bits_per_value"], 16.0);
+  const Json coded = json_of(with_window({"eval", "perplexity", out, "--kv", "aqua2"}));
+  EXPECT_NE(coded["perplexity"], exact["perplexity"]);
+  EXPECT_EQ(coded["kv"]["bits_per_value"], fitted["bits_per_value"]);
+  // 512 tokens: 3 chunks of 128 less four sinks are codes, the rest is bf16.
+  EXPECT_NEAR(coded["kv"]["sequence_bits_per_value"].get<double>(),
+              (380 * fitted["bits_per_value"].get<double>() + 132 * 16) / 512, 1e-9);
+  EXPECT_EQ(json_of(with_window(
+                {"eval", "perplexity", out, "--kv", "aqua2", "--chunk", "8"}))["perplexity"],
+            coded["perplexity"]);
+  const Json kld = json_of(with_window({"eval", "kld", out, "--kv", "aqua2"}));
+  EXPECT_GT(kld["mean_kl"].get<double>(), 0);
+  EXPECT_EQ(kld["perplexity"], coded["perplexity"]);
+  EXPECT_EQ(kld["reference_perplexity"], exact["perplexity"]);
+  const Json passkey = json_of({"eval", "passkey", out, "--kv", "aqua2", "--data", text,
+                                "--lengths", "300", "500", "--depths", "2"});
+  EXPECT_EQ(passkey["items"], 4);
+  EXPECT_EQ(passkey["tries"][3]["length"], 500);
+
+  expect_error({"eval", "perplexity", out, "--kv", "aqua3", "--data", text}, 2, "aqua2");
+  expect_error({"generate", out, "Hi", "--kv", "bf16", "--kv-codec", "/nowhere"}, 1, "/nowhere");
+  std::filesystem::resize_file(out + "/kv_codec.safetensors", 100);
+  EXPECT_EQ(run_lathe({"inspect", out}).exit_code, 1);
+  expect_error({"eval", "perplexity", out, "--kv", "aqua2", "--data", text}, 1, "kv_codec");
+  // Fitted again, it is whole again.
+  json_of(fit);
+  EXPECT_EQ(json_of({"inspect", out, "--quick"})["integrity"]["intact"], true);
+}
+
+TEST(FitKv, WritesWhereItIsToldAndRefusesOtherModels) {
+  const std::string codec = temporary_directory() + "/codec.safetensors";
+  const std::string text = long_text();
+  const Json fitted =
+      json_of({"fit-kv", tiny_checkpoint(), "-o", codec, "--calibration", text, "--samples", "8",
+               "--seq-len", "64", "--method", "higgs", "--bits", "3", "--no-mean"});
+  EXPECT_EQ(fitted["variant"], "none");
+  EXPECT_EQ(fitted["predictor_bytes"], 0);
+  const Json coded = json_of({"eval", "perplexity", tiny_checkpoint(), "--kv-codec", codec,
+                              "--data", text, "--windows", "1", "--seq-len", "512"});
+  EXPECT_EQ(coded["kv"]["name"], "higgs3");
+  const std::string other = temporary_directory() + "/other_model";
+  ASSERT_EQ(run_lathe({"quantize", tiny_checkpoint(), other, "--method", "rtn"}).exit_code, 0);
+  expect_error({"eval", "perplexity", other, "--kv-codec", codec, "--data", text}, 2, "fit-kv");
+}
+
+TEST(FitKv, SaysWhatItWillTake) {
+  const Json plan = json_of({"fit-kv", tiny_checkpoint(), "--plan"});
+  EXPECT_GT(plan["memory_bytes"].get<double>(), 1e6);
+  EXPECT_GT(plan["seconds"].get<double>(), 0);
+  EXPECT_FALSE(std::filesystem::exists(tiny_checkpoint() + "/kv_codec.safetensors"));
+}
+
+TEST(FitKv, WrongFlagsAreRefusedBeforeTheWork) {
+  const std::string model = tiny_checkpoint();
+  const std::pair<std::vector<std::string>, const char*> cases[] = {
+      {{"--bits", "7"}, "7"},
+      {{"--method", "magic"}, "magic"},
+      {{"--variant", "round"}, "round"},
+      {{"--key-inputs", "queries"}, "queries"},
+      {{"--scale", "f64"}, "f64"},
+      {{"--samples", "1"}, "--samples 1"},
+      {{"--seq-len", "1000000000000"}, "1000000000000"},
+      {{"--sinks", "-1"}, "-1"},
+      {{"--latent-bits", "5"}, "5"},
+      {{"--grid-dim", "3"}, "3"},
+      {{"--device", "cuda"}, "cuda"},
+  };
+  for (const auto& [flags, part] : cases) {
+    SCOPED_TRACE(part);
+    std::vector<std::string> arguments = {"fit-kv", model, "-o", temporary_directory() + "/no"};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    expect_error(arguments, 2, part);
+  }
+  expect_error({"fit-kv", model, "-o", "/nowhere/at/all", "--samples", "8", "--seq-len", "64"}, 1,
+               "/nowhere/at/all");
+}
+
+}  // namespace
+}  // namespace lathe
