@@ -19,10 +19,11 @@ constexpr std::size_t kIndexedKeys = 32;
 // time. As there, a key that comes again keeps its place and takes the later value.
 class TreeBuilder {
  public:
-  explicit TreeBuilder(int max_depth) : max_depth_(max_depth) {}
+  explicit TreeBuilder(const JsonLimits& limits) : limits_(limits) {}
 
   Json take() { return std::move(root_); }
-  bool too_deep() const { return too_deep_; }
+  // Why it stopped: a limit, or what the parser said.
+  const std::string& limit() const { return limit_; }
   const std::string& reason() const { return reason_; }
 
   bool null() { return add(Json(nullptr)); }
@@ -43,6 +44,10 @@ class TreeBuilder {
     Members& members = open.json.get_ref<Json::object_t&>();
     open.member = place_of(open, members, name);
     if (open.member < members.size()) return true;
+    if (static_cast<int64_t>(members.size()) >= limits_.max_keys) {
+      limit_ = str("an object with more than ", limits_.max_keys, " keys");
+      return false;
+    }
     if (members.size() >= kIndexedKeys) open.index.emplace(name, members.size());
     members.emplace_back(std::move(name), Json());
     return true;
@@ -77,9 +82,12 @@ class TreeBuilder {
   }
 
   bool open(Json json) {
-    too_deep_ = static_cast<int>(open_.size()) >= max_depth_;
-    if (!too_deep_) open_.push_back({std::move(json), 0, {}});
-    return !too_deep_;
+    if (static_cast<int>(open_.size()) >= limits_.max_depth) {
+      limit_ = str("JSON nested deeper than ", limits_.max_depth, " levels");
+      return false;
+    }
+    open_.push_back({std::move(json), 0, {}});
+    return true;
   }
 
   bool close() {
@@ -89,6 +97,10 @@ class TreeBuilder {
   }
 
   bool add(Json value) {
+    if (++num_values_ > limits_.max_values) {
+      limit_ = str("JSON with more than ", limits_.max_values, " values");
+      return false;
+    }
     if (open_.empty()) {
       root_ = std::move(value);
     } else if (Open& open = open_.back(); open.json.is_array()) {
@@ -100,8 +112,9 @@ class TreeBuilder {
     return true;
   }
 
-  int max_depth_;
-  bool too_deep_ = false;
+  const JsonLimits limits_;
+  int64_t num_values_ = 0;
+  std::string limit_;
   std::string reason_;
   std::vector<Open> open_;  // from the outermost in
   Json root_;
@@ -109,16 +122,18 @@ class TreeBuilder {
 
 }  // namespace
 
-Json parse_json(std::string_view text, const std::string& what, int max_depth) {
-  TreeBuilder tree(max_depth);
+Json parse_json(std::string_view text, const std::string& what, const JsonLimits& limits) {
+  TreeBuilder tree(limits);
   if (Json::sax_parse(text.begin(), text.end(), &tree)) return tree.take();
-  if (tree.too_deep()) {
-    fail(ErrorCode::kCorruptData, what, ": JSON nested deeper than ", max_depth, " levels");
-  }
+  if (!tree.limit().empty()) fail(ErrorCode::kCorruptData, what, ": ", tree.limit());
   // nlohmann's text quotes the input around the error, which may be long and hostile.
   std::string reason = tree.reason();
   if (reason.size() > 200) reason = reason.substr(0, 200) + "...";
   fail(ErrorCode::kCorruptData, what, ": not valid JSON: ", reason);
+}
+
+Json parse_json(std::string_view text, const std::string& what, int max_depth) {
+  return parse_json(text, what, JsonLimits{.max_depth = max_depth});
 }
 
 Json read_json_file(const std::string& path, int64_t max_bytes) {

@@ -37,6 +37,8 @@ struct ChatFlags {
   std::string path;
   std::string system;
   int64_t context = 0;
+  std::string server;
+  std::string api_key;
 };
 
 class Chat {
@@ -86,14 +88,17 @@ class Chat {
   // A question, or (null) the last one again. A failure ends the turn, not the program.
   void answer(const std::string* question) {
     const InterruptScope interrupt;
+    bool output_lost = false;
     const auto on_text = [&](std::string_view text) {
-      if (!json_) print(text);
+      output_lost = true;  // unless print() returns
+      if (!json_ && !text.empty()) print(text);
+      output_lost = false;
       return !interrupt.requested();
     };
     try {
       last_ = question != nullptr ? session_.ask(*question, on_text) : session_.ask_again(on_text);
     } catch (const Error& error) {
-      if (error.code() == ErrorCode::kIo) throw;  // nobody reads the answers
+      if (output_lost) throw;  // nobody reads the answers
       say(std::string("lathe: ") + error.what() + "\n");
       return;
     }
@@ -118,14 +123,14 @@ class Chat {
     std::snprintf(
         text, sizeof text,
         "prompt %lld tokens, first token after %.2f s; answer %lld tokens, %.1f tokens/s\n"
-        "%lld messages, %lld of %lld tokens of context used\n",
+        "%lld messages, %lld tokens of context used",
         static_cast<long long>(last_.usage.prompt_tokens), last_.seconds_to_first_token,
         static_cast<long long>(last_.usage.completion_tokens), last_.decode_tokens_per_second,
         static_cast<long long>(session_.num_messages()),
-        static_cast<long long>(last_.usage.prompt_tokens + last_.usage.completion_tokens),
-        static_cast<long long>(context_));
+        static_cast<long long>(last_.usage.prompt_tokens + last_.usage.completion_tokens));
+    const std::string limit = context_ > 0 ? str(" of ", context_) : "";
     const std::string speculation = speculation_text(last_.usage.speculation);
-    return speculation.empty() ? text : text + speculation + "\n";
+    return text + limit + "\n" + (speculation.empty() ? "" : speculation + "\n");
   }
 
   void save(const std::string& file) const {
@@ -147,7 +152,34 @@ class Chat {
   ChatSession::Answer last_;
 };
 
+// context: tokens, 0 when only the server knows.
+void converse(const ChatFlags& flags, LineReader& reader, ChatModel model,
+              const SamplingParams& params, int64_t context, const std::string& welcome) {
+  ChatSession session(std::move(model), params);
+  if (!flags.system.empty()) session.set_system(flags.system);
+  Chat chat(flags, session, context);
+  if (reader.interactive()) print(welcome + ". /help lists the commands.\n");
+  while (const std::optional<std::string> line = reader.read("> ")) {
+    if (!chat.handle(*line)) break;
+  }
+}
+
+void chat_with_server(const ChatFlags& flags, const SamplingParams& params) {
+  const ApiClient client(flags.server, flags.api_key);
+  const std::string model = flags.path.empty() ? client.first_model() : flags.path;
+  LineReader reader;
+  converse(flags, reader, server_chat_model(client, model), params, 0,
+           str(model, " at ", flags.server));
+}
+
 void run_chat(const ChatFlags& flags, bool seed_given) {
+  SamplingParams params = flags.params;
+  if (!seed_given) params.seed = std::random_device()();
+  if (!flags.server.empty()) return chat_with_server(flags, params);
+  if (flags.path.empty()) {
+    fail(ErrorCode::kInvalidArgument,
+         "give a MODEL, or --server URL to talk with a running server");
+  }
   Runtime runtime(flags.common);
   LineReader reader;
   const LoadedModel loaded(flags.path, flags.model, runtime.exec(),
@@ -160,19 +192,9 @@ void run_chat(const ChatFlags& flags, bool seed_given) {
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   draft.attach(engine);
-  SamplingParams params = flags.params;
-  if (!seed_given) params.seed = std::random_device()();
   validate(params, loaded.model().config().vocab_size);
-  ChatSession session(loaded, engine, params);
-  if (!flags.system.empty()) session.set_system(flags.system);
-  Chat chat(flags, session, options.max_sequence_tokens);
-  if (reader.interactive()) {
-    print(str(flags.path, ", ", options.max_sequence_tokens,
-              " tokens of context. /help lists the commands.\n"));
-  }
-  while (const std::optional<std::string> line = reader.read("> ")) {
-    if (!chat.handle(*line)) break;
-  }
+  converse(flags, reader, local_chat_model(loaded, engine), params, options.max_sequence_tokens,
+           str(flags.path, ", ", options.max_sequence_tokens, " tokens of context"));
 }
 
 }  // namespace
@@ -182,7 +204,13 @@ void add_chat_command(CLI::App& app, Invocation& invocation) {
   flags->params.temperature = 0.7;
   flags->params.top_p = 0.95;
   CLI::App* command = app.add_subcommand("chat", "Talk with a model");
-  add_model_argument(*command, flags->path);
+  add_model_argument(*command, flags->path)
+      ->required(false)
+      ->description("A model directory or a GGUF file; with --server: the model's name there");
+  command->add_option("--server", flags->server, "Talk with a server of OpenAI's API instead")
+      ->type_name("URL");
+  command->add_option("--api-key", flags->api_key, "The key that the server wants")
+      ->type_name("KEY");
   command->add_option("--system", flags->system, "System message")->type_name("TEXT");
   command->add_option("--context", flags->context, "Tokens of the conversation; 0: the model's")
       ->type_name("TOKENS");
@@ -191,7 +219,8 @@ void add_chat_command(CLI::App& app, Invocation& invocation) {
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(std::string(kHelp) +
-                  "\nExample:\n  lathe chat smollm2.gguf --system \"Be brief.\"");
+                  "\nExample:\n  lathe chat smollm2.gguf --system \"Be brief.\"\n"
+                  "  lathe chat --server http://localhost:8000");
   command->callback([flags, command, &invocation] {
     const bool seed_given = command->count("--seed") > 0;
     invocation.run = [flags, seed_given] { run_chat(*flags, seed_given); };

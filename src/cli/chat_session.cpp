@@ -8,12 +8,39 @@
 
 namespace lathe {
 
-ChatSession::ChatSession(const LoadedModel& loaded, Engine& engine, SamplingParams params)
-    : loaded_(loaded), engine_(engine), params_(std::move(params)) {
+ChatModel local_chat_model(const LoadedModel& loaded, Engine& engine) {
   if (!loaded.has_chat_template()) {
     fail(ErrorCode::kUnsupported, loaded.checkpoint().path(),
          " has no chat template: it is not a chat model; 'lathe generate --raw' continues text");
   }
+  return [&loaded, &engine](const Json& messages, const SamplingParams& params,
+                            const std::function<bool(std::string_view)>& on_text) {
+    const Generation generation =
+        generate(engine, loaded.encode_conversation(messages, ""), params, on_text);
+    return ChatReply{generation.text, generation.finish_reason, generation.usage};
+  };
+}
+
+ChatModel server_chat_model(const ApiClient& client, const std::string& model) {
+  return [client, model](const Json& messages, const SamplingParams& params,
+                         const std::function<bool(std::string_view)>& on_text) {
+    Json body = {{"model", model},
+                 {"messages", messages},
+                 {"temperature", params.temperature},
+                 {"top_p", params.top_p},
+                 {"seed", static_cast<int64_t>(params.seed)}};
+    // What OpenAI's own API does not know is sent only when it was asked for.
+    if (params.top_k > 0) body["top_k"] = params.top_k;
+    if (params.min_p > 0) body["min_p"] = params.min_p;
+    if (params.max_tokens > 0) body["max_tokens"] = params.max_tokens;
+    if (!params.stop.empty()) body["stop"] = params.stop;
+    const ServerReply reply = client.chat(body, on_text);
+    return ChatReply{reply.text, reply.reason, reply.usage};
+  };
+}
+
+ChatSession::ChatSession(ChatModel model, SamplingParams params)
+    : model_(std::move(model)), params_(std::move(params)) {
   clear();
 }
 
@@ -64,24 +91,23 @@ ChatSession::Answer ChatSession::answer(const std::function<bool(std::string_vie
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
   std::optional<Clock::time_point> first;
-  const Generation generation = generate(engine_, loaded_.encode_conversation(messages(), ""),
-                                         params_, [&](std::string_view text) {
-                                           if (!first) first = Clock::now();
-                                           return on_text(text);
-                                         });
+  const ChatReply reply = model_(messages(), params_, [&](std::string_view text) {
+    if (!first && !text.empty()) first = Clock::now();
+    return on_text(text);
+  });
   ++params_.seed;  // a repeated question need not get the same answer
-  messages_.push_back({"assistant", generation.text});
+  messages_.push_back({"assistant", reply.text});
   Answer result;
-  result.text = generation.text;
-  result.reason = generation.finish_reason;
-  result.usage = generation.usage;
+  result.text = reply.text;
+  result.reason = reply.reason;
+  result.usage = reply.usage;
   const auto end = Clock::now();
   const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
   result.seconds_to_first_token = seconds(first.value_or(end) - start);
   const double decoding = seconds(end - first.value_or(end));
-  if (decoding > 0) {
+  if (decoding > 0 && reply.usage.completion_tokens > 1) {
     result.decode_tokens_per_second =
-        static_cast<double>(generation.usage.completion_tokens - 1) / decoding;
+        static_cast<double>(reply.usage.completion_tokens - 1) / decoding;
   }
   return result;
 }

@@ -9,13 +9,29 @@
 
 #include "cli/loaded_model.h"
 #include "engine/generate.h"
+#include "server/api_client.h"
 
 namespace lathe {
 
+// Answers a conversation: the model in this process, or a server. on_text gets the text as it
+// comes; false from it stops the answer.
+struct ChatReply {
+  std::string text;
+  FinishReason reason = FinishReason::kStop;
+  Usage usage;
+};
+using ChatModel =
+    std::function<ChatReply(const nlohmann::ordered_json& messages, const SamplingParams& params,
+                            const std::function<bool(std::string_view)>& on_text)>;
+
+// Borrows both. Throws kUnsupported when the model has no chat template.
+ChatModel local_chat_model(const LoadedModel& loaded, Engine& engine);
+// model: the name that the server knows it by.
+ChatModel server_chat_model(const ApiClient& client, const std::string& model);
+
 class ChatSession {
  public:
-  // Borrows all. Throws kUnsupported when the model has no chat template.
-  ChatSession(const LoadedModel& loaded, Engine& engine, SamplingParams params);
+  ChatSession(ChatModel model, SamplingParams params);
 
   void set_system(const std::string& text);  // empty: none; begins a new conversation
   void clear();                              // keeps the system message
@@ -39,8 +55,7 @@ class ChatSession {
  private:
   Answer answer(const std::function<bool(std::string_view)>& on_text);
 
-  const LoadedModel& loaded_;
-  Engine& engine_;
+  ChatModel model_;
   SamplingParams params_;
   std::string system_;
   struct Message {

@@ -20,6 +20,7 @@ void add_compress_command(CLI::App& app, Invocation& invocation);
 void add_fit_kv_command(CLI::App& app, Invocation& invocation);
 void add_generate_command(CLI::App& app, Invocation& invocation);
 void add_chat_command(CLI::App& app, Invocation& invocation);
+void add_serve_command(CLI::App& app, Invocation& invocation);
 void add_eval_command(CLI::App& app, Invocation& invocation);
 void add_bench_command(CLI::App& app, Invocation& invocation);
 void add_bench_kernels_command(CLI::App& bench, Invocation& invocation);

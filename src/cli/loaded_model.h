@@ -29,6 +29,8 @@ class TextModel {
   const Tokenizer& tokenizer() const;
   bool has_tokenizer() const { return tokenizer_.has_value(); }
   bool has_chat_template() const { return chat_template_.has_value(); }
+  // Null: the checkpoint has none.
+  const ChatTemplate* chat_template() const { return chat_template_ ? &*chat_template_ : nullptr; }
 
   // The conversation as the model expects it. Throws kUnsupported without a template,
   // kInvalidArgument when the template refuses the conversation.

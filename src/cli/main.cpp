@@ -47,6 +47,7 @@ int run(int argc, char** argv) {
   lathe::add_compress_command(app, invocation);
   lathe::add_generate_command(app, invocation);
   lathe::add_chat_command(app, invocation);
+  lathe::add_serve_command(app, invocation);
   lathe::add_eval_command(app, invocation);
   lathe::add_bench_command(app, invocation);
   lathe::add_selftest_command(app, invocation);

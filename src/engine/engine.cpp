@@ -120,6 +120,7 @@ std::unique_ptr<Sequence> Engine::make_sequence(Request request) const {
 
   merge_biases(request.params.logit_bias);
   auto sequence = std::make_unique<Sequence>();
+  sequence->arrival = std::chrono::steady_clock::now();
   const int64_t room = options_.max_sequence_tokens - prompt_size;
   const int64_t wanted = request.params.max_tokens;
   sequence->max_new_tokens = wanted < 0 ? room : std::min(wanted, room);
@@ -225,6 +226,10 @@ void Engine::build_batch(std::span<const ScheduledRows> rows) {
   samples_on_device_ = model_.can_sample();
   for (const ScheduledRows& scheduled : rows) {
     Sequence& sequence = *scheduled.sequence;
+    if (sequence.queue_seconds < 0) {
+      const auto waited = std::chrono::steady_clock::now() - sequence.arrival;
+      sequence.queue_seconds = std::chrono::duration<double>(waited).count();
+    }
     kv_rows_.push_back({.sequence = &sequence.kv,
                         .row_begin = static_cast<int64_t>(token_ids_.size()),
                         .num_rows = scheduled.num_rows + scheduled.num_drafts});

@@ -45,6 +45,7 @@ struct Usage {
   int64_t completion_tokens = 0;  // end tokens count
   int64_t cached_tokens = 0;      // of the prompt: shared with an earlier sequence
   SpeculationUsage speculation;
+  double queue_seconds = 0;  // from add_request() to the step that computed the first row
 };
 
 // News of one request. Every span and view is valid during the callback only.

@@ -1,6 +1,7 @@
 // One request while it runs.
 #pragma once
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <vector>
 
@@ -31,7 +32,9 @@ struct Sequence {
   int64_t prompt_size = 0;
   int64_t max_new_tokens = 0;
   int64_t num_shared = 0;  // tokens of the prompt that were not computed
-  KvSequence kv;           // kv.num_tokens of `tokens` are in the cache
+  std::chrono::steady_clock::time_point arrival;
+  double queue_seconds = -1;  // until its first row was computed; < 0: it waits
+  KvSequence kv;              // kv.num_tokens of `tokens` are in the cache
   TokenCounts counts;
   OutputText text;
   std::vector<TokenLogprob> top;        // [tokens of one step, logprobs]: of the newest tokens
@@ -46,7 +49,10 @@ struct Sequence {
   // that there is, while prefilling.
   int64_t num_pending() const { return size() - kv.num_tokens; }
   bool is_decoding() const { return num_pending() == 1 && num_output() > 0; }
-  Usage usage() const { return {prompt_size, num_output(), num_shared, speculation}; }
+  Usage usage() const {
+    return {prompt_size, num_output(), num_shared, speculation,
+            queue_seconds < 0 ? 0 : queue_seconds};
+  }
   // A token was chosen: penalties and constraint count it.
   void advance(int32_t token) {
     counts.add_output(token);

@@ -1,0 +1,183 @@
+"""The official `openai` client against `lathe serve`: every route and option."""
+import concurrent.futures
+import json
+import unittest
+
+import serving
+
+KEY = "test-key"
+
+
+def load():
+    import openai
+    return openai
+
+
+class OpenAiClient(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.openai = load()
+        cls.server = serving.Server("--api-key", KEY)
+        cls.server.__enter__()
+        cls.client = cls.openai.OpenAI(base_url=cls.server.url + "/v1", api_key=KEY, max_retries=0)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.client.close()
+        cls.server.__exit__(None, None, None)
+
+    def chat(self, **options):
+        options = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, **options}
+        return self.client.chat.completions.create(**options)
+
+    def complete(self, **options):
+        return self.client.completions.create(**{"model": "tiny", "prompt": "hi", "max_tokens": 8, **options})
+
+    def test_models(self):
+        models = self.client.models.list().data
+        self.assertEqual([m.id for m in models], ["tiny"])
+        self.assertEqual(self.client.models.retrieve("tiny").owned_by, "lathe")
+        with self.assertRaises(self.openai.NotFoundError):
+            self.client.models.retrieve("other")
+
+    def test_chat(self):
+        answer = self.chat(temperature=0)
+        self.assertEqual(answer.object, "chat.completion")
+        self.assertEqual(answer.choices[0].message.role, "assistant")
+        self.assertIn(answer.choices[0].finish_reason, ("stop", "length"))
+        self.assertEqual(answer.usage.total_tokens, answer.usage.prompt_tokens + answer.usage.completion_tokens)
+        self.assertEqual(answer.choices[0].message.content, self.chat(temperature=0).choices[0].message.content)
+        self.assertIsNotNone(answer._request_id)
+
+    def test_chat_stream(self):
+        whole = self.chat(temperature=0, max_tokens=20)
+        text, finish, usage = "", None, None
+        for chunk in self.chat(temperature=0, max_tokens=20, stream=True, stream_options={"include_usage": True}):
+            if chunk.usage:
+                usage = chunk.usage
+            for choice in chunk.choices:
+                text += choice.delta.content or ""
+                finish = choice.finish_reason or finish
+        self.assertEqual(text, whole.choices[0].message.content)
+        self.assertEqual(finish, whole.choices[0].finish_reason)
+        self.assertEqual(usage.completion_tokens, whole.usage.completion_tokens)
+
+    def test_stream_helper(self):
+        with self.client.chat.completions.stream(model="tiny", max_tokens=8, logit_bias={"257": 100},
+                                                 messages=[{"role": "user", "content": "hi"}]) as stream:
+            for _ in stream:
+                pass
+            self.assertIsNotNone(stream.get_final_completion().choices[0].message.content)
+
+    def test_n_and_seed(self):
+        answer = self.chat(n=4, seed=5, max_tokens=16)
+        texts = [c.message.content for c in answer.choices]
+        self.assertEqual([c.index for c in answer.choices], [0, 1, 2, 3])
+        self.assertGreater(len(set(texts)), 1)
+        self.assertEqual(texts, [c.message.content for c in self.chat(n=4, seed=5, max_tokens=16).choices])
+        self.assertNotEqual(self.chat(max_tokens=32).choices[0].message.content,
+                            self.chat(max_tokens=32).choices[0].message.content)  # no seed: another each time
+
+    def test_stop(self):
+        answer = self.chat(logit_bias={"65": 100}, max_tokens=30)
+        self.assertEqual(answer.choices[0].message.content, "A" * 30)
+        answer = self.chat(logit_bias={"65": 100}, max_tokens=30, stop=["zz", "AA"])
+        self.assertEqual((answer.choices[0].message.content, answer.choices[0].finish_reason), ("", "stop"))
+        answer = self.chat(logit_bias={"257": 100})  # the end token
+        self.assertEqual(answer.choices[0].finish_reason, "stop")
+        answer = self.chat(logit_bias={"257": 100}, extra_body={"ignore_eos": True})
+        self.assertEqual(answer.choices[0].finish_reason, "length")
+
+    def test_logprobs(self):
+        choice = self.chat(logprobs=True, top_logprobs=3, temperature=0).choices[0]
+        for token in choice.logprobs.content:
+            self.assertLessEqual(token.logprob, 0)
+            self.assertEqual(len(token.top_logprobs), 3)
+            self.assertEqual(token.top_logprobs[0].logprob, token.logprob)  # greedy: the most probable
+        self.assertEqual(len(choice.logprobs.content), 8)
+        self.assertEqual(self.chat(logprobs=True).choices[0].logprobs.content[0].top_logprobs, [])
+
+    def test_penalties_and_extras(self):
+        self.chat(presence_penalty=2, frequency_penalty=-2, top_p=0.5, max_completion_tokens=3, user="me",
+                  metadata={"a": "b"}, service_tier="auto",
+                  extra_body={"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "stop_token_ids": [3]})
+
+    def test_completions(self):
+        answer = self.complete(prompt=["hi", "you"], n=2, temperature=0)
+        self.assertEqual(len(answer.choices), 4)
+        self.assertEqual(answer.choices[0].text, answer.choices[1].text)
+        self.assertEqual(answer.choices[0].text, self.complete(prompt=[104, 105], temperature=0).choices[0].text)
+        text = "".join(c.choices[0].text for c in self.complete(temperature=0, stream=True))
+        self.assertEqual(text, answer.choices[0].text)
+
+    def test_echo(self):
+        answer = self.complete(prompt="hello", echo=True, logprobs=1, max_tokens=0)
+        choice = answer.choices[0]
+        self.assertEqual(choice.text, "hello")
+        self.assertIsNone(choice.logprobs.token_logprobs[0])
+        self.assertTrue(all(x <= 0 for x in choice.logprobs.token_logprobs[1:]))
+        self.assertEqual(choice.logprobs.tokens, list("hello"))
+        self.assertEqual(choice.logprobs.text_offset, [0, 1, 2, 3, 4])
+        self.assertEqual(len(self.complete(echo=True, logprobs=0).choices[0].logprobs.tokens), 10)
+
+    def test_embeddings(self):
+        answer = self.client.embeddings.create(model="tiny", input=["hello", "hello", "bye"])  # base64 underneath
+        first, second, third = (d.embedding for d in answer.data)
+        self.assertEqual(first, second)
+        self.assertNotEqual(first, third)
+        self.assertAlmostEqual(sum(x * x for x in first), 1, places=5)
+        plain = self.client.embeddings.create(model="tiny", input="hello", encoding_format="float")
+        for a, b in zip(first, plain.data[0].embedding):
+            self.assertAlmostEqual(a, b, places=6)
+
+    def test_errors(self):
+        with self.assertRaises(self.openai.BadRequestError) as caught:
+            self.chat(temperature=-1)
+        self.assertEqual(caught.exception.param, "temperature")
+        self.assertEqual(caught.exception.type, "invalid_request_error")
+        with self.assertRaises(self.openai.NotFoundError) as caught:
+            self.chat(model="gpt-4o")
+        self.assertEqual(caught.exception.code, "model_not_found")
+        with self.assertRaises(self.openai.BadRequestError) as caught:
+            self.chat(messages=[{"role": "user", "content": "x" * 5000}])
+        self.assertEqual(caught.exception.code, "context_length_exceeded")
+        with self.assertRaises(self.openai.AuthenticationError):
+            self.openai.OpenAI(base_url=self.server.url + "/v1", api_key="wrong", max_retries=0).models.list()
+
+    def test_leaving_a_stream_frees_its_place(self):
+        stream = self.chat(max_tokens=3000, stream=True, extra_body={"ignore_eos": True})
+        for _ in zip(range(3), stream):
+            pass
+        stream.close()
+        headers = {"Authorization": "Bearer " + KEY}
+        for _ in range(500):
+            text = self.server.request("GET", "/metrics", headers=headers)[2]
+            if 'lathe_choices_open{engine="0",model_name="tiny"} 0\n' in text:
+                break
+        else:
+            self.fail("the choice is still open")
+        self.assertIn('finished_reason="abort"} 1', text)
+
+    def test_alone_and_in_a_batch(self):
+        def answer(i):
+            return self.chat(messages=[{"role": "user", "content": f"question {i}"}], temperature=0, max_tokens=40,
+                             extra_body={"ignore_eos": True}).choices[0].message.content
+        alone = [answer(i) for i in range(16)]
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            self.assertEqual(list(pool.map(answer, range(16))), alone)
+        self.assertEqual([answer(i) for i in range(16)], alone)  # behind a prefix hit
+
+    def test_async_client(self):
+        import asyncio
+
+        async def run():
+            async with self.openai.AsyncOpenAI(base_url=self.server.url + "/v1", api_key=KEY) as client:
+                answers = await asyncio.gather(*(
+                    client.chat.completions.create(model="tiny", max_tokens=4,
+                                                   messages=[{"role": "user", "content": str(i)}]) for i in range(8)))
+                return [a.usage.completion_tokens for a in answers]
+        self.assertEqual(len(asyncio.run(run())), 8)
+
+
+if __name__ == "__main__":
+    serving.run_with_packages(unittest.main)
