@@ -65,7 +65,7 @@ struct GatedQuantizeArgs {
   int64_t size = 0;    // columns of the target
   int64_t stride = 0;  // 0: 2 * size
   GateFunction function = GateFunction::kSilu;
-  QuantizedTarget target;
+  QuantizedTarget target = {};
 };
 void gated_quantize_cuda(const GatedQuantizeArgs& args, CudaStream stream);
 
@@ -76,7 +76,7 @@ struct QuantizeCudaArgs {
   int64_t m = 0;
   int64_t k = 0;
   int64_t stride = 0;  // 0: k
-  QuantizedTarget target;
+  QuantizedTarget target = {};
 };
 void quantize_cuda(const QuantizeCudaArgs& args, CudaStream stream);
 
