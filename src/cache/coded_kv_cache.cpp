@@ -113,6 +113,28 @@ void CodedKvCache::forget_twin(BlockId live) {
   twin = -1;
 }
 
+KvBlocks CodedKvCache::blocks_needed(const KvSequence& sequence, int64_t num_tokens,
+                                     int64_t max_rows) const {
+  const auto held_coded = std::count_if(sequence.blocks.begin(), sequence.blocks.end(), is_coded);
+  const int64_t held_live = static_cast<int64_t>(sequence.blocks.size()) - held_coded +
+                            (sequence.sink_block >= 0 ? 1 : 0);
+  const int64_t copies = sequence.num_tokens % kBlockSize != 0 ? 1 : 0;
+  const int64_t all = blocks_for(num_tokens);
+  if (!options_.encode_while_running) {
+    return {.live = std::max<int64_t>(0, all - held_live + copies), .coded = 0};
+  }
+  // Rows are reserved before the step encodes: what the step before left, at most a row less than
+  // would have been encoded and its own rows, and the new rows. The block that keeps the sinks and
+  // what no codes may replace come on top.
+  const int64_t exact = policy_.window + policy_.chunk_tokens + 2 * max_rows;
+  const int64_t live = first_codable_block() + 1 + blocks_for(exact) + 1;
+  const int64_t codable = num_tokens - first_codable_block() * kBlockSize - policy_.window;
+  const int64_t coded =
+      std::max<int64_t>(0, codable) / policy_.chunk_tokens * policy_.chunk_tokens / kBlockSize;
+  return {.live = std::max<int64_t>(0, std::min(live, all) - held_live + copies),
+          .coded = std::max<int64_t>(0, coded - held_coded)};
+}
+
 bool CodedKvCache::reserve(KvSequence& sequence, int64_t num_rows) {
   LATHE_CHECK(num_rows >= 0);
   const int64_t wanted_tokens = sequence.num_tokens + num_rows;

@@ -57,6 +57,11 @@ class CodedKvCache final : public KvCache {
   int64_t bytes_per_block() const override;
   int64_t max_sequence_tokens() const override { return options_.max_sequence_tokens; }
   KvElement element() const override { return live_.shape().element; }
+  KvBlocks free_blocks() const override {
+    return {.live = live_pool_.num_free(), .coded = coded_pool_.num_free()};
+  }
+  KvBlocks blocks_needed(const KvSequence& sequence, int64_t num_tokens,
+                         int64_t max_rows) const override;
   int64_t num_free_coded_blocks() const { return coded_pool_.num_free(); }
   // Tokens of the sequence that are stored as codes.
   int64_t num_coded_tokens(const KvSequence& sequence) const;

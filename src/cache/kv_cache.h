@@ -39,6 +39,19 @@ struct KvSequence {
   BlockId sink_block = -1;  // coded caches: the live block that keeps the exact sinks; -1: none
 };
 
+// Numbers of blocks, by the memory they come from. Plain caches have live blocks only.
+struct KvBlocks {
+  int64_t live = 0;
+  int64_t coded = 0;
+
+  KvBlocks& operator-=(const KvBlocks& other) {
+    live -= other.live;
+    coded -= other.coded;
+    return *this;
+  }
+  bool fit_into(const KvBlocks& room) const { return live <= room.live && coded <= room.coded; }
+};
+
 // New rows of one sequence in this step. A sequence appears at most once in a step.
 struct KvRows {
   KvSequence* sequence = nullptr;
@@ -55,6 +68,11 @@ class KvCache {
   virtual int64_t num_blocks() const = 0;
   virtual int64_t num_free_blocks() const = 0;
   virtual int64_t bytes_per_block() const = 0;
+  virtual KvBlocks free_blocks() const { return {.live = num_free_blocks(), .coded = 0}; }
+  // The most that the sequence will hold beyond what it holds now, on its way to num_tokens tokens
+  // in steps of up to max_rows rows.
+  virtual KvBlocks blocks_needed(const KvSequence& sequence, int64_t num_tokens,
+                                 int64_t max_rows) const = 0;
   virtual int64_t max_sequence_tokens() const = 0;
   virtual KvElement element() const = 0;
 

@@ -32,6 +32,13 @@ bool PagedCache::reserve(KvSequence& sequence, int64_t num_rows) {
   return true;
 }
 
+KvBlocks PagedCache::blocks_needed(const KvSequence& sequence, int64_t num_tokens, int64_t) const {
+  // A block that is not full may be shared, and is then copied before it is written to.
+  const int64_t copies = sequence.num_tokens % kBlockSize != 0 ? 1 : 0;
+  const auto held = static_cast<int64_t>(sequence.blocks.size());
+  return {.live = std::max<int64_t>(0, blocks_for(num_tokens) - held + copies), .coded = 0};
+}
+
 void PagedCache::truncate(KvSequence& sequence, int64_t num_tokens) {
   LATHE_CHECK(num_tokens >= 0 && num_tokens <= sequence.num_tokens);
   const auto kept = static_cast<std::size_t>(blocks_for(num_tokens));

@@ -14,6 +14,8 @@ class PagedCache : public KvCache {
   int64_t num_blocks() const override { return pool_.num_blocks(); }
   int64_t num_free_blocks() const override { return pool_.num_free(); }
   int64_t max_sequence_tokens() const override { return max_sequence_tokens_; }
+  KvBlocks blocks_needed(const KvSequence& sequence, int64_t num_tokens,
+                         int64_t max_rows) const override;
 
   bool reserve(KvSequence& sequence, int64_t num_rows) override;
   void truncate(KvSequence& sequence, int64_t num_tokens) override;

@@ -140,17 +140,15 @@ void Scheduler::share_prefix(Sequence* sequence) {
 // Room for all its tokens and the next one, beside what running prompts still need, and, so that it
 // is not preempted at once, one more block for each running sequence.
 bool Scheduler::fits(const Sequence& sequence) const {
-  const auto needs = [](const Sequence& s, int64_t num_tokens) {
-    // A shared block that is not full is copied before it is written to.
-    const int64_t copies = s.kv.num_tokens % kBlockSize != 0 ? 1 : 0;
-    const auto held = static_cast<int64_t>(s.kv.blocks.size());
-    return std::max<int64_t>(0, blocks_for(num_tokens) - held + copies);
+  const auto needs = [this](const Sequence& s, int64_t num_tokens) {
+    return cache_.blocks_needed(s.kv, num_tokens, options_.max_batch_tokens);
   };
-  int64_t free_blocks = cache_.num_free_blocks() - num_running();
+  KvBlocks room = cache_.free_blocks();
+  room.live -= num_running();
   for (const Sequence* other : running_) {
-    if (!other->is_decoding()) free_blocks -= needs(*other, other->size());
+    if (!other->is_decoding()) room -= needs(*other, other->size());
   }
-  return needs(sequence, sequence.size() + 1) <= free_blocks;
+  return needs(sequence, sequence.size() + 1).fit_into(room);
 }
 
 }  // namespace lathe

@@ -84,14 +84,17 @@ void conversation(Steps& steps) {
 
 TEST(Allocation, ThePlainCacheAndAttentionAllocateNothingAfterWarmUp) {
   if (!counting_allocator_available()) GTEST_SKIP() << "a sanitizer has its own allocator";
-  const auto cache = make_kv_cache(small_config(), KvFormat::kBF16, 4096, 1024);
-  Steps steps(*cache);
-  conversation(steps);
-  const int64_t before = num_allocations();
-  conversation(steps);
-  EXPECT_EQ(num_allocations(), before);
-  const std::vector<int> one(1);  // the counter works
-  EXPECT_EQ(num_allocations(), before + 1);
+  for (const char* format : {"bf16", "fp8", "int8", "q4", "higgs4", "higgs3"}) {
+    SCOPED_TRACE(format);
+    const auto cache = make_kv_cache(small_config(), kv_format_from_name(format), 4096, 1024);
+    Steps steps(*cache);
+    conversation(steps);
+    const int64_t before = num_allocations();
+    conversation(steps);
+    EXPECT_EQ(num_allocations(), before);
+    const std::vector<int> one(1);  // the counter works
+    EXPECT_EQ(num_allocations(), before + 1);
+  }
 }
 
 TEST(Allocation, TheCodedCacheAllocatesNothingAfterWarmUp) {
