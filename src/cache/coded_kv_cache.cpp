@@ -57,6 +57,20 @@ LiveBlockShape checked_shape(const ModelConfig& config, const KvCodecPolicy& pol
 
 }  // namespace
 
+CodedKvCacheOptions coded_cache_options(const KvCodecPolicy& policy, KvFormat live_format,
+                                        int64_t num_sequences, int64_t max_rows, int64_t num_tokens,
+                                        int64_t max_sequence_tokens) {
+  // As blocks_needed() has it; the rows of a step are shared among the sequences.
+  const int64_t each =
+      (policy.num_sinks / kBlockSize + 3) * kBlockSize + policy.window + policy.chunk_tokens;
+  const int64_t longest = blocks_for(max_sequence_tokens) * kBlockSize + kBlockSize;
+  return {.live_format = live_format,
+          .live_tokens = num_sequences * std::min(each, longest) + 2 * max_rows + kBlockSize,
+          .coded_tokens = num_tokens,
+          .max_sequence_tokens = max_sequence_tokens,
+          .encode_while_running = true};
+}
+
 CodedKvCache::CodedKvCache(const ModelConfig& config, const KvCodec& codec,
                            std::vector<KvRope> rope, const CodedKvCacheOptions& options,
                            std::vector<Buffer> rope_memory)

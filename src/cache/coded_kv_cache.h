@@ -44,6 +44,12 @@ struct CodedKvCacheOptions {
   bool encode_while_running = true;
 };
 
+// Enough live room for num_sequences sequences that run at once in steps of up to max_rows rows,
+// and codes for num_tokens tokens.
+CodedKvCacheOptions coded_cache_options(const KvCodecPolicy& policy, KvFormat live_format,
+                                        int64_t num_sequences, int64_t max_rows, int64_t num_tokens,
+                                        int64_t max_sequence_tokens);
+
 class CodedKvCache final : public KvCache {
  public:
   // rope: per layer; its tables and the codec must outlive the cache, unless rope_memory holds the

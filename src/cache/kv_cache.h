@@ -25,6 +25,7 @@
 namespace lathe {
 
 using BlockId = int32_t;
+class LiveBlocks;
 
 // Blocks that hold so many tokens.
 constexpr int64_t blocks_for(int64_t num_tokens) {
@@ -75,6 +76,8 @@ class KvCache {
                                  int64_t max_rows) const = 0;
   virtual int64_t max_sequence_tokens() const = 0;
   virtual KvElement element() const = 0;
+  // The memory behind block ids, where all blocks are live and in the host's memory; else null.
+  virtual LiveBlocks* live_blocks() { return nullptr; }
 
   // An empty sequence whose block table has room for max_sequence_tokens.
   KvSequence new_sequence() const;

@@ -18,6 +18,7 @@ class PagedKvCache final : public PagedCache {
 
   int64_t bytes_per_block() const override { return live_.shape().block_bytes(); }
   KvElement element() const override { return live_.shape().element; }
+  LiveBlocks* live_blocks() override { return &live_; }
 
   void begin_step(std::span<const KvRows> rows, Exec& exec) override {
     PagedCache::begin_step(rows, exec);

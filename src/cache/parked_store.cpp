@@ -39,9 +39,8 @@ std::span<const std::byte> bytes_of(const void* data, std::size_t size) {
 
 bool is_key(std::string_view text) {
   return static_cast<int64_t>(text.size()) == kDigits &&
-         std::all_of(text.begin(), text.end(), [](char c) {
-           return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
-         });
+         std::all_of(text.begin(), text.end(),
+                     [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
 }
 
 // Closes itself.
@@ -167,8 +166,7 @@ std::optional<std::span<const std::byte>> ParkedStore::get(const ParkedKey& key)
     ++stats_.num_misses;
     return std::nullopt;
   }
-  disk_.splice(disk_.begin(), disk_, found->second);
-  ::utimensat(AT_FDCWD, path_of(key).c_str(), nullptr, AT_SYMLINK_NOFOLLOW);  // used now
+  touch(key);
   ++stats_.num_hits;
   ++stats_.num_disk_hits;
   keep_in_memory(key, loaded_);
@@ -186,6 +184,16 @@ void ParkedStore::put(const ParkedKey& key, std::span<const std::byte> piece) {
     disk_.splice(disk_.begin(), disk_, found->second);
   } else {
     write_to_disk(key, piece);
+  }
+}
+
+void ParkedStore::touch(const ParkedKey& key) {
+  if (const auto found = in_memory_.find(key); found != in_memory_.end()) {
+    memory_.splice(memory_.begin(), memory_, found->second);
+  }
+  if (const auto found = on_disk_.find(key); found != on_disk_.end()) {
+    disk_.splice(disk_.begin(), disk_, found->second);
+    ::utimensat(AT_FDCWD, path_of(key).c_str(), nullptr, AT_SYMLINK_NOFOLLOW);  // used now
   }
 }
 
@@ -229,8 +237,8 @@ void ParkedStore::write_to_disk(const ParkedKey& key, std::span<const std::byte>
   bool is_written = false;
   {
     const File file(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW);
-    is_written = file.is_open() && file.write_all(bytes_of(&header, sizeof header)) &&
-                 file.write_all(piece);
+    is_written =
+        file.is_open() && file.write_all(bytes_of(&header, sizeof header)) && file.write_all(piece);
   }
   if (!is_written || ::rename(temporary.c_str(), path.c_str()) != 0) {
     ::unlink(temporary.c_str());

@@ -1,6 +1,6 @@
 // Parked pieces of prefixes, in memory and on disk: bytes under a key that says which tokens they
-// are for. Both tiers are bounded and give up the least recently used piece first. What is put goes to
-// both; what is found on disk alone comes back to memory.
+// are for. Both tiers are bounded and give up the least recently used piece first. What is put goes
+// to both; what is found on disk alone comes back to memory.
 //
 // Keys are chained, so a key stands for everything before its piece too:
 //   key 0 = SHA-256(fingerprints),  key i + 1 = SHA-256(key i, the piece's token ids)
@@ -62,6 +62,8 @@ class ParkedStore {
   bool contains(const ParkedKey& key) const;
   // The piece, valid until the next call; nothing when there is none. Counts as a use.
   std::optional<std::span<const std::byte>> get(const ParkedKey& key);
+  // Counts as a use.
+  void touch(const ParkedKey& key);
   // Keeps a copy. A key that is there already counts as used, no more.
   void put(const ParkedKey& key, std::span<const std::byte> piece);
   const Stats& stats() const { return stats_; }

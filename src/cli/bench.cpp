@@ -1,5 +1,6 @@
 // lathe bench: prefill and decoding speed, beside what the memory of this machine allows. (bench
 // kernels is bench_kernels.cpp.)
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -25,6 +26,7 @@ namespace {
 struct BenchFlags {
   CommonFlags common;
   ModelFlags model;
+  KvFlags kv;
   std::string path;
   std::string random_weights;  // a format, or "bf16"; empty: the model's own
   SpeedOptions speed;
@@ -34,9 +36,11 @@ struct BenchFlags {
 // The model of the flags, with its own weights or with random ones.
 class BenchModel {
  public:
-  BenchModel(const BenchFlags& flags, Exec& exec) : kv_format_(live_kv_format(flags.model)) {
+  BenchModel(const BenchFlags& flags, Exec& exec)
+      : kv_(flags.model, flags.kv), kv_format_(live_kv_format(kv_.model_flags())) {
     if (flags.random_weights.empty()) {
-      loaded_.emplace(flags.path, flags.model, exec, LoadOptions{.quiet = flags.common.json});
+      loaded_.emplace(flags.path, kv_.model_flags(), exec, LoadOptions{.quiet = flags.common.json});
+      kv_.load(loaded_->checkpoint());
       return;
     }
     RandomWeights weights;
@@ -50,14 +54,24 @@ class BenchModel {
     options.on_layer_loaded = [&](int64_t done, int64_t) {
       progress.advance(done - progress.done());
     };
+    kv_.load(*checkpoint_);
     random_ = Model::load(*checkpoint_, options, exec);
   }
 
   Model& model() const { return random_ != nullptr ? *random_ : loaded_->model(); }
-  KvFormat kv_format() const { return kv_format_; }
+  CacheMaker cache_maker(const SpeedOptions& speed) const {
+    const int64_t max_rows = std::max(speed.chunk_tokens, speed.batch);
+    return [this, max_rows](int64_t num_sequences, int64_t max_sequence_tokens) {
+      return kv_.make_cache(model(), kv_format_, num_sequences, max_sequence_tokens, max_rows);
+    };
+  }
+  std::string kv_name() const {
+    return kv_.codec() != nullptr ? kv_.name() : std::string(kv_format_name(kv_format_));
+  }
   double load_seconds() const { return loaded_ ? loaded_->load_seconds() : 0; }
 
  private:
+  KvSetup kv_;
   KvFormat kv_format_;
   std::optional<LoadedModel> loaded_;
   std::unique_ptr<Checkpoint> checkpoint_;
@@ -150,10 +164,10 @@ void run_bench(const BenchFlags& flags) {
   Runtime runtime(flags.common);
   const BenchModel loaded(flags, runtime.exec());
   Model& model = loaded.model();
-  const KvFormat format = loaded.kv_format();
+  const CacheMaker make_cache = loaded.cache_maker(flags.speed);
   validate(flags.speed, model.config());
-  check_forward(model, format, runtime.exec());
-  const SpeedResult speed = measure_speed(model, format, flags.speed, runtime.exec());
+  check_forward(model, make_cache, runtime.exec());
+  const SpeedResult speed = measure_speed(model, make_cache, flags.speed, runtime.exec());
   const int64_t peak_memory = peak_memory_bytes();  // before the next line, which takes 512 MiB
   const double bandwidth = model.measure_bandwidth(runtime.exec());
 
@@ -167,6 +181,7 @@ void run_bench(const BenchFlags& flags) {
   result["generated_tokens"] = flags.speed.decode_tokens;
   result["batch"] = flags.speed.batch;
   result["depth"] = flags.speed.depth;
+  result["kv"] = loaded.kv_name();
   result["repetitions"] = flags.speed.repetitions;
   result["prefill_tokens_per_second"] = speed_json(speed.prefill);
   result["decode_tokens_per_second"] = speed_json(speed.decode);

@@ -94,7 +94,6 @@ class Layers {
 
 Json measure(const AttentionFlags& flags, const std::string& name, int64_t rows, Exec& exec) {
   const KvElement element = kv_element(kv_format_from_name(name));
-  check_kv_element(element, flags.head_dim);
   Layers layers(flags, element);
   const auto size = static_cast<std::size_t>(rows * flags.num_heads * flags.head_dim);
   Numbers numbers;
@@ -146,6 +145,14 @@ Json measure(const AttentionFlags& flags, const std::string& name, int64_t rows,
           {"difference_to_reference", difference}};
 }
 
+void check_format(const std::string& name, int64_t head_dim) {
+  try {
+    check_kv_element(kv_element(kv_format_from_name(name)), head_dim);
+  } catch (const Error& error) {
+    fail(ErrorCode::kInvalidArgument, "--formats ", name, ": ", error.what());
+  }
+}
+
 void run_bench_attention(const AttentionFlags& flags) {
   const auto in_range = [](int64_t value, int64_t high) { return value >= 1 && value <= high; };
   if (!in_range(flags.context, 1 << 22) || !in_range(flags.num_heads, 1024) ||
@@ -159,6 +166,7 @@ void run_bench_attention(const AttentionFlags& flags) {
     if (rows >= 1 && rows <= std::min<int64_t>(flags.context, 4096)) continue;
     fail(ErrorCode::kInvalidArgument, "--rows ", rows, ": 1 to 4096, and no more than --context");
   }
+  for (const std::string& name : flags.formats) check_format(name, flags.head_dim);
   Runtime runtime(flags.common);
   if (flags.common.device != "cpu") {
     fail(ErrorCode::kInvalidArgument, "--device ", flags.common.device,

@@ -12,6 +12,7 @@
 #include "cli/draft_flags.h"
 #include "cli/flags.h"
 #include "cli/interrupt.h"
+#include "cli/kv_flags.h"
 #include "cli/line_reader.h"
 #include "cli/output.h"
 #include "cli/sampling_flags.h"
@@ -32,6 +33,7 @@ constexpr const char* kHelp =
 struct ChatFlags {
   CommonFlags common;
   ModelFlags model;
+  KvFlags kv;
   SamplingParams params;
   DraftFlags draft;
   std::string path;
@@ -182,16 +184,21 @@ void run_chat(const ChatFlags& flags, bool seed_given) {
   }
   Runtime runtime(flags.common);
   LineReader reader;
-  const LoadedModel loaded(flags.path, flags.model, runtime.exec(),
+  KvSetup kv(flags.model, flags.kv);
+  const LoadedModel loaded(flags.path, kv.model_flags(), runtime.exec(),
                            {.quiet = !reader.interactive(), .max_sequence_tokens = flags.context});
-  const LoadedDraft draft(flags.draft, loaded, flags.model, runtime.exec(),
+  const LoadedDraft draft(flags.draft, loaded, kv.model_flags(), runtime.exec(),
                           {.quiet = !reader.interactive(), .max_sequence_tokens = flags.context});
-  const EngineOptions options = resolve(
-      {.max_num_seqs = 1, .max_sequence_tokens = flags.context, .kv_format = loaded.kv_format()},
-      loaded.model().config());
+  kv.load(loaded.checkpoint());
+  const EngineOptions options = resolve({.max_num_seqs = 1,
+                                         .max_sequence_tokens = flags.context,
+                                         .kv_format = loaded.kv_format(),
+                                         .kv_codec = kv.codec()},
+                                        loaded.model().config());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   draft.attach(engine);
+  kv.attach(engine, loaded.model(), loaded.checkpoint(), runtime.exec());
   validate(params, loaded.model().config().vocab_size);
   converse(flags, reader, local_chat_model(loaded, engine), params, options.max_sequence_tokens,
            str(flags.path, ", ", options.max_sequence_tokens, " tokens of context"));
@@ -217,6 +224,7 @@ void add_chat_command(CLI::App& app, Invocation& invocation) {
   add_sampling_flags(*command, flags->params);
   add_draft_flags(*command, flags->draft);
   add_model_flags(*command, flags->model);
+  add_kv_flags(*command, flags->kv);
   add_common_flags(*command, flags->common);
   command->footer(std::string(kHelp) +
                   "\nExample:\n  lathe chat smollm2.gguf --system \"Be brief.\"\n"

@@ -40,7 +40,7 @@ struct CompressFlags {
 double decode_rate(Model& model, KvFormat format, Exec& exec) {
   const int64_t steps = std::min<int64_t>(32, model.config().max_position_embeddings / 2);
   const SpeedOptions options = {.prompt_tokens = 0, .decode_tokens = steps, .repetitions = 1};
-  return median(measure_speed(model, format, options, exec).decode);
+  return median(measure_speed(model, live_cache(model, format), options, exec).decode);
 }
 
 DivergenceResult measure(const LoadedModel& reference, const LoadedModel& loaded,
@@ -207,7 +207,7 @@ void run_compress(CompressFlags flags) {
     if (!fitted.is_null()) model_flags.kv_codec = fitted["codec"].get<std::string>();
     const LoadedModel loaded(flags.out, model_flags, exec, options);
     const KvFormat live = KvFormat::kBF16;
-    check_forward(loaded.model(), live, exec);
+    check_forward(loaded.model(), live_cache(loaded.model(), live), exec);
     fingerprint = compute_fingerprint(loaded.model(), live, loaded.compute_path(live), exec);
     report.weight_bytes = loaded.model().weight_bytes();
     report.decode_rate = decode_rate(loaded.model(), live, exec);

@@ -11,6 +11,7 @@
 #include "cli/command.h"
 #include "cli/draft_flags.h"
 #include "cli/flags.h"
+#include "cli/kv_flags.h"
 #include "cli/loaded_model.h"
 #include "cli/output.h"
 #include "cli/sampling_flags.h"
@@ -24,6 +25,7 @@ namespace {
 struct GenerateFlags {
   CommonFlags common;
   ModelFlags model;
+  KvFlags kv;
   SamplingParams params;
   DraftFlags draft;
   std::string path;
@@ -74,9 +76,10 @@ std::shared_ptr<const Grammar> schema_grammar(const GenerateFlags& flags) {
 void run_generate(const GenerateFlags& flags) {
   const std::shared_ptr<const Grammar> grammar = schema_grammar(flags);
   Runtime runtime(flags.common);
-  const LoadedModel loaded(flags.path, flags.model, runtime.exec(),
+  KvSetup kv(flags.model, flags.kv);
+  const LoadedModel loaded(flags.path, kv.model_flags(), runtime.exec(),
                            {.quiet = true, .max_sequence_tokens = flags.context});
-  const LoadedDraft draft(flags.draft, loaded, flags.model, runtime.exec(),
+  const LoadedDraft draft(flags.draft, loaded, kv.model_flags(), runtime.exec(),
                           {.quiet = true, .max_sequence_tokens = flags.context});
   std::vector<int32_t> prompt = prompt_ids(loaded, flags);
   std::unique_ptr<TokenConstraint> constraint;
@@ -85,12 +88,16 @@ void run_generate(const GenerateFlags& flags) {
         grammar,
         std::make_shared<TokenTrie>(loaded.tokenizer(), loaded.model().config().eos_token_ids)));
   }
-  const EngineOptions options = resolve(
-      {.max_num_seqs = 1, .max_sequence_tokens = flags.context, .kv_format = loaded.kv_format()},
-      loaded.model().config());
+  kv.load(loaded.checkpoint());
+  const EngineOptions options = resolve({.max_num_seqs = 1,
+                                         .max_sequence_tokens = flags.context,
+                                         .kv_format = loaded.kv_format(),
+                                         .kv_codec = kv.codec()},
+                                        loaded.model().config());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   draft.attach(engine);
+  kv.attach(engine, loaded.model(), loaded.checkpoint(), runtime.exec());
 
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
@@ -115,6 +122,7 @@ void run_generate(const GenerateFlags& flags) {
                  {"finish_reason", to_string(generation.finish_reason)},
                  {"prompt_tokens", generation.usage.prompt_tokens},
                  {"completion_tokens", generation.usage.completion_tokens},
+                 {"cached_tokens", generation.usage.cached_tokens},
                  {"seconds_to_first_token", to_first},
                  {"decode_tokens_per_second", decode_rate},
                  {"load_seconds", loaded.load_seconds()}};
@@ -161,6 +169,7 @@ void add_generate_command(CLI::App& app, Invocation& invocation) {
   add_sampling_flags(*command, flags->params);
   add_draft_flags(*command, flags->draft);
   add_model_flags(*command, flags->model);
+  add_kv_flags(*command, flags->kv);
   add_common_flags(*command, flags->common);
   command->footer(
       "Example:\n  lathe generate smollm2.gguf \"Why is the sky blue?\" --max-tokens 100");

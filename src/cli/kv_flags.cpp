@@ -4,9 +4,36 @@
 #include <filesystem>
 
 #include "base/error.h"
+#include "cache/coded_kv_cache.h"
+#include "cache/kv_parker.h"
 #include "cache/predictive_codec.h"
+#include "engine/prefix_parker.h"
 
 namespace lathe {
+namespace {
+
+// "aqua2" and the like, into choice. False: no such name.
+bool parse_codec_name(const std::string& name, KvChoice& choice) {
+  for (const std::string method : {"aqua", "higgs", "int"}) {
+    if (name.size() == method.size() + 1 && name.starts_with(method) && name.back() >= '2' &&
+        name.back() <= '4') {
+      choice.coded = true;
+      choice.method = method;
+      choice.bits = name.back() - '0';
+      return true;
+    }
+  }
+  return false;
+}
+
+int64_t bytes_of(const char* flag, double gigabytes) {
+  if (!(gigabytes >= 0 && gigabytes <= 1e6)) {
+    fail(ErrorCode::kInvalidArgument, flag, " ", gigabytes, ": 0 to 1000000");
+  }
+  return static_cast<int64_t>(gigabytes * 1e9);
+}
+
+}  // namespace
 
 KvChoice kv_choice(const ModelFlags& flags) {
   const bool exact = model_options(flags).dense_dtype == DType::kF32;
@@ -14,18 +41,9 @@ KvChoice kv_choice(const ModelFlags& flags) {
   choice.live_format = exact ? KvFormat::kF32 : KvFormat::kBF16;
   choice.coded = !flags.kv_codec.empty();
   if (flags.kv.empty()) return choice;
-  for (const std::string method : {"aqua", "higgs", "int"}) {
-    const bool names_codec = method == "aqua" || choice.coded;
-    if (!names_codec || flags.kv.size() != method.size() + 1 || !flags.kv.starts_with(method)) {
-      continue;
-    }
-    const int bits = flags.kv.back() - '0';
-    if (bits < 2 || bits > 4) break;
-    choice.coded = true;
-    choice.method = method;
-    choice.bits = bits;
-    return choice;
-  }
+  // higgs3 and the like are live formats unless a codec is named.
+  KvChoice codec = choice;
+  if (parse_codec_name(flags.kv, codec) && (choice.coded || codec.method == "aqua")) return codec;
   if (choice.coded && flags.kv != "bf16" && flags.kv != "f32") {
     fail(ErrorCode::kInvalidArgument, "--kv ", flags.kv,
          " with --kv-codec: name what the codec is ",
@@ -82,6 +100,85 @@ double kv_sequence_bits(const KvCodecFile& file, double exact_bits, int64_t num_
   return (static_cast<double>(coded) * kv_bits_per_value(file) +
           static_cast<double>(num_tokens - coded) * exact_bits) /
          static_cast<double>(num_tokens);
+}
+
+void add_kv_flags(CLI::App& command, KvFlags& flags) {
+  command
+      .add_option("--park-kv", flags.park,
+                  "Keep finished and preempted sequences in this codec (aqua4, aqua3, aqua2), and "
+                  "wake them when a prompt begins alike")
+      ->type_name("CODEC");
+  command.add_option("--prefix-cache-ram-gb", flags.memory_gb, "Memory for parked sequences")
+      ->capture_default_str()
+      ->type_name("GB");
+  command
+      .add_option("--prefix-cache-dir", flags.directory,
+                  "Keep parked sequences in this directory too, for later runs")
+      ->type_name("DIR");
+  command.add_option("--prefix-cache-disk-gb", flags.disk_gb, "Room in that directory")
+      ->capture_default_str()
+      ->type_name("GB");
+}
+
+KvSetup::KvSetup(const ModelFlags& model, const KvFlags& flags)
+    : flags_(model), live_flags_(model), kv_flags_(flags), choice_(kv_choice(model)) {
+  if (choice_.coded) {
+    live_flags_.kv = kv_format_name(choice_.live_format);
+    live_flags_.kv_codec.clear();
+  }
+  if (!flags.park.empty()) {
+    if (!parse_codec_name(flags.park, park_choice_)) {
+      fail(ErrorCode::kInvalidArgument, "--park-kv ", flags.park,
+           ": unknown; aqua4, aqua3 or aqua2");
+    }
+    if (choice_.coded && model.kv.empty()) {
+      choice_.coded = false;  // --kv-codec is what --park-kv names
+    } else if (choice_.coded) {
+      fail(ErrorCode::kInvalidArgument, "--park-kv ", flags.park, " with --kv ", model.kv,
+           ": running sequences are coded already; leave one out");
+    }
+  } else if (!flags.directory.empty()) {
+    fail(ErrorCode::kInvalidArgument, "--prefix-cache-dir ", flags.directory,
+         ": what is kept there is parked; add --park-kv aqua2");
+  }
+  bytes_of("--prefix-cache-ram-gb", flags.memory_gb);
+  bytes_of("--prefix-cache-disk-gb", flags.disk_gb);
+}
+
+void KvSetup::load(const Checkpoint& checkpoint) {
+  if (choice_.coded) running_ = load_kv_codec(choice_, flags_, checkpoint);
+  if (!park_choice_.coded) return;
+  ModelFlags flags = flags_;
+  flags.kv = kv_flags_.park;
+  parking_ =
+      with_context("--park-kv", [&] { return load_kv_codec(park_choice_, flags, checkpoint); });
+}
+
+std::unique_ptr<KvCache> KvSetup::make_cache(const Model& model, KvFormat live_format,
+                                             int64_t num_sequences, int64_t max_sequence_tokens,
+                                             int64_t max_rows) const {
+  const int64_t num_tokens = num_sequences * blocks_for(max_sequence_tokens) * kBlockSize;
+  if (!running_) return model.make_cache(live_format, num_tokens, max_sequence_tokens);
+  return model.make_coded_cache(
+      *running_->codec, coded_cache_options(running_->codec->policy(), live_format, num_sequences,
+                                            max_rows, num_tokens, max_sequence_tokens));
+}
+
+void KvSetup::attach(Engine& engine, const Model& model, const Checkpoint& checkpoint,
+                     Exec& exec) const {
+  if (!parking_) return;
+  KvRopes ropes = model.kv_ropes(engine.options().max_sequence_tokens);
+  KvParker parker(engine.cache(), *parking_->codec, std::move(ropes.layers),
+                  std::move(ropes.memory));
+  const ParkedStoreOptions store = {
+      .memory_bytes = bytes_of("--prefix-cache-ram-gb", kv_flags_.memory_gb),
+      .directory = kv_flags_.directory,
+      .disk_bytes = bytes_of("--prefix-cache-disk-gb", kv_flags_.disk_gb)};
+  engine.set_parker(std::make_unique<PrefixParker>(
+      std::move(parker), store,
+      str("pieces 1, ", kv_format_name(engine.options().kv_format), ", ",
+          kv_model_fingerprint(checkpoint), ", ", kv_codec_fingerprint(parking_->file)),
+      exec));
 }
 
 }  // namespace lathe

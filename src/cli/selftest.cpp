@@ -54,7 +54,7 @@ void run_selftest(const SelftestFlags& flags) {
   }
   const LoadedModel loaded(flags.path, flags.model, exec, {.quiet = true});
   Model& model = loaded.model();
-  check_forward(model, loaded.kv_format(), exec);
+  check_forward(model, live_cache(model, loaded.kv_format()), exec);
   const LogitsFingerprint here =
       compute_fingerprint(model, loaded.kv_format(), loaded.compute_path(), exec);
 

@@ -22,13 +22,13 @@ int32_t token_at(int64_t i, int64_t vocab_size) {
 class Sequences {
  public:
   // chooses: the model picks the next tokens by itself where it can, and row() stays empty then.
-  Sequences(Model& model, KvFormat format, int64_t count, int64_t max_tokens, bool chooses,
-            Exec& exec)
+  Sequences(Model& model, const CacheMaker& make_cache, int64_t count, int64_t max_tokens,
+            bool chooses, Exec& exec)
       : model_(model),
         chooses_(chooses && model.can_sample()),
         exec_(exec),
         vocab_size_(model.config().vocab_size),
-        cache_(model.make_cache(format, count * round_up(max_tokens), max_tokens)),
+        cache_(make_cache(count, max_tokens)),
         sequences_(static_cast<std::size_t>(count)),
         logits_(count * vocab_size_ * static_cast<int64_t>(sizeof(float))) {}
   ~Sequences() { clear(); }
@@ -87,10 +87,6 @@ class Sequences {
   }
 
  private:
-  static int64_t round_up(int64_t tokens) {
-    return (tokens + kBlockSize - 1) / kBlockSize * kBlockSize;
-  }
-
   void begin() {
     token_ids_.clear();
     positions_.clear();
@@ -175,6 +171,13 @@ double time_decode(Sequences& sequences, const SpeedOptions& options, int64_t vo
 
 }  // namespace
 
+CacheMaker live_cache(const Model& model, KvFormat format) {
+  return [&model, format](int64_t num_sequences, int64_t max_sequence_tokens) {
+    return model.make_cache(format, num_sequences * blocks_for(max_sequence_tokens) * kBlockSize,
+                            max_sequence_tokens);
+  };
+}
+
 void validate(const SpeedOptions& options, const ModelConfig& config) {
   const auto check = [](const char* flag, int64_t value, int64_t low, int64_t high) {
     if (value < low || value > high) {
@@ -190,11 +193,11 @@ void validate(const SpeedOptions& options, const ModelConfig& config) {
   check("--repetitions", options.repetitions, 1, 1000);
 }
 
-SpeedResult measure_speed(Model& model, KvFormat kv_format, const SpeedOptions& options,
+SpeedResult measure_speed(Model& model, const CacheMaker& make_cache, const SpeedOptions& options,
                           Exec& exec) {
   const int64_t vocab_size = model.config().vocab_size;
   const int64_t longest = std::max(options.prompt_tokens, options.depth + options.decode_tokens);
-  Sequences sequences(model, kv_format, options.batch, longest, true, exec);
+  Sequences sequences(model, make_cache, options.batch, longest, true, exec);
   SpeedResult result;
   if (options.prompt_tokens > 0) {
     SpeedOptions warm_up = options;
@@ -213,11 +216,11 @@ SpeedResult measure_speed(Model& model, KvFormat kv_format, const SpeedOptions& 
   return result;
 }
 
-void check_forward(Model& model, KvFormat kv_format, Exec& exec) {
+void check_forward(Model& model, const CacheMaker& make_cache, Exec& exec) {
   constexpr int64_t kLength = 24;
   constexpr std::size_t kBatch = 3;
   const int64_t vocab_size = model.config().vocab_size;
-  Sequences sequences(model, kv_format, kBatch, kLength, false, exec);
+  Sequences sequences(model, make_cache, kBatch, kLength, false, exec);
   const double tolerance = model.batch_tolerance();
   const auto expect_equal = [&](std::span<const float> a, std::span<const float> b,
                                 const char* what) {

@@ -88,6 +88,11 @@ void Engine::set_drafter(std::unique_ptr<Drafter> drafter, const SpeculationOpti
                                              options_.max_num_seqs);
 }
 
+void Engine::set_parker(std::unique_ptr<PrefixParker> parker) {
+  parker_ = std::move(parker);
+  scheduler_.set_parker(parker_.get());
+}
+
 RequestId Engine::add_request(Request request) {
   std::unique_ptr<Sequence> sequence = make_sequence(std::move(request));
   const std::lock_guard lock(mutex_);
@@ -453,6 +458,7 @@ void Engine::publish_stats() {
   stats_.running_cache_blocks = scheduler_.num_running_blocks();
   stats_.shared_prompt_tokens = scheduler_.num_shared_tokens();
   stats_.speculation = speculation_;
+  if (parker_ != nullptr) stats_.parking = parker_->stats();
 }
 
 }  // namespace lathe

@@ -24,6 +24,7 @@
 
 #include "engine/device_sampling.h"
 #include "engine/engine_options.h"
+#include "engine/prefix_parker.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
@@ -46,6 +47,7 @@ struct EngineStats {
   int64_t running_cache_blocks = 0;  // blocks shared by several sequences count for each
   int64_t shared_prompt_tokens = 0;  // taken from earlier sequences instead of computed
   SpeculationUsage speculation;      // of all requests that ended
+  ParkingStats parking;              // zeros without a parker
 };
 
 class Engine {
@@ -61,6 +63,11 @@ class Engine {
   // kInvalidArgument.
   void set_drafter(std::unique_ptr<Drafter> drafter, const SpeculationOptions& options);
   bool has_drafter() const { return speculator_ != nullptr; }
+
+  // From now on finished and preempted sequences are parked (prefix_parker.h). While no request is
+  // there. The parker must be of this engine's cache.
+  void set_parker(std::unique_ptr<PrefixParker> parker);
+  KvCache& cache() { return *cache_; }
 
   // Queues a request. Throws kInvalidArgument when it cannot be run (bad parameters, an empty or
   // too long prompt); on_output is then never called.
@@ -104,6 +111,7 @@ class Engine {
   const EngineOptions options_;
   Exec& exec_;
   std::vector<int32_t> end_tokens_;
+  std::unique_ptr<PrefixParker> parker_;  // null: none
   Scheduler scheduler_;
   std::vector<Sampler> samplers_;           // one per thread that samples
   std::unique_ptr<Speculator> speculator_;  // null: none

@@ -12,6 +12,12 @@ void check_at_least(const char* field, int64_t value, int64_t low) {
   fail(ErrorCode::kInvalidArgument, field, " is ", value, "; it must be at least ", low);
 }
 
+CodedKvCacheOptions coded_options(const EngineOptions& options) {
+  return coded_cache_options(options.kv_codec->policy(), options.kv_format, options.max_num_seqs,
+                             options.max_batch_tokens, options.cache_tokens,
+                             options.max_sequence_tokens);
+}
+
 }  // namespace
 
 void validate(const EngineOptions& options) {
@@ -31,8 +37,15 @@ EngineOptions resolve(const EngineOptions& options, const ModelConfig& config) {
     resolved.max_sequence_tokens = config.max_position_embeddings;
   }
   if (resolved.cache_tokens == 0) {
-    const int64_t token_bytes = kv_token_bytes(options.kv_format, config);
-    const int64_t affordable = std::max(kDefaultCacheBytes / token_bytes, kBlockSize);
+    int64_t bytes = kDefaultCacheBytes;
+    int64_t token_bytes = kv_token_bytes(options.kv_format, config);
+    if (options.kv_codec != nullptr) {
+      // Live blocks keep their keys before RoPE too: half as much again.
+      const CodedKvCacheOptions coded = coded_options(resolved);
+      bytes -= coded.live_tokens * token_bytes * 3 / 2;
+      token_bytes = std::max<int64_t>(1, options.kv_codec->bytes_per_block() / kBlockSize);
+    }
+    const int64_t affordable = std::max(bytes / token_bytes, kBlockSize);
     const int64_t useful = resolved.max_num_seqs > affordable / resolved.max_sequence_tokens
                                ? affordable
                                : resolved.max_num_seqs * resolved.max_sequence_tokens;
@@ -43,6 +56,9 @@ EngineOptions resolve(const EngineOptions& options, const ModelConfig& config) {
 }
 
 std::unique_ptr<KvCache> make_engine_cache(const Model& model, const EngineOptions& options) {
+  if (options.kv_codec != nullptr) {
+    return model.make_coded_cache(*options.kv_codec, coded_options(options));
+  }
   return model.make_cache(options.kv_format, options.cache_tokens, options.max_sequence_tokens);
 }
 

@@ -16,6 +16,9 @@ struct EngineOptions {
   int64_t max_sequence_tokens = 0;  // prompt and output; 0: what the model and the cache allow
   int64_t cache_tokens = 0;         // 0: as many as kDefaultCacheBytes hold
   KvFormat kv_format = KvFormat::kBF16;
+  // Older tokens of running sequences as codes (--kv aquaN), the latest in kv_format; cache_tokens
+  // then counts those. Null: every block is live. Must outlive the cache.
+  const KvCodec* kv_codec = nullptr;
   bool prefix_cache = true;  // share what a prompt has in common with earlier sequences
 };
 
@@ -27,7 +30,7 @@ void validate(const EngineOptions& options);
 // The options with every 0 replaced by what it stands for.
 EngineOptions resolve(const EngineOptions& options, const ModelConfig& config);
 
-// The plain cache that resolved options ask for.
+// The cache that resolved options ask for.
 std::unique_ptr<KvCache> make_engine_cache(const Model& model, const EngineOptions& options);
 
 }  // namespace lathe

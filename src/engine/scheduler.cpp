@@ -28,6 +28,7 @@ void Scheduler::add(Sequence* sequence) {
 }
 
 void Scheduler::remove(Sequence* sequence, bool keep_prefix) {
+  if (keep_prefix) park(*sequence);
   if (keep_prefix && options_.prefix_cache && sequence->kv.num_tokens > 0) {
     prefixes_.add(std::move(sequence->tokens), std::move(sequence->kv));
   } else {
@@ -98,6 +99,7 @@ void Scheduler::preempt_youngest() {
   Sequence* sequence = running_.back();
   running_.pop_back();
   sequence->draft.clear();
+  park(*sequence);
   cache_.release(sequence->kv);
   insert_by_arrival(waiting_, sequence);
   ++num_preemptions_;
@@ -106,9 +108,10 @@ void Scheduler::preempt_youngest() {
 void Scheduler::admit(int64_t budget) {
   while (budget > 0 && !waiting_.empty() && num_running() < options_.max_num_seqs) {
     Sequence* sequence = waiting_.front();
-    if (options_.prefix_cache) share_prefix(sequence);
+    const int64_t num_parked = share_prefix(sequence);
     while (!fits(*sequence) && prefixes_.evict_oldest()) {
     }
+    if (num_parked > 0 && fits(*sequence)) wake_prefix(sequence, num_parked);
     const int64_t num_rows = std::min(sequence->num_pending(), budget);
     if (!fits(*sequence) || !cache_.reserve(sequence->kv, num_rows)) {
       cache_.release(sequence->kv);  // shared blocks would not be free for those that run
@@ -123,10 +126,27 @@ void Scheduler::admit(int64_t budget) {
   }
 }
 
-// At least one token is left to compute: its logits are wanted.
-void Scheduler::share_prefix(Sequence* sequence) {
+void Scheduler::park(const Sequence& sequence) {
+  if (parker_ == nullptr) return;
+  const int64_t num_tokens = std::min(sequence.size(), sequence.kv.num_tokens);
+  parker_->park(
+      std::span<const int32_t>(sequence.tokens).first(static_cast<std::size_t>(num_tokens)),
+      sequence.kv);
+}
+
+// Blocks of live sequences first; then, up to num_tokens, what is parked.
+void Scheduler::wake_prefix(Sequence* sequence, int64_t num_tokens) {
+  if (!cache_.reserve(sequence->kv, num_tokens - sequence->kv.num_tokens)) return;
+  parker_->wake(sequence->tokens, num_tokens, sequence->kv);
+}
+
+// At least one token is left to compute: its logits are wanted. Returns how many tokens can be had
+// from parked pieces, when those are more.
+int64_t Scheduler::share_prefix(Sequence* sequence) {
   const auto tokens = std::span<const int32_t>(sequence->tokens)
                           .first(static_cast<std::size_t>(sequence->size() - 1));
+  const int64_t num_parked = parker_ != nullptr ? parker_->find(tokens) : 0;
+  if (!options_.prefix_cache) return num_parked;
   PrefixCache::Match best = prefixes_.find(tokens);
   for (const Sequence* other : running_) {
     const auto computed = std::span<const int32_t>(other->tokens)
@@ -134,7 +154,11 @@ void Scheduler::share_prefix(Sequence* sequence) {
     const int64_t size = common_prefix(tokens, computed);
     if (size > best.num_tokens && size >= PrefixCache::kMinTokens) best = {&other->kv, size};
   }
-  if (best.kv != nullptr) cache_.fork(*best.kv, best.num_tokens, sequence->kv);
+  int64_t num_shared = best.kv == nullptr ? 0 : best.num_tokens;
+  // Behind whole pieces, waking goes on where sharing ends.
+  if (num_parked > num_shared) num_shared -= num_shared % parker_->piece_tokens();
+  if (num_shared > 0) cache_.fork(*best.kv, num_shared, sequence->kv);
+  return num_parked > num_shared ? num_parked : 0;
 }
 
 // Room for all its tokens and the next one, beside what running prompts still need, and, so that it

@@ -12,9 +12,10 @@
 //     again (prefix_cache.h);
 //   - when the cache is full, finished sequences are forgotten first; then the youngest running
 //     sequence gives its blocks back and waits; it is computed again later, from its prompt and
-//     what it had generated.
+//     what it had generated. With a parker (prefix_parker.h), finished and preempted sequences are
+//     kept in a codec's few bits, and woken where live blocks have less in common.
 //
-// Non-goal: priorities, swapping to disk (a codec that parks blocks may make preemption cheaper).
+// Non-goal: priorities.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -23,6 +24,7 @@
 #include "cache/kv_cache.h"
 #include "engine/engine_options.h"
 #include "engine/prefix_cache.h"
+#include "engine/prefix_parker.h"
 #include "engine/sequence.h"
 
 namespace lathe {
@@ -39,6 +41,10 @@ struct ScheduledRows {
 class Scheduler {
  public:
   Scheduler(const EngineOptions& options, KvCache& cache);
+
+  // From now on finished and preempted sequences are parked, and what later ones have in common
+  // with them is woken. Null: no more.
+  void set_parker(PrefixParker* parker) { parker_ = parker; }
 
   // A new sequence, behind all others. Its id is larger than theirs.
   void add(Sequence* sequence);
@@ -64,12 +70,15 @@ class Scheduler {
   bool make_room(Sequence* sequence, int64_t num_rows);
   void preempt_youngest();
   void admit(int64_t budget);
-  void share_prefix(Sequence* sequence);
+  int64_t share_prefix(Sequence* sequence);
+  void wake_prefix(Sequence* sequence, int64_t num_tokens);
+  void park(const Sequence& sequence);
   bool fits(const Sequence& sequence) const;
 
   const EngineOptions options_;
   KvCache& cache_;
   PrefixCache prefixes_;
+  PrefixParker* parker_ = nullptr;
   std::vector<Sequence*> waiting_;  // both in order of arrival
   std::vector<Sequence*> running_;
   std::vector<ScheduledRows> rows_;

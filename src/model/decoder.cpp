@@ -32,6 +32,7 @@ class Decoder final : public Model {
                Exec& exec) override;
   std::unique_ptr<KvCache> make_coded_cache(const KvCodec& codec,
                                             const CodedKvCacheOptions& options) const override;
+  KvRopes kv_ropes(int64_t max_sequence_tokens) const override;
 
  private:
   // Rotation of full-attention and of sliding layers.
@@ -127,29 +128,34 @@ void Decoder::forward(const ForwardBatch& batch, KvCache& cache, float* logits, 
   if (profile_ != nullptr) ++profile_->steps;
 }
 
-std::unique_ptr<KvCache> Decoder::make_coded_cache(const KvCodec& codec,
-                                                   const CodedKvCacheOptions& options) const {
+KvRopes Decoder::kv_ropes(int64_t max_sequence_tokens) const {
   // Blocks are rotated whole, the last one too.
   const int64_t num_positions =
-      blocks_for(std::clamp<int64_t>(options.max_sequence_tokens, 1, int64_t{1} << 31)) *
-      kBlockSize;
+      blocks_for(std::clamp<int64_t>(max_sequence_tokens, 1, int64_t{1} << 31)) * kBlockSize;
   const auto rope_of = [&](const RopeFrequencies& frequencies, const Buffer& memory) {
     const float* cos = memory.as<float>();
     const auto table = num_positions * static_cast<int64_t>(frequencies.inverse.size());
     return KvRope{cos, cos + table, num_positions, config_.rotary_dim};
   };
-  std::vector<Buffer> memory;
-  memory.push_back(rope_table_memory(rope_full_, num_positions));
-  const KvRope full = rope_of(rope_full_, memory.back());
+  KvRopes ropes;
+  ropes.memory.push_back(rope_table_memory(rope_full_, num_positions));
+  const KvRope full = rope_of(rope_full_, ropes.memory.back());
   KvRope sliding = full;
   if (has_two_ropes_) {
-    memory.push_back(rope_table_memory(rope_sliding_, num_positions));
-    sliding = rope_of(rope_sliding_, memory.back());
+    ropes.memory.push_back(rope_table_memory(rope_sliding_, num_positions));
+    sliding = rope_of(rope_sliding_, ropes.memory.back());
   }
-  std::vector<KvRope> ropes;
-  for (const DecoderLayer& layer : layers_) ropes.push_back(layer.is_sliding ? sliding : full);
-  return std::make_unique<CodedKvCache>(config_, codec, std::move(ropes), options,
-                                        std::move(memory));
+  for (const DecoderLayer& layer : layers_) {
+    ropes.layers.push_back(layer.is_sliding ? sliding : full);
+  }
+  return ropes;
+}
+
+std::unique_ptr<KvCache> Decoder::make_coded_cache(const KvCodec& codec,
+                                                   const CodedKvCacheOptions& options) const {
+  KvRopes ropes = kv_ropes(options.max_sequence_tokens);
+  return std::make_unique<CodedKvCache>(config_, codec, std::move(ropes.layers), options,
+                                        std::move(ropes.memory));
 }
 
 float* Decoder::embed(const ForwardBatch& batch, Exec& exec) {
@@ -222,6 +228,10 @@ void Decoder::output_head(const float* x, int64_t num_rows, float* logits, Exec&
 
 std::unique_ptr<KvCache> Model::make_coded_cache(const KvCodec&, const CodedKvCacheOptions&) const {
   fail(ErrorCode::kUnsupported, "a coded cache is read on the CPU only; use --device cpu");
+}
+
+KvRopes Model::kv_ropes(int64_t) const {
+  fail(ErrorCode::kUnsupported, "parked blocks are read on the CPU only; use --device cpu");
 }
 
 double Model::measure_bandwidth(Exec& exec) const { return measure_read_bandwidth(exec); }

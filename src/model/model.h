@@ -28,6 +28,12 @@ struct ModelOptions {
   std::function<void(int64_t layers_done, int64_t num_layers)> on_layer_loaded = nullptr;
 };
 
+// Of every layer, and the memory of their tables.
+struct KvRopes {
+  std::vector<KvRope> layers;
+  std::vector<Buffer> memory;
+};
+
 // The rows of one step: prefill chunks, decode rows and verify windows alike.
 struct ForwardBatch {
   std::span<const int32_t> token_ids;   // [num_rows]
@@ -80,6 +86,9 @@ class Model {
   // codec must outlive it. Throws what CodedKvCache throws; kUnsupported on a GPU.
   virtual std::unique_ptr<KvCache> make_coded_cache(const KvCodec& codec,
                                                     const CodedKvCacheOptions& options) const;
+  // Those rotations, for positions up to the end of the last block of max_sequence_tokens.
+  // kUnsupported on a GPU.
+  virtual KvRopes kv_ropes(int64_t max_sequence_tokens) const;
   // Writes logits [logit_rows.size(), vocab_size] (null: not computed). The rows must have been
   // reserved in the cache; they are appended and committed. `hidden` (optional): final hidden
   // states after the last norm, [logit_rows.size(), hidden_size]. Rows are independent: a row's

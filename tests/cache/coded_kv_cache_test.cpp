@@ -186,6 +186,56 @@ TEST(CodedKvCache, ParkedSequencesWakeAsAWhole) {
   }
 }
 
+// Speculation: rows of drafts are committed with the step that verifies them, and those that are
+// rejected are truncated away before the next step begins. Nothing of them reaches a code.
+TEST(CodedKvCache, RejectedDraftsLeaveNoTraceInTheCodes) {
+  const KvCodecPolicy policy{.num_sinks = 4, .window = 0, .chunk_tokens = 32};
+  Pair drafted(policy), plain(policy);
+  int64_t encoded = 0;
+  for (int i = 0; i < 40; ++i) {
+    // Five rows, of which the last four (i odd: two) are rejected; over a block's end too.
+    const int64_t rejected = i % 2 == 0 ? 4 : 2;
+    step(drafted.coded, drafted.a, drafted.rows, drafted.config, 5, drafted.q, drafted.owned.exec);
+    drafted.coded.truncate(drafted.a, drafted.a.num_tokens - rejected);
+    step(plain.coded, plain.a, plain.rows, plain.config, 5 - rejected, plain.q, plain.owned.exec);
+    ASSERT_EQ(drafted.a.num_tokens, plain.a.num_tokens);
+    encoded = std::max(encoded, drafted.coded.num_coded_tokens(drafted.a));
+    // What could still be rejected is exact.
+    EXPECT_LE(encoded, drafted.a.num_tokens);
+  }
+  EXPECT_GT(encoded, 32);
+  EXPECT_TRUE(same_bits(content(drafted.coded, drafted.a, drafted.config, drafted.owned.exec),
+                        content(plain.coded, plain.a, plain.config, plain.owned.exec)));
+}
+
+TEST(CodedKvCache, SaysHowManyBlocksASequenceTakes) {
+  for (const int64_t num_sinks : {0, 4, 32, 40}) {
+    for (const int64_t max_rows : {1, 17, 100}) {
+      SCOPED_TRACE(testing::Message() << num_sinks << " sinks, steps of " << max_rows);
+      Pair pair({.num_sinks = num_sinks, .window = 40, .chunk_tokens = 64});
+      const KvBlocks before = pair.coded.free_blocks();
+      const KvBlocks promised = pair.coded.blocks_needed(pair.a, 390, max_rows);
+      KvBlocks most;
+      while (pair.a.num_tokens < 390) {
+        const int64_t rows = std::min<int64_t>(max_rows, 390 - pair.a.num_tokens);
+        step(pair.coded, pair.a, pair.rows, pair.config, rows, pair.q, pair.owned.exec);
+        const KvBlocks free = pair.coded.free_blocks();
+        most.live = std::max(most.live, before.live - free.live);
+        most.coded = std::max(most.coded, before.coded - free.coded);
+      }
+      EXPECT_TRUE(most.fit_into(promised)) << most.live << " live of " << promised.live << ", "
+                                           << most.coded << " coded of " << promised.coded;
+      // And not much more than needed: steps of 1 row hold window and chunk.
+      if (max_rows == 1) {
+        EXPECT_LE(promised.live, most.live + 3);
+      }
+      EXPECT_LE(promised.coded, most.coded + 2);
+      const KvBlocks rest = pair.coded.blocks_needed(pair.a, 390, max_rows);
+      EXPECT_LE(rest.live + most.live, promised.live + 3);
+    }
+  }
+}
+
 TEST(CodedKvCache, WithoutRoomForCodesTokensStayExact) {
   Pair pair({.num_sinks = 4, .window = 0, .chunk_tokens = 32});
   CodedKvCache small(pair.config, pair.codec, pair.rows.ropes(),

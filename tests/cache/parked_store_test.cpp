@@ -153,7 +153,8 @@ TEST_F(ParkedStoreTest, EveryFlippedBitAndEveryCutLosesThatPieceOnly) {
     bad[i] = static_cast<char>(bad[i] ^ (1 << (i % 8)));
     EXPECT_FALSE(with_file(bad)) << "byte " << i;
   }
-  for (const std::size_t size : {std::size_t{0}, std::size_t{7}, good.size() / 2, good.size() - 1}) {
+  for (const std::size_t size :
+       {std::size_t{0}, std::size_t{7}, good.size() / 2, good.size() - 1}) {
     EXPECT_FALSE(with_file(good.substr(0, size))) << size;
   }
   EXPECT_FALSE(with_file(good + "x"));
@@ -190,7 +191,7 @@ TEST_F(ParkedStoreTest, RefusesADirectoryThatCannotBe) {
   std::ofstream(directory_ + "/file") << "x";
   try {
     const ParkedStore store(
-          {.memory_bytes = 0, .directory = directory_ + "/file", .disk_bytes = 1000});
+        {.memory_bytes = 0, .directory = directory_ + "/file", .disk_bytes = 1000});
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kIo);

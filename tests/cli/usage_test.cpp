@@ -62,7 +62,14 @@ TEST(Usage, WrongCommandLinesExitWith2) {
       {{"generate", model, "x", "--draft", "ngram", "--draft-tokens", "many"}, "many"},
       {{"generate", model, "x", "--draft", "ngram", "--draft-tokens", "-1"}, "-1"},
       {{"bench", model, "--draft", "ngram", "--random-weights", "mxfp4"}, "own weights"},
-      {{"generate", model, "x", "--kv", "aqua2"}, "aqua2"},
+      {{"generate", model, "x", "--kv", "aqua9"}, "aqua9"},
+      {{"generate", model, "x", "--park-kv", "int8"}, "int8"},
+      {{"generate", model, "x", "--park-kv", "aqua2", "--kv", "aqua2"}, "leave one out"},
+      {{"generate", model, "x", "--prefix-cache-dir", "/tmp/never"}, "--park-kv"},
+      {{"generate", model, "x", "--prefix-cache-ram-gb", "-1"}, "-1"},
+      {{"score", model, "--kv", "aqua2"}, "aqua2"},
+      {{"bench", "attention", "--context", "0"}, "--context"},
+      {{"bench", "attention", "--formats", "q9"}, "q9"},
       {{"generate", model, "x", "--dtype", "fp7"}, "fp7"},
       {{"score", model, "--kv", "q5"}, "q5"},
       {{"eval", "poetry", model, "--data", "/dev/null"}, "poetry"},
@@ -98,6 +105,10 @@ TEST(Usage, FailuresExitWith1) {
       expect_error(run_lathe({command, model}), 1, path[1] == 'n' ? "no model" : path + 1);
     }
   }
+  expect_error(run_lathe({"generate", tiny_checkpoint(), "x", "--kv", "aqua2"}), 1, "fit-kv");
+  expect_error(run_lathe({"generate", tiny_checkpoint(), "x", "--park-kv", "aqua2", "--kv-codec",
+                          scratch + "/garbage.gguf"}),
+               1, "garbage");
   expect_error(run_lathe({"eval", "perplexity", tiny_checkpoint(), "--data", "/no/such/text"}), 1,
                "/no/such/text");
   expect_error(run_lathe({"tokenize", tiny_weights_only()}, "\"x\"\n"), 1, "tokenizer");
