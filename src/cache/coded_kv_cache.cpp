@@ -86,6 +86,7 @@ CodedKvCache::CodedKvCache(const ModelConfig& config, const KvCodec& codec,
       coded_pool_(blocks_for(options.coded_tokens)),
       coded_twin_(static_cast<std::size_t>(live_pool_.num_blocks()), -1),
       live_twin_(static_cast<std::size_t>(coded_pool_.num_blocks()), -1),
+      keeps_twin_(static_cast<std::size_t>(live_pool_.num_blocks()), false),
       slot_of_coded_(static_cast<std::size_t>(coded_pool_.num_blocks()), -1) {}
 
 int64_t CodedKvCache::bytes_per_block() const { return live_.shape().block_bytes() * 3 / 2; }
@@ -123,7 +124,11 @@ void CodedKvCache::release_block(BlockId id) {
 
 void CodedKvCache::forget_twin(BlockId live) {
   BlockId& twin = coded_twin_[static_cast<std::size_t>(live)];
-  if (twin >= 0) live_twin_[static_cast<std::size_t>(twin)] = -1;
+  if (twin >= 0) {
+    live_twin_[static_cast<std::size_t>(twin)] = -1;
+    if (keeps_twin_[static_cast<std::size_t>(live)]) coded_pool_.release(twin);
+  }
+  keeps_twin_[static_cast<std::size_t>(live)] = false;
   twin = -1;
 }
 
@@ -149,6 +154,37 @@ KvBlocks CodedKvCache::blocks_needed(const KvSequence& sequence, int64_t num_tok
           .coded = std::max<int64_t>(0, coded - held_coded)};
 }
 
+// Of a live block just rebuilt from `coded`, whose reference it takes over from a sequence.
+void CodedKvCache::keep_twin(BlockId live, BlockId coded) {
+  const BlockId before = live_twin_[static_cast<std::size_t>(coded)];
+  if (before >= 0) forget_twin(before);  // the block with the exact sinks, or one that is shared
+  coded_twin_[static_cast<std::size_t>(live)] = coded;
+  live_twin_[static_cast<std::size_t>(coded)] = live;
+  keeps_twin_[static_cast<std::size_t>(live)] = true;
+}
+
+// Codes that no sequence has: woken blocks keep them.
+int64_t CodedKvCache::num_idle_twins() const {
+  int64_t count = 0;
+  for (std::size_t live = 0; live < keeps_twin_.size(); ++live) {
+    if (keeps_twin_[live] && coded_pool_.num_references(coded_twin_[live]) == 1) ++count;
+  }
+  return count;
+}
+
+// Whether so many coded blocks can be allocated; gives up idle twins where it takes that.
+bool CodedKvCache::make_coded_room(int64_t num_blocks) {
+  if (num_blocks <= coded_pool_.num_free()) return true;
+  if (num_blocks > num_free_coded_blocks()) return false;
+  for (std::size_t live = 0; live < keeps_twin_.size(); ++live) {
+    if (coded_pool_.num_free() >= num_blocks) break;
+    if (keeps_twin_[live] && coded_pool_.num_references(coded_twin_[live]) == 1) {
+      forget_twin(static_cast<BlockId>(live));
+    }
+  }
+  return true;
+}
+
 bool CodedKvCache::reserve(KvSequence& sequence, int64_t num_rows) {
   LATHE_CHECK(num_rows >= 0);
   const int64_t wanted_tokens = sequence.num_tokens + num_rows;
@@ -172,6 +208,7 @@ bool CodedKvCache::reserve(KvSequence& sequence, int64_t num_rows) {
   if (wakes) {
     Exec own{own_thread_, own_workspace_};
     LATHE_CHECK(wake_blocks(sequence, first_block, first_block + 1, own));
+    forget_twin(blocks[static_cast<std::size_t>(first_block)]);  // it is about to be written into
   }
   if (copies) {
     BlockId& shared = blocks[static_cast<std::size_t>(first_block)];
@@ -241,19 +278,29 @@ int64_t CodedKvCache::scratch_floats() const {
 // yet. False when the codes have no room for all of them.
 bool CodedKvCache::queue_chunk(KvSequence& sequence, int64_t num_blocks) {
   const int64_t begin = end_of_codes(sequence);
+  const auto twin_of = [&](int64_t b) {
+    return coded_twin_[static_cast<std::size_t>(sequence.blocks[static_cast<std::size_t>(b)])];
+  };
   int64_t needed = 0;
   for (int64_t b = begin; b < begin + num_blocks; ++b) {
-    const BlockId live = sequence.blocks[static_cast<std::size_t>(b)];
-    if (coded_twin_[static_cast<std::size_t>(live)] < 0) ++needed;
+    const BlockId twin = twin_of(b);
+    if (twin < 0) {
+      ++needed;
+    } else {
+      coded_pool_.add_reference(twin);  // before room is made: it must not be given up for that
+    }
   }
-  if (needed > coded_pool_.num_free()) return false;
+  if (!make_coded_room(needed)) {
+    for (int64_t b = begin; b < begin + num_blocks; ++b) {
+      if (twin_of(b) >= 0) coded_pool_.release(twin_of(b));
+    }
+    return false;
+  }
   for (int64_t b = begin; b < begin + num_blocks; ++b) {
     BlockId& id = sequence.blocks[static_cast<std::size_t>(b)];
     const BlockId live = id;
     BlockId& twin = coded_twin_[static_cast<std::size_t>(live)];
-    if (twin >= 0) {
-      coded_pool_.add_reference(twin);
-    } else {
+    if (twin < 0) {
       twin = *coded_pool_.allocate();
       live_twin_[static_cast<std::size_t>(twin)] = live;
       jobs_.push_back({live, twin});
@@ -404,7 +451,7 @@ bool CodedKvCache::wake_blocks(KvSequence& sequence, int64_t begin, int64_t end,
                             });
   for (int64_t i = 0; i < end - begin; ++i) {
     BlockId& id = sequence.blocks[static_cast<std::size_t>(begin + i)];
-    release_block(id);
+    keep_twin(live[i], ~id);
     id = live[i];
     if (sinks_in_block(begin + i) > 0 && sequence.sink_block >= 0) {
       release_block(sequence.sink_block);

@@ -64,11 +64,12 @@ class CodedKvCache final : public KvCache {
   int64_t max_sequence_tokens() const override { return options_.max_sequence_tokens; }
   KvElement element() const override { return live_.shape().element; }
   KvBlocks free_blocks() const override {
-    return {.live = live_pool_.num_free(), .coded = coded_pool_.num_free()};
+    return {.live = live_pool_.num_free(), .coded = num_free_coded_blocks()};
   }
   KvBlocks blocks_needed(const KvSequence& sequence, int64_t num_tokens,
                          int64_t max_rows) const override;
-  int64_t num_free_coded_blocks() const { return coded_pool_.num_free(); }
+  // Those that only a woken block still has, too.
+  int64_t num_free_coded_blocks() const { return coded_pool_.num_free() + num_idle_twins(); }
   // Tokens of the sequence that are stored as codes.
   int64_t num_coded_tokens(const KvSequence& sequence) const;
 
@@ -128,6 +129,9 @@ class CodedKvCache final : public KvCache {
   void release_block(BlockId id);
   void add_reference(BlockId id);
   void forget_twin(BlockId live);
+  void keep_twin(BlockId live, BlockId coded);
+  int64_t num_idle_twins() const;
+  bool make_coded_room(int64_t num_blocks);
   std::byte* raw_keys(int64_t layer, BlockId block);
   std::byte* codes(BlockId coded) { return codes_.data() + coded * codec_.bytes_per_block(); }
   std::byte* view_memory(std::size_t slot);
@@ -150,9 +154,12 @@ class CodedKvCache final : public KvCache {
   Buffer codes_;  // [coded block][bytes_per_block]
   BlockPool live_pool_;
   BlockPool coded_pool_;
-  // A live block that sequences share is encoded once: who comes second finds the codes here.
+  // A live block that sequences share is encoded once: who comes second finds the codes here. A
+  // woken block keeps its codes while nobody else needs their room: parking it again costs nothing,
+  // and does not encode what was already rebuilt from codes.
   std::vector<BlockId> coded_twin_;  // [live block], -1: none
   std::vector<BlockId> live_twin_;   // [coded block], -1: none
+  std::vector<bool> keeps_twin_;     // [live block], whether it holds a reference to its codes
   std::vector<EncodeJob> jobs_;
   ThreadPool own_thread_{1};  // for the one block that reserve() may have to wake
   Workspace own_workspace_;

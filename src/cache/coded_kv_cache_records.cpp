@@ -116,9 +116,8 @@ bool CodedKvCache::load_parked(KvSequence& sequence, std::span<const std::byte> 
     refuse("a sequence of ", sequence.num_tokens + num_blocks * kBlockSize,
            " tokens; the cache was made for at most ", options_.max_sequence_tokens);
   }
-  if (num_blocks > coded_pool_.num_free() || (has_sinks && live_pool_.num_free() == 0)) {
-    return false;
-  }
+  if (has_sinks && live_pool_.num_free() == 0) return false;
+  if (!make_coded_room(num_blocks)) return false;
   if (has_sinks) {
     sequence.sink_block = *live_pool_.allocate();
     load_sinks(record.sinks.data(), sequence.sink_block);

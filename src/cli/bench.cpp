@@ -212,6 +212,7 @@ void add_bench_command(CLI::App& app, Invocation& invocation) {
   CLI::App* command = app.add_subcommand("bench", "Measure how fast a model runs here");
   add_model_argument(*command, flags->path)->required(false);  // bench kernels has none
   add_bench_kernels_command(*command, invocation);
+  add_bench_kv_command(*command, invocation);
   add_bench_attention_command(*command, invocation);
   const auto add = [&](const char* name, auto& value, const char* help) {
     command->add_option(name, value, help)->capture_default_str()->type_name("N");
@@ -239,7 +240,9 @@ void add_bench_command(CLI::App& app, Invocation& invocation) {
       "  lathe bench kernels --rows 1,16\n"
       "  lathe bench attention --context 16384");
   command->callback([flags, command, &invocation] {
-    if (command->got_subcommand("kernels") || command->got_subcommand("attention")) return;
+    for (const char* name : {"kernels", "attention", "kv"}) {
+      if (command->got_subcommand(name)) return;
+    }
     if (flags->path.empty()) throw CLI::RequiredError("MODEL");
     invocation.run = [flags] { run_bench(*flags); };
   });

@@ -25,6 +25,7 @@ void add_eval_command(CLI::App& app, Invocation& invocation);
 void add_bench_command(CLI::App& app, Invocation& invocation);
 void add_bench_kernels_command(CLI::App& bench, Invocation& invocation);
 void add_bench_attention_command(CLI::App& bench, Invocation& invocation);
+void add_bench_kv_command(CLI::App& bench, Invocation& invocation);
 void add_selftest_command(CLI::App& app, Invocation& invocation);
 void add_tokenize_command(CLI::App& app, Invocation& invocation);
 void add_render_command(CLI::App& app, Invocation& invocation);

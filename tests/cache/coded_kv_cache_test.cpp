@@ -6,6 +6,8 @@
 
 #include "base/error.h"
 #include "cache/coded_pair.h"
+#include "cache/predictive_codec.h"
+#include "formats/kv_codec_examples.h"
 
 namespace lathe {
 namespace {
@@ -234,6 +236,59 @@ TEST(CodedKvCache, SaysHowManyBlocksASequenceTakes) {
       EXPECT_LE(rest.live + most.live, promised.live + 3);
     }
   }
+}
+
+TEST(CodedKvCache, AWokenBlockIsNotEncodedAgain) {
+  // Codes of reconstructed rows would be a second loss. AQUA's rows shrink each time they are
+  // coded.
+  const ModelConfig config = small_config();
+  const Rows rows(config);
+  const PredictiveCodec codec(random_codec("dense", config.num_layers, {2, 16}));
+  OwnedExec owned(2);
+  CodedKvCache cache(config, codec, rows.ropes(),
+                     {.live_format = KvFormat::kBF16,
+                      .live_tokens = 1024,
+                      .coded_tokens = 256,
+                      .max_sequence_tokens = kMaxTokens,
+                      .encode_while_running = false});
+  const auto q = normal_values(64, 9);
+  KvSequence sequence = cache.new_sequence();
+  step(cache, sequence, rows, config, 192, q, owned.exec);
+  ASSERT_TRUE(cache.park(sequence, owned.exec));
+  const auto parked = content(cache, sequence, config, owned.exec);
+  for (int round = 0; round < 3; ++round) {
+    ASSERT_TRUE(cache.wake(sequence, owned.exec));
+    EXPECT_EQ(cache.num_free_coded_blocks(), 8) << "what a woken block keeps counts as free";
+    ASSERT_TRUE(cache.park(sequence, owned.exec));
+    EXPECT_EQ(cache.num_free_coded_blocks(), 2);
+    EXPECT_TRUE(same_bits(content(cache, sequence, config, owned.exec), parked));
+  }
+  // Others need the room: kept codes go, those in use stay.
+  ASSERT_TRUE(cache.wake(sequence, owned.exec));
+  KvSequence other = cache.new_sequence();
+  step(cache, other, rows, config, 160, q, owned.exec);
+  ASSERT_TRUE(cache.park(other, owned.exec));
+  EXPECT_EQ(cache.num_free_coded_blocks(), 3);
+  const auto of_other = content(cache, other, config, owned.exec);
+  EXPECT_FALSE(cache.park(sequence, owned.exec)) << "6 blocks, 3 free";
+  EXPECT_TRUE(same_bits(content(cache, other, config, owned.exec), of_other));
+  cache.release(other);
+  EXPECT_TRUE(cache.park(sequence, owned.exec));
+  EXPECT_TRUE(same_bits(content(cache, other, config, owned.exec), {}));
+
+  // A woken block that is written into is another block.
+  ASSERT_TRUE(cache.wake(sequence, owned.exec));
+  cache.truncate(sequence, 70);
+  step(cache, sequence, rows, config, 40, q, owned.exec);
+  const auto before = content(cache, sequence, config, owned.exec);
+  ASSERT_TRUE(cache.park(sequence, owned.exec));
+  const auto after = content(cache, sequence, config, owned.exec);
+  const auto row = std::size_t(2 * config.kv_size());
+  EXPECT_TRUE(same_bits({before.data() + 96 * row, 14 * row}, {after.data() + 96 * row, 14 * row}));
+  EXPECT_FALSE(same_bits({before.data() + 80 * row, row}, {after.data() + 80 * row, row}));
+  cache.release(sequence);
+  EXPECT_EQ(cache.num_free_blocks(), cache.num_blocks());
+  EXPECT_EQ(cache.num_free_coded_blocks(), 8);
 }
 
 TEST(CodedKvCache, WithoutRoomForCodesTokensStayExact) {

@@ -1,0 +1,157 @@
+// lathe bench kv: how fast a sequence is parked as codes and woken again, beside prefilling it
+// anew.
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "cli/command.h"
+#include "cli/flags.h"
+#include "cli/kv_speed.h"
+#include "cli/loaded_model.h"
+#include "cli/output.h"
+#include "cli/speed.h"
+#include "kernels/features.h"
+
+namespace lathe {
+namespace {
+
+struct KvFlags {
+  CommonFlags common;
+  ModelFlags model;
+  std::string path;
+  std::string codec;
+  std::vector<std::string> variants = {"dense"};
+  int bits = 2;
+  int64_t tokens = 8192;
+  int repetitions = 3;
+  bool prefill = true;
+};
+
+// The file of --kv-codec, or made-up predictors of every asked variant.
+std::vector<KvCodecFile> codecs(const KvFlags& flags, const Checkpoint& checkpoint) {
+  std::vector<KvCodecFile> files;
+  if (!flags.codec.empty()) {
+    files.push_back(read_kv_codec(flags.codec));
+    check_kv_codec(files.back(), checkpoint.config(), kv_model_fingerprint(checkpoint),
+                   flags.codec);
+    return files;
+  }
+  for (const std::string& variant : flags.variants) {
+    files.push_back(made_up_kv_codec(checkpoint.config(), variant, flags.bits));
+  }
+  return files;
+}
+
+void run_bench_kv(const KvFlags& flags) {
+  if (flags.tokens < 2 * kBlockSize || flags.tokens > (int64_t{1} << 20) || flags.repetitions < 1 ||
+      flags.repetitions > 1000) {
+    fail(ErrorCode::kInvalidArgument, "--tokens ", flags.tokens, ", --repetitions ",
+         flags.repetitions, ": ", 2 * kBlockSize, " to 1048576 tokens, 1 to 1000 repetitions");
+  }
+  if (flags.common.device != "cpu") {
+    fail(ErrorCode::kInvalidArgument, "--device ", flags.common.device,
+         ": bench kv measures the cache of the CPU");
+  }
+  Runtime runtime(flags.common);
+  Exec& exec = runtime.exec();
+  const auto checkpoint = Checkpoint::open(flags.path);
+  const ModelConfig& config = checkpoint->config();
+  const auto files = codecs(flags, *checkpoint);
+  double prefill = 0;
+  if (flags.prefill) {
+    if (flags.tokens > config.max_position_embeddings) {
+      fail(ErrorCode::kInvalidArgument, "--tokens ", flags.tokens, ": the model goes to ",
+           config.max_position_embeddings, "; --no-prefill measures the codec alone");
+    }
+    const LoadedModel loaded(flags.path, flags.model, exec, {.quiet = flags.common.json});
+    SpeedOptions options;
+    options.prompt_tokens = flags.tokens;
+    options.decode_tokens = 0;
+    options.repetitions = 1;
+    check_forward(loaded.model(), loaded.kv_format(), exec);
+    prefill = median(measure_speed(loaded.model(), loaded.kv_format(), options, exec).prefill);
+  }
+  Json cases = Json::array();
+  for (const KvCodecFile& file : files) {
+    check_kv_kernels(file, exec);
+    const KvSpeed speed = measure_kv_speed(config, file, flags.tokens, flags.repetitions, exec);
+    cases.push_back(
+        {{"method", file.method},
+         {"variant", file.variant},
+         {"bits_per_value", kv_bits_per_value(file)},
+         {"predictor_bytes", kv_predictor_bytes(file)},
+         {"token_bytes", kv_token_bytes(file)},
+         {"park_tokens_per_second", median(speed.park)},
+         {"wake_tokens_per_second", median(speed.wake)},
+         {"wake_over_prefill", prefill > 0 ? Json(median(speed.wake) / prefill) : Json(nullptr)}});
+  }
+  Json result{{"model", flags.path},
+              {"threads", exec.threads.num_threads()},
+              {"cpu_features", cpu_features_text()},
+              {"tokens", flags.tokens},
+              {"prefill_tokens_per_second", prefill > 0 ? Json(prefill) : Json(nullptr)},
+              {"checked", true},
+              {"cases", cases}};
+  if (flags.common.json) return print_json(result);
+  std::string text = str("model     ", flags.path, "\nthreads   ", exec.threads.num_threads(),
+                         "   cpu ", cpu_features_text(),
+                         "\nchecked   every kernel has the reference's bits; woken blocks are the "
+                         "parked ones\n\n");
+  char line[240];
+  if (prefill > 0) {
+    std::snprintf(line, sizeof line, "prefill %lld: %.0f tokens/s\n",
+                  static_cast<long long>(flags.tokens), prefill);
+    text += line;
+  }
+  std::snprintf(line, sizeof line, "%-24s %8s %12s %12s %12s %10s\n", "codec", "bits", "B/token",
+                "park tok/s", "wake tok/s", "x prefill");
+  text += line;
+  for (const Json& c : cases) {
+    std::snprintf(
+        line, sizeof line, "%-24s %8.3f %12lld %12.0f %12.0f %10.1f\n",
+        str(c["method"].get<std::string>(), " ", c["variant"].get<std::string>()).c_str(),
+        c["bits_per_value"].get<double>(), static_cast<long long>(c["token_bytes"].get<int64_t>()),
+        c["park_tokens_per_second"].get<double>(), c["wake_tokens_per_second"].get<double>(),
+        c["wake_over_prefill"].is_null() ? 0.0 : c["wake_over_prefill"].get<double>());
+    text += line;
+  }
+  print(text);
+}
+
+}  // namespace
+
+void add_bench_kv_command(CLI::App& bench, Invocation& invocation) {
+  auto flags = std::make_shared<KvFlags>();  // shared: the callback outlives this function
+  CLI::App* command =
+      bench.add_subcommand("kv", "Parking a sequence's keys and values as codes, and waking it");
+  add_model_argument(*command, flags->path);
+  command
+      ->add_option(
+          "--kv-codec", flags->codec,
+          "The codec of this file (default: one of the model's shape with made-up numbers)")
+      ->type_name("FILE");
+  command
+      ->add_option("--variants", flags->variants,
+                   "Made-up codecs: dense, low-rank, block-diagonal, latent, mean, none (default: "
+                   "dense)")
+      ->type_name("NAME,...")
+      ->delimiter(',');
+  const auto add = [&](const char* name, auto& value, const char* help) {
+    command->add_option(name, value, help)->capture_default_str()->type_name("N");
+  };
+  add("--bits", flags->bits, "Bits of the made-up codec: 2, 3 or 4");
+  add("--tokens", flags->tokens, "Tokens of the sequence");
+  add("-r,--repetitions", flags->repetitions, "Repetitions; the median is reported");
+  command->add_flag("--prefill,!--no-prefill", flags->prefill,
+                    "Prefill as many tokens with the model, for comparison");
+  add_model_flags(*command, flags->model);
+  add_common_flags(*command, flags->common);
+  command->footer(
+      "Every kernel is compared with the reference, and a woken block with the parked one, before "
+      "anything is timed.\n\nExample:\n  lathe bench kv smollm2.gguf --variants dense,latent,none");
+  command->callback([flags, &invocation] { invocation.run = [flags] { run_bench_kv(*flags); }; });
+}
+
+}  // namespace lathe
