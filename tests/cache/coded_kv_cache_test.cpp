@@ -66,6 +66,44 @@ TEST(CodedKvCache, ChunkingOfThePromptDoesNotMatter) {
   EXPECT_TRUE(same_bits(x, y));
 }
 
+TEST(CodedKvCache, ChunkingDoesNotMatterToAqua) {
+  // Through the cache, every variant: keys before RoPE are what was appended (f32 keeps them), and
+  // the number of blocks that are coded together differs.
+  const ModelConfig config = small_config();
+  const Rows rows(config);
+  const auto q = normal_values(64, 9);
+  for (const char* variant : kCodecVariants) {
+    SCOPED_TRACE(variant);
+    KvCodecFile file = random_codec(variant, config.num_layers, {2, 16});
+    file.window = 32;
+    file.chunk_tokens = 64;
+    const PredictiveCodec codec(file);
+    std::vector<std::vector<float>> contents;
+    for (const bool at_once : {true, false}) {
+      OwnedExec owned(at_once ? 3 : 1);
+      CodedKvCache cache(config, codec, rows.ropes(),
+                         {.live_format = KvFormat::kF32,
+                          .live_tokens = 1024,
+                          .coded_tokens = 1024,
+                          .max_sequence_tokens = kMaxTokens});
+      KvSequence sequence = cache.new_sequence();
+      const std::vector<int64_t> pieces =
+          at_once ? std::vector<int64_t>{320, 1} : std::vector<int64_t>{1, 31, 64, 100, 60, 64, 1};
+      for (const int64_t n : pieces) step(cache, sequence, rows, config, n, q, owned.exec);
+      EXPECT_EQ(cache.num_coded_tokens(sequence), 256 - 4);
+      contents.push_back(content(cache, sequence, config, owned.exec));
+    }
+    EXPECT_TRUE(same_bits(contents[0], contents[1]));
+    // Sinks and window are the rows that were appended.
+    const auto kv = std::size_t(config.kv_size());
+    for (const std::size_t t : {0, 1, 3, 256, 300, 320}) {
+      EXPECT_TRUE(same_bits({contents[0].data() + t * 2 * kv, kv}, {rows.k(0, int64_t(t)), kv}))
+          << t;
+    }
+    EXPECT_FALSE(same_bits({contents[0].data() + 4 * 2 * kv, kv}, {rows.k(0, 4), kv}));
+  }
+}
+
 TEST(CodedKvCache, TwoInterleavedChainsOfLayers) {
   Pair pair({.num_sinks = 4, .window = 0, .chunk_tokens = 32}, KvFormat::kF32, /*stride=*/2);
   pair.advance(200);

@@ -12,6 +12,7 @@
 #include "formats/safetensors.h"
 #include "formats/safetensors_writer.h"
 #include "formats/temporary_directory.h"
+#include "support/shared_data.h"
 
 namespace lathe {
 namespace {
@@ -227,6 +228,29 @@ TEST(KvCodecFile, AnotherModelIsRefused) {
   config.head_dim = 32;
   expect_error(ErrorCode::kInvalidArgument, "2 x 32",
                [&] { check_kv_codec(file, config, file.model_fingerprint, "codec"); });
+}
+
+TEST(KvCodecFile, FingerprintsTellModelsApart) {
+  const auto fingerprint = [](const std::string& name) {
+    return kv_model_fingerprint(*Checkpoint::open(golden_path("tiny/" + name)));
+  };
+  const std::string qwen = fingerprint("qwen2-tied-mqa");
+  EXPECT_EQ(qwen.size(), 64u);
+  EXPECT_EQ(fingerprint("qwen2-tied-mqa"), qwen);
+  EXPECT_NE(fingerprint("gemma3-sliding-global"), qwen);
+}
+
+TEST(KvCodecFile, APlainCodecFitsAnyModel) {
+  const auto checkpoint = Checkpoint::open(golden_path("tiny/qwen2-tied-mqa"));
+  const ModelConfig& config = checkpoint->config();
+  const std::string fingerprint = kv_model_fingerprint(*checkpoint);
+  const KvCodecFile file = plain_kv_codec(config, {.bits = 3}, fingerprint);
+  validate(file, "codec");
+  check_kv_codec(file, config, fingerprint, "codec");
+  EXPECT_EQ(file.num_layers(), config.num_layers);
+  EXPECT_EQ(kv_token_bytes(file),
+            2 * config.num_layers * (config.kv_size() * 3 / 8 + config.num_kv_heads));
+  EXPECT_EQ(kv_predictor_bytes(file), 0);
 }
 
 TEST(KvCodecFile, FingerprintsTellCodecsApart) {
