@@ -32,6 +32,7 @@ class ByteSet {
   void add(const ByteSet& other) {
     for (std::size_t i = 0; i < 4; ++i) words_[i] |= other.words_[i];
   }
+  bool empty() const { return (words_[0] | words_[1] | words_[2] | words_[3]) == 0; }
   bool contains(uint8_t b) const { return (words_[b >> 6] & bit(b)) != 0; }
 
  private:
@@ -58,7 +59,6 @@ class Grammar {
     int32_t edges_begin = 0, edges_end = 0;
     int32_t calls_begin = 0, calls_end = 0;
     bool accepts = false;
-    bool may_stop = false;  // the generation may end here, whatever is open
   };
   // A lexeme's table; several rules may share one.
   struct Table {
@@ -68,7 +68,7 @@ class Grammar {
     int32_t num_states = 0;
     std::vector<StateId> next;  // [num_states, num_classes], global ids; -1: no
     int32_t body = -1;          // of a counted string, local: between two characters
-    bool may_stop = false;      // as State::may_stop, for all its states
+    bool may_stop = false;  // the text may end in a state that does not accept, whatever is open
   };
   struct Rule {
     StateId start = 0;
@@ -130,7 +130,7 @@ class GrammarBuilder {
   void set_bounds(RuleId rule, int64_t min, int64_t max);
 
   // A rule that is one automaton over bytes, which is not empty and does not accept the empty word.
-  // may_stop: the generation may end inside.
+  // may_stop: the text may end inside, before the lexeme is complete.
   RuleId add_lexeme(const Dfa& bytes, bool may_stop = false);
   // Any JSON string of min to max characters (code points); max < 0: no limit. An escape is one.
   RuleId add_string(int64_t min, int64_t max);

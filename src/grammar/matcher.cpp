@@ -159,12 +159,14 @@ void Matcher::expand(Row& row) {
     const Item item = items_[i];
     row.first.add(grammar_->first_bytes(item.state));
     if (item.state >= grammar_->num_plain_states()) {
-      row.may_stop = row.may_stop || grammar_->table_of(item.state).may_stop;
-      if (grammar_->table_accepts(item.state)) complete(row, item.call);
+      if (grammar_->table_accepts(item.state)) {
+        complete(row, item.call);
+      } else if (grammar_->table_of(item.state).may_stop) {
+        row.may_stop = true;
+      }
       continue;
     }
     const Grammar::State& state = grammar_->state(item.state);
-    row.may_stop = row.may_stop || state.may_stop;
     if (state.accepts) complete(row, item.call);
     for (int32_t c = state.calls_begin; c < state.calls_end; ++c) {
       const Grammar::Call& call = grammar_->calls()[static_cast<std::size_t>(c)];
@@ -462,7 +464,7 @@ void Matcher::add_known(const Item& item, std::span<uint64_t> words) {
   if (known.exits.empty()) return;
   const Row base = history_.back().row;
   const Row behind = row_behind(item);
-  if (behind.items_end > behind.items_begin) {
+  if (!behind.first.empty()) {
     const std::span<const TokenTrie::Node> nodes = tokens_->trie().nodes();
     for (const TokenGrammar::Exit& exit : known.exits) {
       walk(behind, exit.node + 1, nodes[static_cast<std::size_t>(exit.node)].subtree_end, words);
@@ -487,7 +489,7 @@ void Matcher::add_counted(const Item& item, std::span<uint64_t> words) {
   }
   const Row base = history_.back().row;
   const Row behind = row_behind(item);
-  if (behind.items_end > behind.items_begin) {
+  if (!behind.first.empty()) {
     for (const TokenGrammar::Exit& exit : tokens_->tokens(item.state).exits) {
       if (exit.characters < least || exit.characters > most) continue;
       walk(behind, exit.node + 1, trie.nodes()[static_cast<std::size_t>(exit.node)].subtree_end,
