@@ -11,8 +11,6 @@
 namespace lathe {
 namespace {
 
-constexpr int64_t kMaxSubsetWork = 20'000'000;  // NFA states looked at: some tenths of a second
-
 [[noreturn]] void too_large() {
   fail(ErrorCode::kUnsupported, "the pattern needs an automaton of more than ", kMaxDfaStates,
        " states; write it simpler, or with smaller bounds");
@@ -72,13 +70,14 @@ class SubsetConstruction {
         dfa_.next.push_back(target);
       }
     }
+    dfa_.work = work_;
     return std::move(dfa_);
   }
 
  private:
   void count_work(int64_t amount) {
     work_ += amount;
-    if (work_ > kMaxSubsetWork) too_large();
+    if (work_ > kMaxAutomatonWork) too_large();
   }
 
   // Adds what can be reached without a symbol; sorted, each state once.
@@ -153,6 +152,7 @@ Dfa trim(const Dfa& dfa) {
   Dfa out;
   out.class_starts = dfa.class_starts;
   out.symbol_end = dfa.symbol_end;
+  out.work = dfa.work;
   if (num_states == 0 || !useful[0]) return out;
   std::vector<int32_t> new_id(num_states, -1);
   std::vector<int32_t> order = {0};
@@ -197,7 +197,7 @@ Dfa product(const Dfa& a, const Dfa& b, bool is_subtraction) {
     const auto [found, is_new] = ids.emplace(pair, static_cast<int32_t>(order.size()));
     if (is_new) {
       if (std::ssize(order) >= kMaxDfaStates) too_large();
-      if (std::ssize(order) * std::ssize(classes) > kMaxSubsetWork) too_large();
+      if (std::ssize(order) * std::ssize(classes) > kMaxAutomatonWork) too_large();
       order.push_back(pair);
       const bool in_a = a.accepts[static_cast<std::size_t>(pair.first)];
       const bool in_b = pair.second >= 0 && b.accepts[static_cast<std::size_t>(pair.second)];
@@ -216,6 +216,7 @@ Dfa product(const Dfa& a, const Dfa& b, bool is_subtraction) {
       out.next.push_back(dead ? -1 : id_of({next_a, next_b}));
     }
   }
+  out.work = std::ssize(order) * std::ssize(classes);
   return trim(out);
 }
 

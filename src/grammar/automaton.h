@@ -17,6 +17,9 @@ inline constexpr uint32_t kByteEnd = 256;
 inline constexpr int64_t kMaxDfaStates = 32768;
 inline constexpr int64_t kMaxNfaStates = 100000;
 
+// Steps that one function may take: some tenths of a second.
+inline constexpr int64_t kMaxAutomatonWork = 20'000'000;
+
 struct SymbolRange {
   uint32_t first, last;  // both included; first <= last
 };
@@ -57,6 +60,7 @@ struct Dfa {
   uint32_t symbol_end = 0;             // end of the last class
   std::vector<int32_t> next;           // [num_states, num_classes]
   std::vector<bool> accepts;           // [num_states]; empty: the language is empty
+  int64_t work = 0;  // steps that the function took which made it; see kMaxAutomatonWork
 
   int64_t num_states() const { return static_cast<int64_t>(accepts.size()); }
   int64_t num_classes() const { return static_cast<int64_t>(class_starts.size()); }

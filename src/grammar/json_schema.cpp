@@ -121,7 +121,7 @@ class SchemaCompiler {
   RuleId lexeme(const std::string& key, Make&& make) {
     const auto [found, is_new] = lexemes_.emplace(key, -1);
     if (is_new) {
-      const Dfa dfa = make();
+      const Dfa dfa = reader_.paid(make());
       if (!dfa.is_empty()) found->second = builder_.add_lexeme(dfa);
     }
     return found->second;
@@ -184,13 +184,14 @@ class SchemaCompiler {
     if (!a.property_names.empty()) {
       rest = names(a.property_names);
       for (auto& [name, schema] : properties) {
-        if (intersect(rest, words_of({name}, kCodePointEnd)).is_empty()) schema = {&nothing()};
+        if (reader_.paid(intersect(rest, words_of({name}, kCodePointEnd))).is_empty())
+          schema = {&nothing()};
       }
     }
     std::vector<std::string> declared;
     for (const auto& property : properties) declared.push_back(property.first);
-    const Dfa declared_names = words_of(declared, kCodePointEnd);
-    if (!declared.empty()) rest = subtract(rest, declared_names);
+    const Dfa declared_names = reader_.paid(words_of(declared, kCodePointEnd));
+    if (!declared.empty()) rest = reader_.paid(subtract(rest, declared_names));
     std::vector<Dfa> patterns;
     std::vector<bool> fits(properties.size(), false);
     for (const auto& [pattern, schema] : a.pattern_properties) {
@@ -199,7 +200,8 @@ class SchemaCompiler {
       patterns.push_back(reader_.strings(strings));
       for (std::size_t i = 0; i < properties.size(); ++i) {
         auto& [name, own] = properties[i];
-        if (intersect(patterns.back(), words_of({name}, kCodePointEnd)).is_empty()) continue;
+        const Dfa both = intersect(patterns.back(), words_of({name}, kCodePointEnd));
+        if (reader_.paid(both).is_empty()) continue;
         fits[i] = true;
         own.insert(own.end(), schema.begin(), schema.end());
         std::sort(own.begin(), own.end());
@@ -212,9 +214,9 @@ class SchemaCompiler {
       }
     }
     for (std::size_t i = 0; i < patterns.size(); ++i) {
-      const Dfa keys = intersect(rest, patterns[i]);
+      const Dfa keys = reader_.paid(intersect(rest, patterns[i]));
       for (std::size_t j = 0; j < i; ++j) {
-        if (!intersect(keys, patterns[j]).is_empty()) {
+        if (!reader_.paid(intersect(keys, patterns[j])).is_empty()) {
           fail(ErrorCode::kUnsupported, "patternProperties '", a.pattern_properties[j].first,
                "' and '", a.pattern_properties[i].first,
                "' fit the same names; make them exclude "
@@ -223,13 +225,13 @@ class SchemaCompiler {
       }
       add_open(keys, a.pattern_properties[i].second, out);
     }
-    for (const Dfa& pattern : patterns) rest = subtract(rest, pattern);
+    for (const Dfa& pattern : patterns) rest = reader_.paid(subtract(rest, pattern));
     add_open(rest, a.additional, out);
     return out;
   }
 
   void add_open(const Dfa& keys, const Conjunction& values, std::vector<OpenKeys>& out) {
-    const Dfa strings = json_strings_of(keys);
+    const Dfa strings = reader_.paid(json_strings_of(keys));
     if (strings.is_empty() || (values.size() == 1 && values[0]->is_boolean())) return;  // false
     out.push_back({builder_.add_lexeme(strings), rule_of(values)});
   }

@@ -10,12 +10,12 @@ namespace {
 
 // Room for the rows of one walk, whose depth is the longest token's. A grammar that needs more
 // forbids the tokens beyond it: still correct, only narrower.
-constexpr std::size_t kWalkItems = 16384;
-constexpr std::size_t kWalkCalls = 8192;
-constexpr std::size_t kWalkLinks = 16384;
+constexpr std::size_t kWalkItems = 8192;
+constexpr std::size_t kWalkCalls = 4096;
+constexpr std::size_t kWalkLinks = 8192;
 // Rows up to this size are searched item by item.
 constexpr std::size_t kSmallRow = 12;
-constexpr std::size_t kSlots = 32768;  // power of two
+constexpr std::size_t kSlots = 16384;  // power of two
 constexpr std::size_t kMaxRowItems = kSlots / 2;
 
 void set_end_tokens(const TokenTrie& trie, std::span<uint64_t> words) {
@@ -293,8 +293,9 @@ void Matcher::make_room() {
   }
   collect_garbage();
   const auto reserve = [](auto& v, std::size_t room) {
-    // Twice what is in use, so that the next collection is far away.
-    if (v.capacity() - v.size() < 2 * room) v.reserve(2 * v.size() + 2 * room);
+    // More than is in use, so that the next collection is far away.
+    const std::size_t wanted = 2 * v.size() + room + room / 8;
+    if (v.capacity() < wanted) v.reserve(wanted);
   };
   reserve(items_, kWalkItems);
   reserve(calls_, kWalkCalls);

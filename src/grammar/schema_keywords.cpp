@@ -121,6 +121,17 @@ bool accepts(const Dfa& dfa, std::string_view text) {
   return state >= 0 && dfa.accepts[static_cast<std::size_t>(state)];
 }
 
+// In merges of two plain schemas: what takes time is comparing names with names, values with
+// values.
+int64_t cost_of_pair(const SchemaAlternative& a, const SchemaAlternative& b) {
+  const auto num_values = [](const SchemaAlternative& x) {
+    return x.values ? std::ssize(*x.values) : 0;
+  };
+  const int64_t names_a = std::ssize(a.properties), names_b = std::ssize(b.properties);
+  return 1 + (names_a + names_b) / 16 + names_a * names_b / 1024 +
+         num_values(a) * num_values(b) / 1024;
+}
+
 std::string escaped_pointer(const std::string& key) {
   std::string out;
   for (const char c : key.substr(0, 60))
@@ -336,7 +347,8 @@ std::vector<SchemaAlternative> SchemaReader::both(const std::vector<SchemaAltern
   std::vector<SchemaAlternative> out;
   for (const SchemaAlternative& x : a) {
     for (const SchemaAlternative& y : b) {
-      if (++merges_ > kMaxMerges) {
+      merges_ += cost_of_pair(x, y);
+      if (merges_ > kMaxMerges) {
         fail(ErrorCode::kUnsupported, "allOf, anyOf and oneOf multiply to too many combinations");
       }
       if (auto z = merged(x, y)) out.push_back(std::move(*z));
@@ -566,23 +578,43 @@ Dfa SchemaReader::strings(const SchemaAlternative& alternative) {
     for (const Json* value : *alternative.values) {
       if (value->is_string() && satisfies(*value, alternative)) words.push_back(*value);
     }
-    return words_of(words, kCodePointEnd);
+    return paid(words_of(words, kCodePointEnd));
   }
   Dfa out = words_of_length(0, -1, kCodePointEnd);
-  for (const std::string& pattern : alternative.patterns) {
-    out = intersect(out, with_context("pattern '" + pattern.substr(0, 60) + "'",
-                                      [&] { return compile_pattern(pattern); }));
-  }
-  for (const std::string& format : alternative.formats) {
-    out = intersect(out, *strings_of_format(format));
-  }
+  for (const std::string& text : alternative.patterns) out = paid(intersect(out, pattern(text)));
+  for (const std::string& name : alternative.formats) out = paid(intersect(out, format(name)));
   if (alternative.min_length > 0 || alternative.max_length >= 0) {
     out = with_context("minLength, maxLength", [&] {
-      return intersect(
-          out, words_of_length(alternative.min_length, alternative.max_length, kCodePointEnd));
+      return paid(intersect(
+          out, words_of_length(alternative.min_length, alternative.max_length, kCodePointEnd)));
     });
   }
   return out;
+}
+
+Dfa SchemaReader::paid(Dfa automaton) {
+  constexpr int64_t kLeastWork = 100;
+  work_ += automaton.work + kLeastWork;
+  if (work_ > kMaxWork) {
+    fail(ErrorCode::kUnsupported,
+         "the patterns, bounds and constants of the schema are too much work in all; use fewer or "
+         "simpler ones");
+  }
+  return automaton;
+}
+
+const Dfa& SchemaReader::pattern(const std::string& text) {
+  const auto found = patterns_.find(text);
+  if (found != patterns_.end()) return found->second;
+  Dfa dfa = with_context("pattern '" + text.substr(0, 60) + "'",
+                         [&] { return paid(compile_pattern(text)); });
+  return patterns_.emplace(text, std::move(dfa)).first->second;
+}
+
+const Dfa& SchemaReader::format(const std::string& name) {
+  const auto found = formats_.find(name);
+  if (found != formats_.end()) return found->second;
+  return formats_.emplace(name, paid(*strings_of_format(name))).first->second;
 }
 
 bool SchemaReader::satisfies(const Json& value, const SchemaAlternative& alternative) {
@@ -622,7 +654,8 @@ void SchemaReader::check_one_of(const std::vector<std::vector<SchemaAlternative>
     for (std::size_t j = 0; j < i; ++j) {
       for (const SchemaAlternative& a : parts[i]) {
         for (const SchemaAlternative& b : parts[j]) {
-          if (++merges_ > kMaxMerges) {
+          merges_ += cost_of_pair(a, b);
+          if (merges_ > kMaxMerges) {
             fail(ErrorCode::kUnsupported, "oneOf has too many combinations to compare");
           }
           if (!are_disjoint(a, b, 0)) {
@@ -663,7 +696,9 @@ bool SchemaReader::are_disjoint(const SchemaAlternative& a, const SchemaAlternat
     };
     if (!below(a.bounds, b.bounds) && !below(b.bounds, a.bounds)) return false;
   }
-  if ((common & kJsonString) != 0 && !intersect(strings(a), strings(b)).is_empty()) return false;
+  if ((common & kJsonString) != 0 && !paid(intersect(strings(a), strings(b))).is_empty()) {
+    return false;
+  }
   if ((common & kJsonArray) != 0) {
     const bool apart = (a.max_items >= 0 && a.max_items < b.min_items) ||
                        (b.max_items >= 0 && b.max_items < a.min_items);

@@ -68,6 +68,7 @@ class SchemaReader {
   // Limits against hostile documents; beyond them kUnsupported.
   static constexpr int64_t kMaxAlternatives = 512;  // of one schema
   static constexpr int64_t kMaxMerges = 50000;      // of the whole document
+  static constexpr int64_t kMaxWork = 60'000'000;   // steps of all its automata: about a second
 
   // Borrows the document.
   explicit SchemaReader(const nlohmann::ordered_json& document);
@@ -86,6 +87,8 @@ class SchemaReader {
 
   // The strings that the alternative allows, over code points. With `values`: those.
   Dfa strings(const SchemaAlternative& alternative);
+  // Counts the work of making an automaton. Throws kUnsupported when it was too much in all.
+  Dfa paid(Dfa automaton);
   // Whether a value of an enum satisfies the other keywords.
   bool satisfies(const nlohmann::ordered_json& value, const SchemaAlternative& alternative);
 
@@ -101,6 +104,8 @@ class SchemaReader {
   void read_numbers(const std::string& key, const Json& value, const Json& schema,
                     SchemaAlternative& out);
   bool read_object_keyword(const std::string& key, const Json& value, SchemaAlternative& out);
+  const Dfa& pattern(const std::string& text);
+  const Dfa& format(const std::string& name);
   const Json& resolve(const Json& reference);
   Conjunction at(const Json& schema, const std::string& parent, const std::string& key);
   const std::string& place_of(const Json& schema) const;
@@ -111,6 +116,8 @@ class SchemaReader {
   const Json& document_;
   std::unordered_map<const Json*, std::string> places_;
   int64_t merges_ = 0;
+  int64_t work_ = 0;
+  std::unordered_map<std::string, Dfa> patterns_, formats_;
 };
 
 // True and empty say nothing.

@@ -13,7 +13,8 @@ namespace {
 constexpr int64_t kWorthAMask = 2000;
 // Nodes to look at in all: 0.1 s. What is left then is walked for every token: 1 to 2 ms.
 constexpr int64_t kWalkBudget = 15'000'000;
-constexpr int64_t kMaxMaskWords = 8'000'000;  // 64 MB
+constexpr int64_t kMaxMaskWords = 2'000'000;  // 16 MB
+constexpr int64_t kMaxExits = 2'000'000;      // 16 MB
 
 }  // namespace
 
@@ -26,7 +27,10 @@ TokenGrammar::TokenGrammar(std::shared_ptr<const Grammar> grammar,
   entry_of_.assign(static_cast<std::size_t>(grammar_->num_states() - first), -1);
   int64_t seen = 0;
   for (StateId s = first; s < grammar_->num_states(); ++s) {
-    if (seen > kWalkBudget || std::ssize(masks_) + num_words_ > kMaxMaskWords) break;
+    if (seen > kWalkBudget || std::ssize(masks_) + num_words_ > kMaxMaskWords ||
+        std::ssize(exits_) > kMaxExits) {
+      break;
+    }
     seen += prepare(s);
   }
   const bool counts = std::any_of(grammar_->rules().begin(), grammar_->rules().end(),
