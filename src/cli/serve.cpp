@@ -190,6 +190,7 @@ void run_serve(ServeFlags flags) {
   model.created = std::time(nullptr);
   model.tokenizer = &loaded.tokenizer();
   model.chat_template = loaded.chat_template();
+  model.vocabulary = std::make_shared<TokenTrie>(loaded.tokenizer(), config.eos_token_ids);
   model.vocab_size = config.vocab_size;
   model.max_tokens = options.max_sequence_tokens;
   if (!flags.ignore_generation_config) {

@@ -208,7 +208,7 @@ HttpResponse chat_completions(const ApiContext& context, const HttpRequest& requ
     max_tokens = older;
   }
   const StreamOptions stream = stream_options(fields);
-  const OutputFormat format = output_format(fields, model);
+  const OutputFormat format = output_format(fields, model, /*may_call=*/true);
   const Json no_tools(nullptr);
   wanted.prompts.push_back(chat_prompt(model, fields, chat_messages(fields),
                                        format.tools != nullptr ? *format.tools : no_tools));

@@ -227,7 +227,7 @@ HttpResponse completions(const ApiContext& context, const HttpRequest& request,
   refuse_unsupported(fields);
   ChoicesRequest choices;
   choices.params = sampling_params(fields, model);
-  const OutputFormat format = output_format(fields, model);
+  const OutputFormat format = output_format(fields, model, /*may_call=*/false);
   Wanted wanted = read_wanted(context, fields);
   const auto num_choices = static_cast<int64_t>(wanted.prompts.size()) * wanted.n;
   context.metrics.params_n.observe(static_cast<double>(wanted.n));

@@ -42,6 +42,7 @@ struct OutputFormat {
 };
 
 // Throws ApiError 400 for what is malformed or cannot be kept to. The result borrows the request.
-OutputFormat output_format(const RequestFields& fields, const ServedModel& model);
+// may_call: tools count (a completion without a conversation has none).
+OutputFormat output_format(const RequestFields& fields, const ServedModel& model, bool may_call);
 
 }  // namespace lathe

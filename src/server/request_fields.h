@@ -17,6 +17,7 @@ class RequestFields {
   // the value is not an object.
   explicit RequestFields(const nlohmann::ordered_json& value, std::string path = "");
 
+  const nlohmann::ordered_json& json() const { return object_; }
   // The value as it is; null when it is not given.
   const nlohmann::ordered_json* find(std::string_view name) const;
 

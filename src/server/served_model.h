@@ -1,11 +1,13 @@
 // The model behind the API, and what one request may ask of it.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "base/json_limits.h"
 #include "engine/sampling_params.h"
 #include "formats/model_config.h"
+#include "grammar/token_trie.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -16,6 +18,7 @@ struct ServedModel {
   int64_t created = 0;  // seconds since 1970
   const Tokenizer* tokenizer = nullptr;
   const ChatTemplate* chat_template = nullptr;  // null: not a chat model
+  std::shared_ptr<const TokenTrie> vocabulary;  // for answers in a given form
   int64_t vocab_size = 0;                       // of the logits
   int64_t max_tokens = 0;                       // prompt and output of one choice
   SamplingParams defaults;                      // what a request leaves open

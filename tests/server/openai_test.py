@@ -167,6 +167,42 @@ class OpenAiClient(unittest.TestCase):
             self.assertEqual(list(pool.map(answer, range(16))), alone)
         self.assertEqual([answer(i) for i in range(16)], alone)  # behind a prefix hit
 
+    def test_response_format(self):
+        schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 9},
+                                                   "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2}},
+                  "required": ["n", "tags"], "additionalProperties": False}
+        for seed in range(4):
+            answer = self.chat(max_tokens=150, seed=seed, response_format={
+                "type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}).choices[0]
+            self.assertEqual(answer.finish_reason, "stop")
+            document = json.loads(answer.message.content)
+            self.assertTrue(1 <= document["n"] <= 9 and set(document["tags"]) <= {"a", "b"}, document)
+        with self.assertRaises(self.openai.BadRequestError) as caught:
+            self.chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}})
+        self.assertEqual(caught.exception.param, "response_format")
+
+    def test_tools(self):
+        tools = [{"type": "function", "function": {"name": name, "parameters": {
+            "type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"],
+            "additionalProperties": False}}} for name in ("weather", "time")]
+        for choice in ("required", {"type": "function", "function": {"name": "time"}}):
+            options = {"max_tokens": 250, "tools": tools, "tool_choice": choice, "parallel_tool_calls": False, "seed": 3}
+            answer = self.chat(**options).choices[0]
+            self.assertEqual(answer.finish_reason, "tool_calls")
+            call, = answer.message.tool_calls
+            self.assertIn(call.function.name, ("weather", "time") if choice == "required" else ("time",))
+            self.assertIn(json.loads(call.function.arguments)["city"], ("Rome", "Oslo"))
+            name, arguments, pieces = "", "", 0
+            for event in self.chat(stream=True, **options):
+                for piece in (event.choices[0].delta.tool_calls or []) if event.choices else []:
+                    name += piece.function.name or ""
+                    arguments += piece.function.arguments or ""
+                    pieces += 1
+            self.assertEqual((name, arguments), (call.function.name, call.function.arguments))
+            self.assertGreater(pieces, 1)
+        self.assertIn(self.chat(tools=tools).choices[0].finish_reason, ("length", "stop", "tool_calls"))
+        self.assertIsNone(self.chat(tools=tools, tool_choice="none").choices[0].message.tool_calls)
+
     def test_async_client(self):
         import asyncio
 

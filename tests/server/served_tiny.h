@@ -24,6 +24,7 @@
 namespace lathe {
 
 inline constexpr const char* kTinyTemplate =
+    "{% if tools %}<tool_call>arguments{% endif %}"
     "{% for m in messages %}{% if m.role == 'nobody' %}{{ raise_exception('no such role') }}"
     "{% endif %}{{ m.role + ':' + m.content + ';' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}";
@@ -51,6 +52,8 @@ struct TinyApi {
                           .created = 1,
                           .tokenizer = &tiny.tokenizer,
                           .chat_template = &chat_template,
+                          .vocabulary = std::make_shared<TokenTrie>(tiny.tokenizer,
+                                                                    std::vector<int64_t>{300}),
                           .vocab_size = tiny.loaded.config().vocab_size,
                           .max_tokens = tiny.options.max_sequence_tokens,
                           .defaults = {}},

@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SKIPPED = 77  # CTest counts this exit code as skipped
 
 CHAT_TEMPLATE = (
+    "{% if tools %}<tool_call> with name and arguments: {% for t in tools %}{{ t.function.name }} {% endfor %}{% endif %}"
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 
