@@ -70,8 +70,9 @@ void run_bench_kv(const KvFlags& flags) {
     options.prompt_tokens = flags.tokens;
     options.decode_tokens = 0;
     options.repetitions = 1;
-    check_forward(loaded.model(), loaded.kv_format(), exec);
-    prefill = median(measure_speed(loaded.model(), loaded.kv_format(), options, exec).prefill);
+    const CacheMaker make_cache = live_cache(loaded.model(), loaded.kv_format());
+    check_forward(loaded.model(), make_cache, exec);
+    prefill = median(measure_speed(loaded.model(), make_cache, options, exec).prefill);
   }
   Json cases = Json::array();
   for (const KvCodecFile& file : files) {
