@@ -17,11 +17,10 @@
 namespace lathe {
 namespace {
 
-struct KvFlags {
+struct KvBenchFlags {
   CommonFlags common;
   ModelFlags model;
   std::string path;
-  std::string codec;
   std::vector<std::string> variants = {"dense"};
   int bits = 2;
   int64_t tokens = 8192;
@@ -30,12 +29,12 @@ struct KvFlags {
 };
 
 // The file of --kv-codec, or made-up predictors of every asked variant.
-std::vector<KvCodecFile> codecs(const KvFlags& flags, const Checkpoint& checkpoint) {
+std::vector<KvCodecFile> codecs(const KvBenchFlags& flags, const Checkpoint& checkpoint) {
   std::vector<KvCodecFile> files;
-  if (!flags.codec.empty()) {
-    files.push_back(read_kv_codec(flags.codec));
+  if (!flags.model.kv_codec.empty()) {
+    files.push_back(read_kv_codec(flags.model.kv_codec));
     check_kv_codec(files.back(), checkpoint.config(), kv_model_fingerprint(checkpoint),
-                   flags.codec);
+                   flags.model.kv_codec);
     return files;
   }
   for (const std::string& variant : flags.variants) {
@@ -44,7 +43,7 @@ std::vector<KvCodecFile> codecs(const KvFlags& flags, const Checkpoint& checkpoi
   return files;
 }
 
-void run_bench_kv(const KvFlags& flags) {
+void run_bench_kv(const KvBenchFlags& flags) {
   if (flags.tokens < 2 * kBlockSize || flags.tokens > (int64_t{1} << 20) || flags.repetitions < 1 ||
       flags.repetitions > 1000) {
     fail(ErrorCode::kInvalidArgument, "--tokens ", flags.tokens, ", --repetitions ",
@@ -65,7 +64,9 @@ void run_bench_kv(const KvFlags& flags) {
       fail(ErrorCode::kInvalidArgument, "--tokens ", flags.tokens, ": the model goes to ",
            config.max_position_embeddings, "; --no-prefill measures the codec alone");
     }
-    const LoadedModel loaded(flags.path, flags.model, exec, {.quiet = flags.common.json});
+    ModelFlags live = flags.model;
+    live.kv_codec.clear();  // prefill beside a live cache
+    const LoadedModel loaded(flags.path, live, exec, {.quiet = flags.common.json});
     SpeedOptions options;
     options.prompt_tokens = flags.tokens;
     options.decode_tokens = 0;
@@ -124,19 +125,14 @@ void run_bench_kv(const KvFlags& flags) {
 }  // namespace
 
 void add_bench_kv_command(CLI::App& bench, Invocation& invocation) {
-  auto flags = std::make_shared<KvFlags>();  // shared: the callback outlives this function
+  auto flags = std::make_shared<KvBenchFlags>();  // shared: the callback outlives this function
   CLI::App* command =
       bench.add_subcommand("kv", "Parking a sequence's keys and values as codes, and waking it");
   add_model_argument(*command, flags->path);
   command
-      ->add_option(
-          "--kv-codec", flags->codec,
-          "The codec of this file (default: one of the model's shape with made-up numbers)")
-      ->type_name("FILE");
-  command
       ->add_option("--variants", flags->variants,
-                   "Made-up codecs: dense, low-rank, block-diagonal, latent, mean, none (default: "
-                   "dense)")
+                   "Without --kv-codec, made-up codecs of the model's shape: dense, low-rank, "
+                   "block-diagonal, latent, mean, none (default: dense)")
       ->type_name("NAME,...")
       ->delimiter(',');
   const auto add = [&](const char* name, auto& value, const char* help) {
