@@ -75,7 +75,7 @@ LoadedKvCodec load_kv_codec(const KvChoice& choice, const ModelFlags& flags,
     const std::filesystem::path model(checkpoint.path());
     const std::filesystem::path path = model / kKvCodecFileName;
     if (checkpoint.is_gguf() || !std::filesystem::exists(path)) {
-      fail(ErrorCode::kInvalidArgument, "--kv ", flags.kv, ": ", checkpoint.path(),
+      fail(ErrorCode::kNotFound, "--kv ", flags.kv, ": ", checkpoint.path(),
            " has no cache codec; make one with 'lathe fit-kv ", checkpoint.path(), " --bits ",
            choice.bits, checkpoint.is_gguf() ? " -o FILE' and name it with --kv-codec" : "'");
     }

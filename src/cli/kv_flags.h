@@ -41,8 +41,8 @@ struct LoadedKvCodec {
   KvCodecFile file;
   std::unique_ptr<KvCodec> codec;
 };
-// The codec that a choice with `coded` asks for. Throws kInvalidArgument when there is none, when
-// it is another than --kv names, or another model's; kCorruptData.
+// The codec that a choice with `coded` asks for. Throws kNotFound when there is none,
+// kInvalidArgument when it is another than --kv names, or another model's; kCorruptData.
 LoadedKvCodec load_kv_codec(const KvChoice& choice, const ModelFlags& flags,
                             const Checkpoint& checkpoint);
 
