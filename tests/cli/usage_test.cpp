@@ -67,7 +67,6 @@ TEST(Usage, WrongCommandLinesExitWith2) {
       {{"generate", model, "x", "--park-kv", "aqua2", "--kv", "aqua2"}, "leave one out"},
       {{"generate", model, "x", "--prefix-cache-dir", "/tmp/never"}, "--park-kv"},
       {{"generate", model, "x", "--prefix-cache-ram-gb", "-1"}, "-1"},
-      {{"score", model, "--kv", "aqua2"}, "aqua2"},
       {{"bench", "attention", "--context", "0"}, "--context"},
       {{"bench", "attention", "--formats", "q9"}, "q9"},
       {{"generate", model, "x", "--dtype", "fp7"}, "fp7"},
@@ -106,6 +105,7 @@ TEST(Usage, FailuresExitWith1) {
     }
   }
   expect_error(run_lathe({"generate", tiny_checkpoint(), "x", "--kv", "aqua2"}), 1, "fit-kv");
+  expect_error(run_lathe({"score", tiny_checkpoint(), "--kv", "aqua2"}), 1, "fit-kv");
   expect_error(run_lathe({"generate", tiny_checkpoint(), "x", "--park-kv", "aqua2", "--kv-codec",
                           scratch + "/garbage.gguf"}),
                1, "garbage");
