@@ -11,7 +11,8 @@ namespace {
 // A state with fewer nodes to look at is as fast without a mask (10 us), and a mask of 152,000
 // tokens takes 19 KB.
 constexpr int64_t kWorthAMask = 2000;
-// Nodes to look at in all: 0.1 s. What is left then is walked for every token: 1 to 2 ms.
+// Nodes to look at in all. A state that is left then is walked for every token: some milliseconds
+// (docs/structured-output.md).
 constexpr int64_t kWalkBudget = 15'000'000;
 constexpr int64_t kMaxMaskWords = 2'000'000;  // 16 MB
 constexpr int64_t kMaxExits = 2'000'000;      // 16 MB
