@@ -27,8 +27,38 @@ std::string text_member(const Json& object, const char* name, const std::string&
   return value->get<std::string>();
 }
 
+void check_optional_text(const Json& object, const char* name, const std::string& where) {
+  if (member(object, name) != nullptr) text_member(object, name, where);
+}
+
+bool flag_member(const Json& object, const char* name, const std::string& where) {
+  const Json* value = member(object, name);
+  if (value == nullptr) return false;
+  if (!value->is_boolean()) {
+    fail(ErrorCode::kInvalidArgument, where, ".", name, " must be true or false");
+  }
+  return value->get<bool>();
+}
+
+// The schema inside, for whatever type the format has: what is there must be right.
+const Json* read_json_schema(const Json& holder) {
+  const std::string where = "response_format.json_schema";
+  if (!holder.is_object()) fail(ErrorCode::kInvalidArgument, where, " must be an object");
+  check_optional_text(holder, "name", where);
+  check_optional_text(holder, "description", where);
+  flag_member(holder, "strict", where);
+  const Json* schema = member(holder, "schema");
+  if (schema == nullptr) fail(ErrorCode::kInvalidArgument, where, ".schema is missing");
+  if (!schema->is_object()) {
+    fail(ErrorCode::kInvalidArgument, where, ".schema must be a JSON schema");
+  }
+  return schema;
+}
+
 void read_response_format(const Json& format, OutputForm& form) {
   const std::string type = text_member(format, "type", "response_format");
+  const Json* holder = member(format, "json_schema");
+  const Json* schema = holder != nullptr ? read_json_schema(*holder) : nullptr;
   if (type == "text") return;
   if (type == "json_object") {
     form.content = OutputForm::Content::kJsonObject;
@@ -38,9 +68,6 @@ void read_response_format(const Json& format, OutputForm& form) {
     fail(ErrorCode::kInvalidArgument, "response_format.type '", type.substr(0, 40),
          "' is none of text, json_object, json_schema");
   }
-  const Json* holder = member(format, "json_schema");
-  const Json* schema =
-      holder != nullptr && holder->is_object() ? member(*holder, "schema") : nullptr;
   if (schema == nullptr) {
     fail(ErrorCode::kInvalidArgument, "response_format.json_schema.schema is missing");
   }
@@ -79,12 +106,8 @@ void read_tools(const Json& tools, OutputForm& form) {
     if (tool.parameters != nullptr && !tool.parameters->is_object()) {
       fail(ErrorCode::kInvalidArgument, where, ".function.parameters must be a JSON schema");
     }
-    if (const Json* strict = member(*function, "strict")) {
-      if (!strict->is_boolean()) {
-        fail(ErrorCode::kInvalidArgument, where, ".function.strict must be true or false");
-      }
-      tool.strict = strict->get<bool>();
-    }
+    check_optional_text(*function, "description", where + ".function");
+    tool.strict = flag_member(*function, "strict", where + ".function");
     form.tools.push_back(std::move(tool));
   }
 }
@@ -94,6 +117,9 @@ void read_tool_choice(const Json* choice, OutputForm& form) {
   form.calls = form.tools.empty() ? Calls::kNone : Calls::kAuto;
   if (choice == nullptr) return;
   if (choice->is_object()) {
+    if (text_member(*choice, "type", "tool_choice") != "function") {
+      fail(ErrorCode::kInvalidArgument, "tool_choice.type must be function");
+    }
     const Json* function = member(*choice, "function");
     const std::string name =
         text_member(function != nullptr ? *function : Json(), "name", "tool_choice.function");

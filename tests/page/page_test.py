@@ -4,7 +4,7 @@
 
 Serves the page's files with the headers of `lathe serve` and a chat API that plays back what a test asks for. With
 LATHE_PAGE_URL, runs what does not need that API against a server that is already there. Exit code 77 (skipped)
-without selenium, chromium or chromedriver; LATHE_PEER_PYTHON names an interpreter that has selenium.
+without selenium (scripts/test-python), chromium or chromedriver (scripts/install-deps --browser).
 """
 import json
 import os
@@ -17,21 +17,18 @@ import unittest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-peer_python = os.environ.pop("LATHE_PEER_PYTHON", None)
-if peer_python:
-    os.execv(peer_python, [peer_python, *sys.argv])
-try:
-    from selenium import webdriver
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.common.keys import Keys
-    from selenium.webdriver.support.ui import WebDriverWait
-except ImportError as missing:
-    print(f"{missing.name} is not installed")
-    sys.exit(77)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "server"))
+import serving  # noqa: E402
+
 for program in ("chromium", "chromedriver"):
     if not shutil.which(program):
         print(f"{program} is not installed")
-        sys.exit(77)
+        sys.exit(serving.SKIPPED)
+serving.enter_python_with_packages()
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 SOURCE = Path(sys.argv.pop(1))
 SCREENSHOTS = Path(sys.argv.pop(1)) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else Path("screenshots")

@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <set>
+#include <thread>
 
 #include "server/served_tiny.h"
 
@@ -453,7 +455,15 @@ TEST(Api, CountsWhatItDoes) {
   TinyApi api;
   api.answer(kChat, with(hello(5), "n", 2));
   EXPECT_EQ(api.post(kChat, "{}").status, 400);
-  const std::string text = api.get("/metrics").body;
+  // An answer leaves before the step that ended it is counted.
+  std::string text = api.get("/metrics").body;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (text.find("\nvllm:num_requests_running{engine=\"0\",model_name=\"tiny\"} 0\n") ==
+             std::string::npos &&
+         std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    text = api.get("/metrics").body;
+  }
   const auto value = [&](const std::string& name) {
     const std::size_t begin = text.find("\n" + name);
     if (begin == std::string::npos) return std::string("missing");

@@ -26,4 +26,5 @@ def main():
 
 
 if __name__ == "__main__":
-    serving.run_with_packages(main)
+    serving.enter_python_with_packages()
+    main()

@@ -142,7 +142,7 @@ class Server:
 
 
 def tests_python():
-    """A Python that has the packages of tests/server/requirements.txt, or None and the reason."""
+    """A Python that has the packages of tests/requirements.txt, or None and the reason."""
     candidate = os.environ.get("LATHE_TEST_PYTHON")
     if candidate:
         return candidate, ""
@@ -153,8 +153,8 @@ def tests_python():
     return done.stdout.strip(), ""
 
 
-def run_with_packages(main):
-    """Runs main() in a Python with the packages: starts itself again there when this one lacks them."""
+def enter_python_with_packages():
+    """Starts this script again in a Python that has the packages, unless this is it; skips when there is none."""
     if os.environ.get("LATHE_TEST_PYTHON_RUNNING") != "1":
         python, reason = tests_python()
         if python is None:
@@ -162,4 +162,3 @@ def run_with_packages(main):
             sys.exit(SKIPPED)
         environment = dict(os.environ, LATHE_TEST_PYTHON_RUNNING="1")
         os.execve(python, [python, "-B", *sys.argv], environment)
-    main()
