@@ -142,7 +142,8 @@ void run_draft_bench(const BenchFlags& flags) {
   result["speculative_tokens_per_second"] = speed.speculative;
   result["speedup"] = speed.speculative / speed.plain;
   result["speculative"] = speculation_json(speed.usage);
-  result["checked"] = !exec.on_cuda();
+  const bool lossy = speed.usage.judge_accepted > 0;
+  result["checked"] = !exec.on_cuda() && !lossy;
   if (flags.common.json) {
     print_json(result);
     return;
@@ -153,7 +154,9 @@ void run_draft_bench(const BenchFlags& flags) {
                 "model     %s\ndraft     %s\nchecked   %s\n\nplain       %10.2f tokens/s\n"
                 "speculative %10.2f tokens/s   %.2f times; %s\n",
                 flags.path.c_str(), flags.draft.draft.c_str(),
-                exec.on_cuda() ? "finite logits" : "the same tokens with and without drafts",
+                lossy            ? "no: the judge changes the text"
+                : exec.on_cuda() ? "finite logits"
+                                 : "the same tokens with and without drafts",
                 speed.plain, speed.speculative, speed.speculative / speed.plain,
                 accepted.empty() ? "nothing was drafted" : accepted.c_str());
   print(text);

@@ -26,6 +26,7 @@ void add_bench_command(CLI::App& app, Invocation& invocation);
 void add_bench_kernels_command(CLI::App& bench, Invocation& invocation);
 void add_bench_attention_command(CLI::App& bench, Invocation& invocation);
 void add_bench_kv_command(CLI::App& bench, Invocation& invocation);
+void add_fit_judge_command(CLI::App& app, Invocation& invocation);
 void add_selftest_command(CLI::App& app, Invocation& invocation);
 void add_tokenize_command(CLI::App& app, Invocation& invocation);
 void add_render_command(CLI::App& app, Invocation& invocation);

@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "engine/speculation/model_drafter.h"
 #include "engine/speculation/ngram_drafter.h"
+#include "formats/judge_file.h"
 #include "formats/requantized_checkpoint.h"
 
 namespace lathe {
@@ -17,14 +18,14 @@ namespace {
 constexpr int64_t kMaxVocabularyDifference = 128;
 
 double per_cycle(const SpeculationUsage& usage) {
-  return usage.cycles == 0
-             ? 0
-             : 1 + static_cast<double>(usage.accepted) / static_cast<double>(usage.cycles);
+  return usage.cycles == 0 ? 0
+                           : 1 + static_cast<double>(usage.accepted + usage.judge_accepted) /
+                                     static_cast<double>(usage.cycles);
 }
 double acceptance(const SpeculationUsage& usage) {
-  return usage.drafted == 0
-             ? 0
-             : static_cast<double>(usage.accepted) / static_cast<double>(usage.drafted);
+  return usage.drafted == 0 ? 0
+                            : static_cast<double>(usage.accepted + usage.judge_accepted) /
+                                  static_cast<double>(usage.drafted);
 }
 
 }  // namespace
@@ -41,6 +42,40 @@ void add_draft_flags(CLI::App& command, DraftFlags& flags) {
                   "Draft tokens of a step; auto: chosen as it goes, from measured times")
       ->capture_default_str()
       ->type_name("N|auto");
+  command
+      .add_option("--judge", flags.judge,
+                  "Let draft tokens pass that the model would not have chosen, by a judge of "
+                  "fit-judge, or by a rule without training. Not the model's own text any more")
+      ->type_name("FILE|top-k|kl|typical");
+  command
+      .add_option("--judge-threshold", flags.judge_threshold,
+                  "Larger lets more pass; 0: exact (default: the judge file's). top-k: k; kl: "
+                  "nats; typical: 0 to 1")
+      ->type_name("X");
+}
+
+ChosenJudge choose_judge(const DraftFlags& flags, const Checkpoint& target) {
+  if (flags.judge.empty()) {
+    if (flags.judge_threshold == -1) return {};
+    fail(ErrorCode::kInvalidArgument, "--judge-threshold needs --judge");
+  }
+  if (flags.draft.empty()) {
+    fail(ErrorCode::kInvalidArgument, "--judge decides about draft tokens; it needs --draft");
+  }
+  if (!(flags.judge_threshold >= 0) && flags.judge_threshold != -1) {
+    fail(ErrorCode::kInvalidArgument, "--judge-threshold ", flags.judge_threshold,
+         ": must be at least 0");
+  }
+  if (flags.judge == "top-k" || flags.judge == "kl" || flags.judge == "typical") {
+    if (flags.judge_threshold < 0) {
+      fail(ErrorCode::kInvalidArgument, "--judge ", flags.judge, " needs --judge-threshold");
+    }
+    return {baseline_judge(flags.judge), flags.judge_threshold};
+  }
+  const JudgeFile file = read_judge_file(flags.judge);
+  check_judge_target(file, flags.judge, target);
+  return {std::make_unique<LogisticJudge>(file.weight, file.bias),
+          flags.judge_threshold >= 0 ? flags.judge_threshold : file.default_threshold};
 }
 
 SpeculationOptions speculation_options(const DraftFlags& flags) {
@@ -60,8 +95,10 @@ LoadedDraft::LoadedDraft(const DraftFlags& flags, const LoadedModel& target,
                          const ModelFlags& model_flags, Exec& exec, const LoadOptions& options)
     : flags_(flags),
       options_(speculation_options(flags)),
+      target_(target.checkpoint()),
       exec_(exec),
       kv_format_(target.kv_format()) {
+  choose_judge(flags, target_);  // before anything is loaded
   if (empty() || flags.draft == "ngram") return;
   if (flags.draft == "self") {
     checkpoint_ = requantized_checkpoint(target.checkpoint(), weight_format_from_name("mxfp4"));
@@ -77,6 +114,12 @@ LoadedDraft::LoadedDraft(const DraftFlags& flags, const LoadedModel& target,
 }
 
 void LoadedDraft::attach(Engine& engine) const {
+  attach_exact(engine);
+  ChosenJudge chosen = choose_judge(flags_, target_);
+  if (chosen.judge != nullptr) engine.set_judge(std::move(chosen.judge), chosen.threshold);
+}
+
+void LoadedDraft::attach_exact(Engine& engine) const {
   if (empty()) return;
   if (flags_.draft == "ngram") {
     engine.set_drafter(std::make_unique<NgramDrafter>(), options_);
@@ -122,16 +165,21 @@ Json speculation_json(const SpeculationUsage& usage) {
   return {{"cycles", usage.cycles},
           {"drafted", usage.drafted},
           {"accepted", usage.accepted},
+          {"judged", usage.judged},
+          {"judge_accepted", usage.judge_accepted},
+          {"logprob_deficit", usage.logprob_deficit},
+          {"lossy", usage.judge_accepted > 0},
           {"acceptance", acceptance(usage)},
           {"tokens_per_cycle", per_cycle(usage)}};
 }
 
 std::string speculation_text(const SpeculationUsage& usage) {
   if (usage.cycles == 0) return "";
-  char text[120];
+  char text[200];
   std::snprintf(text, sizeof text, "accepted %.0f %% of %lld drafted tokens, %.2f tokens a cycle",
                 100 * acceptance(usage), static_cast<long long>(usage.drafted), per_cycle(usage));
-  return text;
+  if (usage.judged == 0) return text;
+  return str(text, "; the judge let ", usage.judge_accepted, " of ", usage.judged, " pass");
 }
 
 }  // namespace lathe

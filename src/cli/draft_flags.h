@@ -13,8 +13,18 @@ namespace lathe {
 struct DraftFlags {
   std::string draft;            // a model, "ngram", "self"; empty: none
   std::string tokens = "auto";  // or a number
+  std::string judge;            // a judge file, "top-k", "kl", "typical"; empty: exact
+  double judge_threshold = -1;  // -1: the judge file's
 };
 void add_draft_flags(CLI::App& command, DraftFlags& flags);
+
+// The judge of the flags and its threshold; null without --judge. Throws kInvalidArgument for one
+// that was not made for this checkpoint, and what read_judge_file() throws.
+struct ChosenJudge {
+  std::unique_ptr<Judge> judge;
+  double threshold = 0;
+};
+ChosenJudge choose_judge(const DraftFlags& flags, const Checkpoint& target);
 
 // Checks the flags. Throws kInvalidArgument.
 SpeculationOptions speculation_options(const DraftFlags& flags);
@@ -28,11 +38,14 @@ class LoadedDraft {
               Exec& exec, const LoadOptions& options);
   // Makes the engine (of the target) speculate, if there is a draft.
   void attach(Engine& engine) const;
+  // Without the judge.
+  void attach_exact(Engine& engine) const;
   bool empty() const { return flags_.draft.empty(); }
 
  private:
   DraftFlags flags_;
   SpeculationOptions options_;
+  const Checkpoint& target_;
   Exec& exec_;
   KvFormat kv_format_;
   std::unique_ptr<LoadedModel> loaded_;     // --draft MODEL
@@ -44,7 +57,7 @@ class LoadedDraft {
 // both have, and at most 128 ids of difference in number (padding).
 void check_draft_vocabulary(const LoadedModel& target, const LoadedModel& draft);
 
-// {"cycles", "drafted", "accepted", "acceptance", "tokens_per_cycle"}.
+// {"cycles", "drafted", "accepted", ..., "acceptance", "tokens_per_cycle", "lossy"}.
 nlohmann::ordered_json speculation_json(const SpeculationUsage& usage);
 // "accepted 61 % of 240 drafted tokens, 3.4 tokens a cycle"; empty when nothing was drafted.
 std::string speculation_text(const SpeculationUsage& usage);

@@ -18,26 +18,36 @@ Json eval_items(const EvalFlags& flags, std::vector<Item> items, Exec& exec, con
     items.resize(static_cast<std::size_t>(flags.limit));
   }
   if (items.empty()) fail(ErrorCode::kInvalidArgument, flags.data, ": holds no items");
+  if (flags.paths.size() == 2 && !flags.draft.judge.empty()) {
+    fail(ErrorCode::kInvalidArgument,
+         "--judge compares one model with and without its judge; give one model");
+  }
   std::vector<TaskResult> results;
+  std::vector<std::string> names = flags.paths;
   for (const std::string& path : flags.paths) {
     const LoadedModel loaded(path, flags.model, exec, {.quiet = flags.common.json});
     const EngineOptions options = resolve({.max_num_seqs = flags.batch,
                                            .max_batch_tokens = std::max<int64_t>(512, flags.batch),
                                            .kv_format = loaded.kv_format()},
                                           loaded.model().config());
-    Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
-                  options, exec);
     const LoadedDraft draft(flags.draft, loaded, flags.model, exec, {.quiet = flags.common.json});
-    draft.attach(engine);
-    Progress progress(flags.task + " on " + path, static_cast<int64_t>(items.size()), "items",
-                      flags.common.json);
-    results.push_back(run(loaded, engine, items, [&] { progress.advance(); }));
+    const auto run_once = [&](const std::string& what, bool judged) {
+      Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
+                    options, exec);
+      judged ? draft.attach(engine) : draft.attach_exact(engine);
+      Progress progress(flags.task + " on " + path + what, static_cast<int64_t>(items.size()),
+                        "items", flags.common.json);
+      results.push_back(run(loaded, engine, items, [&] { progress.advance(); }));
+    };
+    run_once("", false);
+    if (flags.draft.judge.empty()) continue;
+    run_once(", judged", true);
+    names.push_back(path + " with judge " + flags.draft.judge);
   }
   Json json = task_json(flags.task, results.front());
   json["model"] = flags.paths.front();
-  if (results.size() == 2)
-    json["compared"] = compared_task_json(flags.task, flags.paths[1], results);
-  if (!flags.items_file.empty()) write_task_items(flags.items_file, flags.paths, results);
+  if (results.size() == 2) json["compared"] = compared_task_json(flags.task, names[1], results);
+  if (!flags.items_file.empty()) write_task_items(flags.items_file, names, results);
   return json;
 }
 

@@ -50,6 +50,7 @@ int run(int argc, char** argv) {
   lathe::add_serve_command(app, invocation);
   lathe::add_eval_command(app, invocation);
   lathe::add_bench_command(app, invocation);
+  lathe::add_fit_judge_command(app, invocation);
   lathe::add_selftest_command(app, invocation);
   lathe::add_tokenize_command(app, invocation);
   lathe::add_render_command(app, invocation);

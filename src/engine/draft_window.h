@@ -23,17 +23,25 @@ struct DraftWindow {
   // token, empty when d_i is a function of the tokens before it.
   std::vector<TokenProb> probs;
   std::vector<std::size_t> prob_end;
+  // [tokens.size(), logits_width]: what each was chosen by, where the drafter keeps it.
+  std::vector<float> logits;
+  std::size_t logits_width = 0;
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }
   void clear() {
     tokens.clear();
     probs.clear();
     prob_end.clear();
+    logits.clear();
   }
   // Behind the last add(), `probs` may have been appended to: they are this token's.
   void add(int32_t token) {
     tokens.push_back(token);
     prob_end.push_back(probs.size());
+  }
+  std::span<const float> logits_of(int64_t idx) const {
+    if (logits.empty()) return {};
+    return std::span(logits).subspan(static_cast<std::size_t>(idx) * logits_width, logits_width);
   }
   std::span<const TokenProb> distribution(int64_t idx) const {
     const auto i = static_cast<std::size_t>(idx);

@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <new>
 
 #include "base/error.h"
@@ -24,6 +25,21 @@ void merge_biases(std::vector<LogitBias>& biases) {
     }
   }
   biases.resize(count);
+}
+
+void check_judge_params(const SpeculativeParams& params, bool has_judge) {
+  const auto check = [](const char* field, double value) {
+    if (value >= 0 || value == -1) return;  // NaN fails
+    fail(ErrorCode::kInvalidArgument, "speculative.", field, " is ", value,
+         "; it must be at least 0, or -1 for the engine's choice");
+  };
+  check("judge_threshold", params.judge_threshold);
+  check("max_judge_accepts", static_cast<double>(params.max_judge_accepts));
+  check("max_logprob_deficit", params.max_logprob_deficit);
+  if (params.judge_threshold > 0 && !has_judge) {
+    fail(ErrorCode::kInvalidArgument, "speculative.judge_threshold is ", params.judge_threshold,
+         ", but there is no judge here");
+  }
 }
 
 }  // namespace
@@ -103,6 +119,19 @@ RequestId Engine::add_request(Request request) {
   return id;
 }
 
+void Engine::set_judge(std::unique_ptr<Judge> judge, double threshold) {
+  if (speculator_ == nullptr) {
+    fail(ErrorCode::kInvalidArgument, "a judge decides about draft tokens; it needs a draft");
+  }
+  if (!(threshold >= 0)) {
+    fail(ErrorCode::kInvalidArgument, "the judge's threshold is ", threshold,
+         "; it must be at least 0 (0: exact)");
+  }
+  judge_ = std::move(judge);
+  judge_threshold_ = threshold;
+  speculator_->keep_draft_logits(judge_ != nullptr && judge_->needs_draft_logits());
+}
+
 std::unique_ptr<Sequence> Engine::make_sequence(Request request) const {
   const int64_t vocab_size = config().vocab_size;
   validate(request.params, vocab_size);
@@ -145,6 +174,7 @@ std::unique_ptr<Sequence> Engine::make_sequence(Request request) const {
     fail(ErrorCode::kInvalidArgument, "speculative.num_tokens is ", wanted_drafts,
          "; it must be in [0, ", kMaxDraftTokens, "], or -1 for the engine's choice");
   }
+  check_judge_params(sequence->request.speculative, judge_ != nullptr);
   const int64_t window = speculator_ != nullptr ? 1 + kMaxDraftTokens : 1;
   if (params.logprobs > 0) sequence->top.resize(static_cast<std::size_t>(params.logprobs * window));
   return sequence;
@@ -229,6 +259,7 @@ void Engine::build_batch(std::span<const ScheduledRows> rows) {
   logit_rows_.clear();
   choices_.clear();
   samples_on_device_ = model_.can_sample();
+  keeps_hidden_ = false;
   for (const ScheduledRows& scheduled : rows) {
     Sequence& sequence = *scheduled.sequence;
     if (sequence.queue_seconds < 0) {
@@ -259,6 +290,13 @@ void Engine::build_batch(std::span<const ScheduledRows> rows) {
     if (scheduled.num_drafts > 0 || (params.coupled && params.temperature > 0)) {
       samples_on_device_ = false;
     }
+    const bool wants_hidden = sequence.request.wants_hidden && sequence.num_output() == 0;
+    const bool is_judged = scheduled.num_drafts > 0 && judge_ != nullptr &&
+                           judge_->needs_hidden() && judge_threshold(sequence) > 0;
+    if (wants_hidden || is_judged) {
+      keeps_hidden_ = true;
+      samples_on_device_ = false;
+    }
   }
   sampled_.resize(logit_rows_.size());
 }
@@ -279,7 +317,11 @@ bool Engine::forward(std::span<const ScheduledRows> rows) {
       return true;
     }
     logits_.reserve(num_logits * config().vocab_size * static_cast<int64_t>(sizeof(float)));
-    model_.forward(batch, *cache_, logits_.as<float>(), nullptr, exec_);
+    if (keeps_hidden_) {
+      hidden_.reserve(num_logits * config().hidden_size * static_cast<int64_t>(sizeof(float)));
+    }
+    model_.forward(batch, *cache_, logits_.as<float>(),
+                   keeps_hidden_ ? hidden_.as<float>() : nullptr, exec_);
     return true;
   } catch (const Error& error) {
     for (const ScheduledRows& r : rows) finish(*r.sequence, FinishReason::kError, &error);
@@ -344,12 +386,61 @@ void Engine::choose_tokens(Choice& choice, Sampler& sampler) {
     } else {
       verdict.sampled = sampler.sample(logits, params, sequence.counts, constraint, position, top);
     }
+    choice.num_accepted += verdict.accepted;
+    if (i < choice.num_drafts && !verdict.accepted) {
+      verdict.accepted = lets_pass(choice, i, logits, sampler, verdict);
+    }
+    choice.num_passed += verdict.accepted;
     sampled_[row] = verdict.sampled;
     ++choice.num_tokens;
-    choice.num_accepted += verdict.accepted;
     sequence.advance(verdict.sampled.token);
     if (!verdict.accepted || sequence.is_end_token(verdict.sampled.token)) break;
   }
+}
+
+double Engine::judge_threshold(const Sequence& sequence) const {
+  if (judge_ == nullptr) return 0;
+  const SpeculativeParams& params = sequence.request.speculative;
+  const SpeculationUsage& used = sequence.speculation;
+  if (params.max_judge_accepts >= 0 && used.judge_accepted >= params.max_judge_accepts) return 0;
+  if (params.max_logprob_deficit >= 0 && used.logprob_deficit >= params.max_logprob_deficit) {
+    return 0;
+  }
+  return params.judge_threshold >= 0 ? params.judge_threshold : judge_threshold_;
+}
+
+// A draft token that the exact rule rejects, before the judge. When it passes, it takes the place
+// of the exact choice, and the window goes on: the rows behind it were computed with it. The hidden
+// state at the draft token is that of the row whose input it is, one behind the row that chose
+// against it.
+bool Engine::lets_pass(const Choice& choice, int64_t draft, std::span<const float> logits,
+                       const Sampler& sampler, Acceptance& exact) const {
+  Sequence& sequence = *choice.sequence;
+  const double threshold = judge_threshold(sequence);
+  if (!(threshold > 0)) return false;
+  JudgedToken token{.draft = sequence.draft.tokens[static_cast<std::size_t>(draft)],
+                    .logits = logits,
+                    .hidden = {},
+                    .draft_logits = sequence.draft.logits_of(draft)};
+  if (keeps_hidden_) {
+    token.hidden = hidden_row(choice.first_row + static_cast<std::size_t>(draft) + 1);
+  }
+  ++sequence.speculation.judged;
+  // A grammar's word is law: what it forbids has no probability.
+  const float logit = logits[static_cast<std::size_t>(token.draft)];
+  if (!std::isfinite(logit) || !judge_->accepts(token, threshold)) return false;
+  ++sequence.speculation.judge_accepted;
+  sequence.speculation.logprob_deficit +=
+      static_cast<double>(logits[static_cast<std::size_t>(exact.sampled.token)]) -
+      static_cast<double>(logit);
+  exact.sampled.token = token.draft;
+  sampler.set_logprob(sequence.request.params, exact.sampled);
+  return true;
+}
+
+std::span<const float> Engine::hidden_row(std::size_t row) const {
+  const auto size = static_cast<std::size_t>(config().hidden_size);
+  return {hidden_.as<float>() + row * size, size};
 }
 
 void Engine::deliver() {
@@ -357,12 +448,15 @@ void Engine::deliver() {
   for (Choice& choice : choices_) {
     Sequence& sequence = *choice.sequence;
     if (choice.num_drafts > 0) {
-      speculator_->learn(sequence, choice.num_drafts, choice.num_accepted);
+      // The length of windows follows from all that passes, whoever let it.
+      speculator_->learn(sequence, choice.num_drafts, choice.num_accepted, choice.num_passed);
       sequence.draft.clear();
     }
     bool goes_on = true;
     for (int64_t i = 0; goes_on && i < choice.num_tokens; ++i) {
-      goes_on = deliver_token(sequence, sampled_[choice.first_row + static_cast<std::size_t>(i)]);
+      const std::size_t row = choice.first_row + static_cast<std::size_t>(i);
+      goes_on = deliver_token(sequence, sampled_[row],
+                              keeps_hidden_ ? hidden_row(row) : std::span<const float>());
     }
     if (!goes_on) continue;
     // Rejected drafts leave the cache; the newest token has not been in it.
@@ -372,13 +466,15 @@ void Engine::deliver() {
 }
 
 // False when the sequence ended with it.
-bool Engine::deliver_token(Sequence& sequence, const SampledToken& sampled) {
+bool Engine::deliver_token(Sequence& sequence, const SampledToken& sampled,
+                           std::span<const float> hidden) {
   const int32_t token = sampled.token;
   sequence.tokens.push_back(token);
   ++num_generated_;
 
   RequestOutput output;
   output.token_ids = {&token, 1};
+  if (sequence.request.wants_hidden && sequence.num_output() == 1) output.hidden = hidden;
   if (sequence.request.params.logprobs >= 0) output.logprobs = {&sampled, 1};
   if (sequence.is_end_token(token)) {
     output.finish_reason = FinishReason::kStop;

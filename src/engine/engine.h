@@ -29,6 +29,7 @@
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
+#include "engine/speculation/judge.h"
 #include "engine/speculation/speculator.h"
 #include "model/model.h"
 #include "text/tokenizer.h"
@@ -62,6 +63,12 @@ class Engine {
   // this measures the model's step, which takes about as long as a dozen of them. Throws
   // kInvalidArgument.
   void set_drafter(std::unique_ptr<Drafter> drafter, const SpeculationOptions& options);
+  // From now on `judge` may accept what the exact rule rejects, for requests that do not say
+  // otherwise at this threshold. Needs a drafter; while no request is there. Throws
+  // kInvalidArgument.
+  void set_judge(std::unique_ptr<Judge> judge, double threshold);
+  const Judge* judge() const { return judge_.get(); }
+  std::span<const int32_t> end_tokens() const { return end_tokens_; }
   bool has_drafter() const { return speculator_ != nullptr; }
 
   // From now on finished and preempted sequences are parked (prefix_parker.h). While no request is
@@ -98,7 +105,8 @@ class Engine {
   bool forward(std::span<const ScheduledRows> rows);
   void sample();
   void deliver();
-  bool deliver_token(Sequence& sequence, const SampledToken& sampled);
+  bool deliver_token(Sequence& sequence, const SampledToken& sampled,
+                     std::span<const float> hidden);
   void finish(Sequence& sequence, FinishReason reason, const Error* error);
   bool emit(Sequence& sequence, RequestOutput output);
   void retire(Sequence& sequence, bool keep_prefix);
@@ -115,6 +123,8 @@ class Engine {
   Scheduler scheduler_;
   std::vector<Sampler> samplers_;           // one per thread that samples
   std::unique_ptr<Speculator> speculator_;  // null: none
+  std::unique_ptr<Judge> judge_;            // null: exact
+  double judge_threshold_ = 0;
   SpeculationUsage speculation_;
   StepProfile* profile_ = nullptr;
   int64_t num_prompt_tokens_ = 0;
@@ -132,14 +142,21 @@ class Engine {
     Sequence* sequence = nullptr;
     std::size_t first_row = 0;  // of logits, and of sampled_
     int64_t num_drafts = 0;
-    int64_t num_tokens = 0;  // chosen
-    int64_t num_accepted = 0;
+    int64_t num_tokens = 0;    // chosen
+    int64_t num_accepted = 0;  // drafts, by the exact rule
+    int64_t num_passed = 0;    // drafts, by it or by the judge
     std::unique_ptr<Error> error;
   };
   void choose_tokens(Choice& choice, Sampler& sampler);
+  bool lets_pass(const Choice& choice, int64_t draft, std::span<const float> logits,
+                 const Sampler& sampler, Acceptance& exact) const;
+  double judge_threshold(const Sequence& sequence) const;
+  std::span<const float> hidden_row(std::size_t row) const;
   std::vector<Choice> choices_;
   std::vector<SampledToken> sampled_;  // [logit_rows_.size()]
   bool samples_on_device_ = false;     // this step
+  bool keeps_hidden_ = false;          // this step
+  Buffer hidden_;                      // [logit_rows_.size(), hidden_size], with keeps_hidden_
   Buffer logits_;  // [logit_rows_.size(), vocab_size]; unused with samples_on_device_
   DeviceSampling device_sampling_;
 

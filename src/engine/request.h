@@ -25,17 +25,25 @@ enum class FinishReason {
 };
 std::string_view to_string(FinishReason reason);  // "stop", "length", "abort", "error"
 
-// What speculative decoding did. accepted / drafted is the acceptance rate; a cycle emits its
-// accepted tokens and one more.
+// What speculative decoding did. (accepted + judge_accepted) / drafted is the acceptance rate; a
+// cycle emits its accepted tokens and one more.
 struct SpeculationUsage {
   int64_t cycles = 0;    // steps with at least one draft token
   int64_t drafted = 0;   // draft tokens that were computed by the target model
   int64_t accepted = 0;  // of these, by the exact rule
+  int64_t judged = 0;    // rejected by it, and put before the judge
+  int64_t judge_accepted = 0;
+  // Sum over these of log p(token that the exact rule takes) - log p(token that was taken); can be
+  // negative for a request that samples.
+  double logprob_deficit = 0;
 
   SpeculationUsage& operator+=(const SpeculationUsage& other) {
     cycles += other.cycles;
     drafted += other.drafted;
     accepted += other.accepted;
+    judged += other.judged;
+    judge_accepted += other.judge_accepted;
+    logprob_deficit += other.logprob_deficit;
     return *this;
   }
 };
@@ -55,7 +63,10 @@ struct RequestOutput {
   // New text, whole characters; behind the tokens while a character is incomplete or a stop string
   // may have begun. Empty when the engine has no tokenizer.
   std::string_view text;
-  std::span<const SampledToken> logprobs;     // one per token, when the request asked for logprobs
+  std::span<const SampledToken> logprobs;  // one per token, when the request asked for logprobs
+  // With the first token of a request that asked for it: the final hidden state [hidden_size],
+  // behind the last norm, of the prompt's last token.
+  std::span<const float> hidden;
   std::optional<FinishReason> finish_reason;  // set in the last output of a request
   const Error* error = nullptr;               // with kError
   Usage usage;                                // so far
@@ -68,6 +79,11 @@ using OutputCallback = std::function<void(const RequestOutput&)>;
 // How a request wants to be speculated for; without a drafter in the engine it has no effect.
 struct SpeculativeParams {
   int64_t num_tokens = -1;  // drafted per step; -1: the engine's choice, 0: none
+  // Of the engine's judge: -1: the engine's own, 0: exact. A larger one lets more tokens pass that
+  // the model would not have chosen.
+  double judge_threshold = -1;
+  int64_t max_judge_accepts = -1;   // exact after so many; -1: no limit
+  double max_logprob_deficit = -1;  // exact once the deficit reaches it; -1: no limit
 };
 
 struct Request {
@@ -76,6 +92,7 @@ struct Request {
   SpeculativeParams speculative;
   OutputCallback on_output;
   std::unique_ptr<TokenConstraint> constraint;  // null: none
+  bool wants_hidden = false;                    // RequestOutput::hidden with the first token
 };
 
 }  // namespace lathe

@@ -103,6 +103,10 @@ class Sampler {
                     const TokenCounts& counts, TokenConstraint* constraint, int64_t position,
                     int32_t draft, std::span<const TokenProb> q, std::span<TokenLogprob> top);
 
+  // The logprob of result.token in the row that the last sample() or verify() saw, when the
+  // request wants one.
+  void set_logprob(const SamplingParams& params, SampledToken& result) const;
+
  private:
   struct Candidate {
     float logit;
@@ -126,7 +130,6 @@ class Sampler {
                   SampledToken& result);
   void transform(std::span<float> logits, const SamplingParams& params, const TokenCounts& counts,
                  TokenConstraint* constraint);
-  void set_logprob(const SamplingParams& params, SampledToken& result) const;
   int32_t choose(std::span<const float> logits, int64_t best, const SamplingParams& params,
                  int64_t position);
   Support support(std::span<const float> logits, int64_t best, const SamplingParams& params,

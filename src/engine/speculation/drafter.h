@@ -23,6 +23,8 @@ class Drafter {
   virtual void propose(std::span<const DraftJob> jobs) = 0;
   // The sequence ends: whatever is kept for it goes.
   virtual void retire(Sequence& sequence) = 0;
+  // Whether propose() fills DraftWindow::logits too.
+  virtual void keep_logits(bool) {}
   // Seconds of one more drafted token for so many sequences at once, measured when made; 0 for a
   // drafter that costs nothing.
   virtual double seconds(double num_sequences) const = 0;

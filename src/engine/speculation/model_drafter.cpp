@@ -198,8 +198,13 @@ void ModelDrafter::choose_tokens() {
       }
       Sequence& sequence = *d.sequence;
       try {
+        // Before the transforms: a judge compares the models.
+        if (keeps_logits_) {
+          sequence.draft.logits_width = row.size();
+          sequence.draft.logits.insert(sequence.draft.logits.end(), row.begin(), row.end());
+        }
         d.token = samplers_[static_cast<std::size_t>(sampler)].draft(
-            row, sequence.request.params, sequence.counts, nullptr,
+            row, sequence.request.params, sequence.counts, sequence.request.constraint.get(),
             sequence.size() + sequence.draft.size(), sequence.draft.probs);
       } catch (const Error&) {
         d.goes_on = false;  // a draft model without a finite logit: what is drafted so far stands
@@ -210,7 +215,7 @@ void ModelDrafter::choose_tokens() {
     if (d.row < 0 || !d.goes_on) continue;
     Sequence& sequence = *d.sequence;
     sequence.draft.add(d.token);
-    sequence.counts.add_output(d.token);
+    sequence.advance(d.token);
     d.goes_on = sequence.draft.size() < d.max_tokens && !sequence.is_end_token(d.token) &&
                 d.token < vocab_size;
   }
@@ -220,6 +225,9 @@ void ModelDrafter::choose_tokens() {
 void ModelDrafter::undo(Sequence& sequence) {
   for (std::size_t i = sequence.draft.tokens.size(); i-- > 0;) {
     sequence.counts.remove_output(sequence.draft.tokens[i]);
+  }
+  if (sequence.request.constraint != nullptr && sequence.draft.size() > 0) {
+    sequence.request.constraint->rollback(sequence.draft.size());
   }
 }
 

@@ -33,6 +33,7 @@ class ModelDrafter final : public Drafter {
 
   void propose(std::span<const DraftJob> jobs) override;
   void retire(Sequence& sequence) override;
+  void keep_logits(bool keep) override { keeps_logits_ = keep; }
   double seconds(double num_sequences) const override { return times_.at(num_sequences); }
   // Takes the times that seconds() tells. Not while sequences are being drafted for.
   void measure();
@@ -61,6 +62,7 @@ class ModelDrafter final : public Drafter {
   ModelDrafterOptions options_;
   Exec& exec_;
   PrefixCache prefixes_;
+  bool keeps_logits_ = false;
   StepTimes times_{{1}, {0}};
   std::vector<Sampler> samplers_;  // one per thread that samples
   std::vector<Sequence*> known_;   // with something in the cache

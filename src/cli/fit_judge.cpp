@@ -1,0 +1,293 @@
+// lathe fit-judge: mine important tokens on a task, train a judge, say what it is worth.
+#include "compress/fit_judge.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "base/progress.h"
+#include "base/sha256.h"
+#include "cli/command.h"
+#include "cli/draft_flags.h"
+#include "cli/flags.h"
+#include "cli/loaded_model.h"
+#include "cli/output.h"
+#include "compress/mining_journal.h"
+#include "eval/gsm8k.h"
+#include "eval/humaneval.h"
+
+namespace lathe {
+namespace {
+
+struct FitJudgeFlags {
+  CommonFlags common;
+  ModelFlags model;
+  std::string target, draft, task, data, output;
+  std::string work;
+  std::string checker = "gsm8k-strict-then-flexible";
+  int64_t questions = 0;
+  int64_t max_tokens = 400;
+  int64_t batch = 8;
+  FitJudgeOptions fit;
+};
+
+// The prompts and the checker of the task.
+class JudgeTask {
+ public:
+  JudgeTask(const FitJudgeFlags& flags, const LoadedModel& target) {
+    const PromptMaker make_prompt = target.prompt_maker();
+    if (flags.task == "gsm8k") {
+      const Gsm8kChecker checker = gsm8k_checker_from_name(flags.checker);
+      for (const Gsm8kItem& item : take(load_gsm8k(flags.data), flags)) {
+        const Turn turns[] = {{"user", gsm8k_prompt(item.question)}};
+        mining_.prompts.push_back(make_prompt(turns, ""));
+      }
+      for (const std::string_view stop : gsm8k_stop_strings()) mining_.stop.emplace_back(stop);
+      mining_.outcome = [checker](int64_t, const std::string& response) {
+        return gsm8k_outcome(checker, response);
+      };
+    } else if (flags.task == "humaneval") {
+      sandbox_.emplace();
+      tasks_ = take(load_humaneval(flags.data), flags);
+      const bool chat = target.has_chat_template();
+      for (const HumanEvalTask& task : tasks_) {
+        const Turn turns[] = {{"user", humaneval_user_turn(task)}};
+        mining_.prompts.push_back(chat ? make_prompt(turns, humaneval_answer_prefix(task))
+                                       : make_prompt({}, task.prompt));
+      }
+      for (const std::string_view stop : humaneval_stop_strings()) mining_.stop.emplace_back(stop);
+      if (chat) mining_.stop.emplace_back("```");
+      mining_.outcome = [this, chat](int64_t question, const std::string& response) -> Outcome {
+        const HumanEvalTask& task = tasks_[static_cast<std::size_t>(question)];
+        const Verdict verdict = check_completion(task, cut_completion(response, chat), *sandbox_);
+        return verdict.passed ? "passed" : "failed";
+      };
+      // A program that fails stays failed whatever changes: its tokens would all be unimportant.
+      mining_.is_usable = [](const std::string& outcome) { return outcome == "passed"; };
+    } else {
+      fail(ErrorCode::kInvalidArgument, "--task ", flags.task, ": unknown; use gsm8k or humaneval");
+    }
+  }
+  const MiningTask& mining() const { return mining_; }
+
+ private:
+  template <typename Item>
+  static std::vector<Item> take(std::vector<Item> items, const FitJudgeFlags& flags) {
+    if (flags.questions > 0 && flags.questions < std::ssize(items)) {
+      items.resize(static_cast<std::size_t>(flags.questions));
+    }
+    if (items.empty()) fail(ErrorCode::kInvalidArgument, flags.data, ": holds no items");
+    return items;
+  }
+
+  MiningTask mining_;
+  std::optional<Sandbox> sandbox_;
+  std::vector<HumanEvalTask> tasks_;
+};
+
+// What must be the same for a run to go on where it stopped. More questions may be asked for.
+std::string identity(const FitJudgeFlags& flags, const LoadedModel& target,
+                     const LoadedModel& draft) {
+  const JudgeTarget t = judge_target(target.checkpoint());
+  const JudgeTarget d = judge_target(draft.checkpoint());
+  return dump_json({{"target", {t.config_sha256, t.weights_sha256}},
+                    {"draft", {d.config_sha256, d.weights_sha256}},
+                    {"task", flags.task},
+                    {"checker", flags.checker},
+                    {"dataset_sha256", sha256_hex_of_file(flags.data)},
+                    {"max_new_tokens", flags.max_tokens},
+                    {"compute", target.compute_path()}});
+}
+
+Json mining_json(const FitJudgeFlags& flags, const std::vector<MinedQuestion>& questions) {
+  int64_t used = 0, records = 0, important = 0, truncated = 0, generated = 0;
+  for (const MinedQuestion& q : questions) {
+    used += q.used;
+    records += std::ssize(q.tokens);
+    generated += q.generated_tokens;
+    for (const MinedToken& token : q.tokens) {
+      important += token.important;
+      truncated += token.truncated;
+    }
+  }
+  return {{"task", flags.task},
+          {"checker", flags.task == "gsm8k" ? flags.checker : "pass"},
+          {"decode", "greedy"},
+          {"max_new_tokens", flags.max_tokens},
+          {"dataset_sha256", sha256_hex_of_file(flags.data)},
+          {"questions", questions.size()},
+          {"used_questions", used},
+          {"records", records},
+          {"positive_rate",
+           records == 0 ? 0.0 : static_cast<double>(important) / static_cast<double>(records)},
+          {"truncated", truncated},
+          {"generated_tokens", generated}};
+}
+
+std::string report_text(const Json& report) {
+  const Json& mining = report["mining"];
+  const Json& train = report["train"];
+  std::string text;
+  const auto add = [&](const char* format, auto... values) {
+    char line[240];
+    std::snprintf(line, sizeof line, format, values...);
+    text += line;
+  };
+  const auto number = [](const Json& json) { return json.is_null() ? 0.0 : json.get<double>(); };
+  add("mined     %lld of %lld questions usable, %lld tokens, %.1f %% important, %lld generated\n",
+      mining["used_questions"].get<long long>(), mining["questions"].get<long long>(),
+      mining["records"].get<long long>(), 100 * number(mining["positive_rate"]),
+      mining["generated_tokens"].get<long long>());
+  const Json& auc = train["auc"];
+  add("ROC AUC   train %.3f, validation %.3f, test %.3f (95 %%: %.3f to %.3f); C = %g\n",
+      number(auc["train"]), number(auc["validation"]), number(auc["test"]),
+      number(auc["test_interval_95"][0]), number(auc["test_interval_95"][1]), number(train["C"]));
+  add("%-10s %-10s %-22s %s\n", "recall", "threshold", "accepted mismatches", "on test");
+  for (const Json& row : report["recommended"]) {
+    add("%-10.2f %-10.4f %-22.3f recall %.2f, accepted %.3f\n", number(row["recall"]),
+        number(row["threshold"]), number(row["rho"]), number(row["test"]["recall"]),
+        number(row["test"]["rho"]));
+  }
+  for (const Json& row : report["risk"]["certified"]) {
+    add("at most %.0f %% of questions changed (certified on %lld): threshold %.4f\n",
+        100 * number(row["epsilon"]), row["questions"].get<long long>(), number(row["threshold"]));
+  }
+  return text;
+}
+
+void run_fit_judge(const FitJudgeFlags& flags) {
+  if (flags.questions < 0 || flags.max_tokens < 2 || flags.batch < 1 || flags.batch > 256) {
+    fail(ErrorCode::kInvalidArgument,
+         "--questions must be 0 or more, --max-tokens at least 2, --batch 1 to 256");
+  }
+  if (!(flags.fit.recall > 0 && flags.fit.recall <= 1)) {
+    fail(ErrorCode::kInvalidArgument, "--recall ", flags.fit.recall, ": above 0, at most 1");
+  }
+  Runtime runtime(flags.common);
+  Exec& exec = runtime.exec();
+  const LoadOptions load = {.quiet = flags.common.json};
+  const LoadedModel target(flags.target, flags.model, exec, load);
+  const JudgeTask task(flags, target);
+  const LoadedModel draft(flags.draft, flags.model, exec, load);
+  check_draft_vocabulary(target, draft);
+  std::size_t longest = 0;
+  for (const auto& prompt : task.mining().prompts) longest = std::max(longest, prompt.size());
+  const int64_t sequence = static_cast<int64_t>(longest) + flags.max_tokens;
+  const int64_t blocks = (sequence / kBlockSize + 2) * kBlockSize;
+  const EngineOptions options = resolve(
+      {.max_num_seqs = flags.batch,
+       .max_batch_tokens = std::max<int64_t>(512, flags.batch),
+       .max_sequence_tokens = sequence,
+       .cache_tokens = 2 * flags.batch * blocks,  // as much again for answers to depart from
+       .kv_format = target.kv_format()},
+      target.model().config());
+  Engine engine(target.model(), make_engine_cache(target.model(), options), &target.tokenizer(),
+                options, exec);
+  const int64_t hidden_size = target.model().config().hidden_size;
+  MiningJournal journal(flags.work.empty() ? flags.output + ".mining" : flags.work,
+                        identity(flags, target, draft), hidden_size);
+  std::vector<char> is_done(task.mining().prompts.size(), 0);
+  for (const MinedQuestion& q : journal.questions()) {
+    if (q.question >= 0 && q.question < std::ssize(is_done)) {
+      is_done[static_cast<std::size_t>(q.question)] = 1;
+    }
+  }
+  std::vector<int64_t> questions;
+  for (std::size_t i = 0; i < is_done.size(); ++i) {
+    if (!is_done[i]) questions.push_back(static_cast<int64_t>(i));
+  }
+  const auto start = std::chrono::steady_clock::now();
+  if (!questions.empty()) {
+    JudgeMiner miner(engine, draft.model(), target.kv_format(), task.mining(),
+                     {.max_new_tokens = flags.max_tokens, .max_live = flags.batch}, exec);
+    Progress progress("mining " + flags.task, std::ssize(questions), "questions",
+                      flags.common.json);
+    miner.run(questions, [&](const MinedQuestion& question) {
+      journal.append(question);
+      progress.advance();
+    });
+  }
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  // In the order of the questions, however they finished.
+  std::vector<MinedQuestion> mined = journal.questions();
+  const std::vector<float> stored = journal.load_features();
+  std::vector<std::size_t> order(mined.size()), first_row(mined.size());
+  std::size_t rows = 0;
+  for (std::size_t i = 0; i < mined.size(); ++i) {
+    order[i] = i;
+    first_row[i] = rows;
+    rows += mined[i].tokens.size();
+  }
+  std::sort(order.begin(), order.end(),
+            [&](std::size_t a, std::size_t b) { return mined[a].question < mined[b].question; });
+  std::vector<MinedQuestion> sorted;
+  std::vector<float> features;
+  for (const std::size_t i : order) {
+    sorted.push_back(mined[i]);
+    const auto dim = static_cast<std::size_t>(hidden_size);
+    features.insert(
+        features.end(), stored.begin() + static_cast<int64_t>(first_row[i] * dim),
+        stored.begin() + static_cast<int64_t>((first_row[i] + mined[i].tokens.size()) * dim));
+  }
+  FittedJudge fitted =
+      fit_judge(sorted, features, hidden_size, mining_json(flags, sorted), flags.fit, exec.threads);
+  fitted.file.target = judge_target(target.checkpoint());
+  write_judge_file(flags.output, fitted.file);
+  Json report = parse_json(fitted.file.metadata, "report");
+  report["judge"] = flags.output;
+  report["default_threshold"] = fitted.file.default_threshold;
+  report["mining_seconds"] = seconds;  // of this run
+  if (flags.common.json) {
+    print_json(report);
+  } else {
+    print(report_text(report));
+  }
+}
+
+}  // namespace
+
+void add_fit_judge_command(CLI::App& app, Invocation& invocation) {
+  auto flags = std::make_shared<FitJudgeFlags>();  // shared: the callback outlives this function
+  CLI::App* command = app.add_subcommand(
+      "fit-judge", "Train a judge that lets harmless draft tokens pass (AutoJudge)");
+  command->add_option("--target", flags->target, "The model that is served")
+      ->required()
+      ->type_name("MODEL");
+  command->add_option("--draft", flags->draft, "The model that drafts for it")
+      ->required()
+      ->type_name("MODEL");
+  command->add_option("--task", flags->task, "gsm8k or humaneval")->required()->type_name("TASK");
+  command->add_option("--data", flags->data, "Its questions, as JSON lines")
+      ->required()
+      ->type_name("FILE");
+  command->add_option("-o,--output", flags->output, "The judge (judge.safetensors)")
+      ->required()
+      ->type_name("FILE");
+  command
+      ->add_option("--work", flags->work,
+                   "Directory of the mining so far; a run that was stopped goes on there (default: "
+                   "OUTPUT.mining)")
+      ->type_name("DIR");
+  const auto add = [&](const char* name, auto& value, const char* help) {
+    command->add_option(name, value, help)->capture_default_str()->type_name("N");
+  };
+  add("--questions", flags->questions, "The first so many questions; 0: all");
+  add("--max-tokens", flags->max_tokens, "Longest answer");
+  add("--batch", flags->batch, "Questions at once");
+  add("--seed", flags->fit.seed, "Of the split into training, validation and test questions");
+  add("--recall", flags->fit.recall, "Share of important tokens that the default threshold keeps");
+  command->add_option("--checker", flags->checker, "gsm8k: as in eval")
+      ->capture_default_str()
+      ->type_name("NAME");
+  add_model_flags(*command, flags->model);
+  add_common_flags(*command, flags->common);
+  command->footer(
+      "Example:\n  lathe fit-judge --target big --draft small --task gsm8k --data "
+      "gsm8k/train.jsonl --questions 500 -o judge.safetensors");
+  command->callback([flags, &invocation] { invocation.run = [flags] { run_fit_judge(*flags); }; });
+}
+
+}  // namespace lathe

@@ -1,0 +1,111 @@
+#include "compress/judge_statistics.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace lathe {
+namespace {
+
+std::vector<std::size_t> ascending(std::span<const double> values) {
+  std::vector<std::size_t> order(values.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return values[a] < values[b]; });
+  return order;
+}
+
+ThresholdRow at_threshold(std::span<const double> probabilities, std::span<const char> labels,
+                          double threshold) {
+  int64_t positives = 0, kept = 0, accepted = 0;
+  for (std::size_t i = 0; i < labels.size(); ++i) {
+    const bool is_accepted = probabilities[i] < threshold;
+    positives += labels[i] != 0;
+    kept += labels[i] != 0 && !is_accepted;
+    accepted += is_accepted;
+  }
+  return {.threshold = threshold,
+          .recall = positives == 0 ? 1 : static_cast<double>(kept) / static_cast<double>(positives),
+          .rho = labels.empty()
+                     ? 0
+                     : static_cast<double>(accepted) / static_cast<double>(labels.size())};
+}
+
+}  // namespace
+
+double roc_auc(std::span<const double> scores, std::span<const char> labels) {
+  const std::vector<std::size_t> order = ascending(scores);
+  double negatives_below = 0, positives = 0, pairs = 0;
+  for (std::size_t begin = 0; begin < order.size();) {
+    std::size_t end = begin;
+    double tied_positives = 0, tied_negatives = 0;
+    while (end < order.size() && scores[order[end]] == scores[order[begin]]) {
+      (labels[order[end]] ? tied_positives : tied_negatives) += 1;
+      ++end;
+    }
+    pairs += tied_positives * (negatives_below + 0.5 * tied_negatives);
+    negatives_below += tied_negatives;
+    positives += tied_positives;
+    begin = end;
+  }
+  return positives == 0 || negatives_below == 0 ? 0.5 : pairs / (positives * negatives_below);
+}
+
+std::vector<ThresholdRow> threshold_table(std::span<const double> probabilities,
+                                          std::span<const char> labels, int64_t count) {
+  std::vector<ThresholdRow> rows = {at_threshold(probabilities, labels, 0)};
+  std::vector<double> sorted(probabilities.begin(), probabilities.end());
+  std::sort(sorted.begin(), sorted.end());
+  for (int64_t i = 1; i <= count && !sorted.empty(); ++i) {
+    const auto idx =
+        (sorted.size() - 1) * static_cast<std::size_t>(i) / static_cast<std::size_t>(count);
+    if (sorted[idx] > rows.back().threshold) {
+      rows.push_back(at_threshold(probabilities, labels, sorted[idx]));
+    }
+  }
+  return rows;
+}
+
+ThresholdRow threshold_for_recall(std::span<const double> probabilities,
+                                  std::span<const char> labels, double recall) {
+  std::vector<double> important;
+  for (std::size_t i = 0; i < labels.size(); ++i) {
+    if (labels[i]) important.push_back(probabilities[i]);
+  }
+  std::sort(important.begin(), important.end());
+  // A threshold at the k-th smallest lets k - 1 (fewer with ties) pass.
+  const double may_pass = (1 - recall) * static_cast<double>(important.size());
+  const auto k = static_cast<std::size_t>(std::floor(may_pass + 1e-9));
+  // Without an important token nothing is known: exact.
+  const double nothing_known = important.empty() ? 0.0 : 1.0;
+  const double threshold = k < important.size() ? important[k] : nothing_known;
+  return at_threshold(probabilities, labels, threshold);
+}
+
+double certified_threshold(std::span<const double> least, double risk) {
+  const double allowed =
+      std::floor(risk * static_cast<double>(least.size() + 1) - 1 + 1e-9);  // lost questions
+  if (allowed < 0) return 0;
+  std::vector<double> sorted(least.begin(), least.end());
+  std::sort(sorted.begin(), sorted.end());
+  const auto k = static_cast<std::size_t>(allowed);
+  // At the threshold sorted[k], the questions before it are lost: k of them, or fewer with ties.
+  return k < sorted.size() ? std::min(sorted[k], 1.0) : 1.0;
+}
+
+double calibration_error(std::span<const double> probabilities, std::span<const char> labels) {
+  std::array<double, 10> count{}, sum{}, positive{};
+  for (std::size_t i = 0; i < labels.size(); ++i) {
+    const auto bin = static_cast<std::size_t>(std::clamp(probabilities[i] * 10, 0.0, 9.0));
+    count[bin] += 1;
+    sum[bin] += probabilities[i];
+    positive[bin] += labels[i] != 0;
+  }
+  double error = 0;
+  for (std::size_t b = 0; b < count.size(); ++b) error += std::abs(sum[b] - positive[b]);
+  return labels.empty() ? 0 : error / static_cast<double>(labels.size());
+}
+
+}  // namespace lathe

@@ -1,0 +1,41 @@
+// What a mining run has done so far, on disk: journal.jsonl has one line a finished question,
+// features.f32 the features of its tokens one behind the other. Features are written and synced
+// before their line, so a run that is killed loses at most the questions it was at; a torn line
+// and features without a line are cut off when the journal is opened again.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "compress/judge_miner.h"
+
+namespace lathe {
+
+class MiningJournal {
+ public:
+  // directory: made when it is not there. identity: what was mined with what; the first line.
+  // Throws kInvalidArgument when the journal there has another, kCorruptData when it contradicts
+  // itself, kIo.
+  MiningJournal(const std::string& directory, const std::string& identity, int64_t hidden_size);
+  ~MiningJournal();
+  MiningJournal(const MiningJournal&) = delete;
+  MiningJournal& operator=(const MiningJournal&) = delete;
+
+  void append(const MinedQuestion& question);
+  // In order of completion, without their features.
+  const std::vector<MinedQuestion>& questions() const { return questions_; }
+  // [all tokens of all questions, hidden_size], in their order.
+  std::vector<float> load_features() const;
+
+ private:
+  void load(const std::string& identity);
+
+  std::string directory_;
+  int64_t hidden_size_;
+  int64_t num_rows_ = 0;
+  std::vector<MinedQuestion> questions_;
+  int journal_fd_ = -1;
+  int features_fd_ = -1;
+};
+
+}  // namespace lathe

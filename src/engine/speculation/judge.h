@@ -1,0 +1,89 @@
+// Rules that may accept a draft token although the exact rule rejects it. With one of them the
+// output is no longer the target model's: for one position the total variation distance is the
+// probability that the judge accepts there, so over a sequence it is at most the expected number
+// of tokens so accepted, which Usage tells.
+//
+//   logistic  a linear classifier on the target's final hidden state at the draft token
+//             (AutoJudge: Garipov et al. 2025, arXiv 2504.20039): accepts when P(important) < t
+//   top-k     the token is among the target's k most probable
+//   kl        KL(p || q) < t, and the target is undecided (its best token <= .9): the training-free
+//             rule that AutoJudge has been compared with
+//   typical   p(token) > min(e, d exp(-H(p))) (Medusa: Cai et al. 2024, section 3.3.1)
+//
+// All are pure functions of one row, so results do not depend on the batch.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace lathe {
+
+// A draft token that the exact rule rejected.
+struct JudgedToken {
+  int32_t draft = 0;
+  std::span<const float> logits;        // [vocab_size] that chose against it, behind the transforms
+  std::span<const float> hidden;        // [hidden_size] of the row whose input the draft token is
+  std::span<const float> draft_logits;  // the draft model's; empty when it keeps none
+};
+
+class Judge {
+ public:
+  virtual ~Judge() = default;
+  virtual std::string name() const = 0;
+  virtual bool needs_hidden() const { return false; }
+  virtual bool needs_draft_logits() const { return false; }
+  // threshold: in the judge's own measure, >= 0; larger accepts more, 0 accepts nothing.
+  virtual bool accepts(const JudgedToken& token, double threshold) const = 0;
+};
+
+// Guard of every judge: tokens less probable than this under the target are never accepted.
+inline constexpr double kJudgeFloor = 1e-4;
+
+// weight [hidden_size] with the standardization folded in: P(important) = sigmoid(weight . h +
+// bias). Strict: P exactly at the threshold is rejected. threshold: 1 or more accepts whatever
+// passes the floor.
+class LogisticJudge final : public Judge {
+ public:
+  LogisticJudge(std::vector<float> weight, float bias, double floor = kJudgeFloor)
+      : weight_(std::move(weight)), bias_(bias), floor_(floor) {}
+  std::string name() const override { return "logistic"; }
+  bool needs_hidden() const override { return true; }
+  bool accepts(const JudgedToken& token, double threshold) const override;
+  // log(P / (1 - P)).
+  double score(std::span<const float> hidden) const;
+
+ private:
+  std::vector<float> weight_;
+  float bias_;
+  double floor_;
+};
+
+// threshold: k.
+class TopKJudge final : public Judge {
+ public:
+  std::string name() const override { return "top-k"; }
+  bool accepts(const JudgedToken& token, double threshold) const override;
+};
+
+// threshold: of the divergence, in nats.
+class KlJudge final : public Judge {
+ public:
+  std::string name() const override { return "kl"; }
+  bool needs_draft_logits() const override { return true; }
+  bool accepts(const JudgedToken& token, double threshold) const override;
+};
+
+// threshold: d; e = d^2, as Medusa couples them (d = sqrt(e)), turned round so that larger accepts
+// more: p(token) > min(e, d exp(-H)) with d = 1 - threshold.
+class TypicalJudge final : public Judge {
+ public:
+  std::string name() const override { return "typical"; }
+  bool accepts(const JudgedToken& token, double threshold) const override;
+};
+
+// "top-k", "kl", "typical". Throws kInvalidArgument listing them.
+std::unique_ptr<Judge> baseline_judge(const std::string& name);
+
+}  // namespace lathe

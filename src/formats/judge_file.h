@@ -1,0 +1,42 @@
+// judge.safetensors: a trained judge with what it was trained for. Tensors: weight [d] and bias [1]
+// (standardization folded in); mean, scale and raw_weight [d] (before folding, for audits);
+// calib.threshold, calib.recall, calib.rho [m]; all f32. The JSON that says the rest is the
+// header's metadata under "judge". No dates, so the same training gives the same bytes.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "formats/checkpoint.h"
+
+namespace lathe {
+
+// What a judge must be used with. Hidden states change with every one of these.
+struct JudgeTarget {
+  std::string config_sha256;
+  std::string weights_sha256;  // of a sample of the weights as stored
+  std::string weight_format;
+  int64_t hidden_size = 0;
+  bool operator==(const JudgeTarget&) const = default;
+};
+JudgeTarget judge_target(const Checkpoint& checkpoint);
+
+struct JudgeFile {
+  std::vector<float> weight;  // [d], folded
+  float bias = 0;
+  std::vector<float> mean, scale, raw_weight;  // [d]
+  std::vector<float> threshold, recall, rho;   // [m], the calibration table
+  JudgeTarget target;
+  double default_threshold = 0;
+  std::string metadata;  // the JSON
+};
+
+void write_judge_file(const std::string& path, const JudgeFile& judge);
+// Throws kCorruptData for a file that is not a judge: missing or misshapen tensors, numbers that
+// are not finite, thresholds outside [0, 1], metadata without its fields.
+JudgeFile read_judge_file(const std::string& path);
+// Throws kInvalidArgument, saying what differs, unless the judge was made for this checkpoint.
+void check_judge_target(const JudgeFile& judge, const std::string& path,
+                        const Checkpoint& checkpoint);
+
+}  // namespace lathe
