@@ -15,6 +15,7 @@
 #include "cli/text_windows.h"
 #include "eval/json_lines.h"
 #include "eval/perplexity.h"
+#include "eval/user_task.h"
 
 namespace lathe {
 namespace {
@@ -131,9 +132,11 @@ void run_eval(const EvalFlags& flags) {
     json = eval_gsm8k(flags, exec);
   } else if (flags.task == "humaneval") {
     json = eval_humaneval(flags, exec);
+  } else if (names_user_task(flags.task)) {
+    json = eval_user_task(flags, exec);
   } else {
     fail(ErrorCode::kInvalidArgument, "eval ", flags.task,
-         ": unknown task; choose perplexity, kld, passkey, gsm8k or humaneval");
+         ": unknown task; choose perplexity, kld, passkey, gsm8k, humaneval or a file TASK.json");
   }
   json["task"] = flags.task;
   json["data"] = flags.data;
@@ -186,8 +189,11 @@ Json kv_json(const LoadedModel& loaded, int64_t num_tokens) {
 void add_eval_command(CLI::App& app, Invocation& invocation) {
   auto flags = std::make_shared<EvalFlags>();  // shared: the callback outlives this function
   CLI::App* command =
-      app.add_subcommand("eval", "Measure quality: perplexity, kld, passkey, gsm8k, humaneval");
-  command->add_option("TASK", flags->task, "perplexity, kld, passkey, gsm8k or humaneval")
+      app.add_subcommand("eval", "Measure quality: perplexity, kld, passkey, tasks with answers");
+  command
+      ->add_option("TASK", flags->task,
+                   "perplexity, kld, passkey, gsm8k, humaneval, or a file TASK.json that names a "
+                   "checker of your own")
       ->required()
       ->type_name("");
   command
@@ -224,9 +230,11 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
       ->add_option("--trials", flags->passkey.trials, "passkey: numbers for each length and place")
       ->capture_default_str()
       ->type_name("N");
-  command->add_option("--limit", flags->limit, "gsm8k, humaneval: only the first items")
+  command->add_option("--limit", flags->limit, "gsm8k, humaneval, TASK.json: only the first items")
       ->type_name("N");
-  command->add_option("--max-tokens", flags->max_tokens, "gsm8k, humaneval: length of an answer")
+  command
+      ->add_option("--max-tokens", flags->max_tokens,
+                   "gsm8k, humaneval, TASK.json: length of an answer")
       ->type_name("N");
   command->add_option("--shots", flags->shots, "gsm8k: worked examples in the prompt, 0 to 8")
       ->capture_default_str()
@@ -236,12 +244,14 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
                    "gsm8k: gsm8k-strict-then-flexible, gsm8k-strict or numeric")
       ->capture_default_str()
       ->type_name("NAME");
-  command->add_option("--batch", flags->batch, "gsm8k, humaneval: answers at the same time")
+  command
+      ->add_option("--batch", flags->batch, "gsm8k, humaneval, TASK.json: answers at the same time")
       ->capture_default_str()
       ->type_name("N");
   command
-      ->add_option("--items", flags->items_file,
-                   "gsm8k, humaneval: write every answer and verdict to this file, as JSON lines")
+      ->add_option(
+          "--items", flags->items_file,
+          "gsm8k, humaneval, TASK.json: write every answer and verdict to this file, as JSON lines")
       ->type_name("FILE");
   add_draft_flags(*command, flags->draft);
   add_model_flags(*command, flags->model);
@@ -250,13 +260,14 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
       "perplexity: non-overlapping windows, every token but a window's first is scored.\n"
       "kld with --kv and one model: that cache against bf16. passkey: --data is the text that the "
       "number hides in.\n"
-      "humaneval runs model-written code in a sandbox, or not at all.\n\n"
+      "humaneval runs model-written code in a sandbox, or not at all. TASK.json: docs/tasks.md.\n\n"
       "Examples:\n"
       "  lathe eval perplexity smollm2.gguf --data wiki.test.raw --windows 32 --seq-len 512\n"
       "  lathe eval kld smollm2.gguf OUT --data wiki.test.raw --windows 8\n"
       "  lathe eval kld OUT --kv aqua2 --data wiki.test.raw --windows 8\n"
       "  lathe eval passkey OUT --kv aqua2 --data book.txt --lengths 2048 8192\n"
-      "  lathe eval gsm8k MODEL OUT --data gsm8k/test.jsonl --limit 200");
+      "  lathe eval gsm8k MODEL OUT --data gsm8k/test.jsonl --limit 200\n"
+      "  lathe eval mine.json MODEL OUT --data mine.jsonl");
   command->callback([flags, &invocation] { invocation.run = [flags] { run_eval(*flags); }; });
 }
 

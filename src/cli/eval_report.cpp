@@ -89,7 +89,8 @@ Json task_json(const std::string& task, const TaskResult& result) {
   json["standard_error"] = result.standard_error;
   json["items"] = result.items.size();
   json["right"] = result.num_right;
-  if (task == "gsm8k") json["invalid"] = result.invalid;
+  if (task != "humaneval") json["invalid"] = result.invalid;
+  if (result.unjudged > 0) json["unjudged"] = result.unjudged;
   int64_t cut_off = 0;
   for (const TaskItem& item : result.items) cut_off += item.cut_off;
   json["cut_off"] = cut_off;

@@ -81,4 +81,14 @@ Json eval_humaneval(const EvalFlags& flags, Exec& exec) {
                     });
 }
 
+Json eval_user_task(const EvalFlags& flags, Exec& exec) {
+  const UserTask task = load_user_task(flags.task);
+  return eval_items(flags, load_user_items(flags.data), exec,
+                    [&](const LoadedModel& loaded, Engine& engine, const std::vector<Json>& items,
+                        const ItemDone& done) {
+                      return run_user_task(engine, loaded.prompt_maker(), task, items,
+                                           flags.max_tokens > 0 ? flags.max_tokens : 512, done);
+                    });
+}
+
 }  // namespace lathe

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <memory>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/json.h"
 #include "base/progress.h"
@@ -12,11 +13,12 @@
 #include "cli/command.h"
 #include "cli/draft_flags.h"
 #include "cli/flags.h"
+#include "cli/judge_report.h"
+#include "cli/judge_task.h"
 #include "cli/loaded_model.h"
 #include "cli/output.h"
 #include "compress/mining_journal.h"
-#include "eval/gsm8k.h"
-#include "eval/humaneval.h"
+#include "eval/user_task.h"
 
 namespace lathe {
 namespace {
@@ -24,67 +26,12 @@ namespace {
 struct FitJudgeFlags {
   CommonFlags common;
   ModelFlags model;
-  std::string target, draft, task, data, output;
+  std::string target, draft, output, report;
   std::string work;
-  std::string checker = "gsm8k-strict-then-flexible";
-  int64_t questions = 0;
+  JudgeTaskFlags task;
   int64_t max_tokens = 400;
   int64_t batch = 8;
   FitJudgeOptions fit;
-};
-
-// The prompts and the checker of the task.
-class JudgeTask {
- public:
-  JudgeTask(const FitJudgeFlags& flags, const LoadedModel& target) {
-    const PromptMaker make_prompt = target.prompt_maker();
-    if (flags.task == "gsm8k") {
-      const Gsm8kChecker checker = gsm8k_checker_from_name(flags.checker);
-      for (const Gsm8kItem& item : take(load_gsm8k(flags.data), flags)) {
-        const Turn turns[] = {{"user", gsm8k_prompt(item.question)}};
-        mining_.prompts.push_back(make_prompt(turns, ""));
-      }
-      for (const std::string_view stop : gsm8k_stop_strings()) mining_.stop.emplace_back(stop);
-      mining_.outcome = [checker](int64_t, const std::string& response) {
-        return gsm8k_outcome(checker, response);
-      };
-    } else if (flags.task == "humaneval") {
-      sandbox_.emplace();
-      tasks_ = take(load_humaneval(flags.data), flags);
-      const bool chat = target.has_chat_template();
-      for (const HumanEvalTask& task : tasks_) {
-        const Turn turns[] = {{"user", humaneval_user_turn(task)}};
-        mining_.prompts.push_back(chat ? make_prompt(turns, humaneval_answer_prefix(task))
-                                       : make_prompt({}, task.prompt));
-      }
-      for (const std::string_view stop : humaneval_stop_strings()) mining_.stop.emplace_back(stop);
-      if (chat) mining_.stop.emplace_back("```");
-      mining_.outcome = [this, chat](int64_t question, const std::string& response) -> Outcome {
-        const HumanEvalTask& task = tasks_[static_cast<std::size_t>(question)];
-        const Verdict verdict = check_completion(task, cut_completion(response, chat), *sandbox_);
-        return verdict.passed ? "passed" : "failed";
-      };
-      // A program that fails stays failed whatever changes: its tokens would all be unimportant.
-      mining_.is_usable = [](const std::string& outcome) { return outcome == "passed"; };
-    } else {
-      fail(ErrorCode::kInvalidArgument, "--task ", flags.task, ": unknown; use gsm8k or humaneval");
-    }
-  }
-  const MiningTask& mining() const { return mining_; }
-
- private:
-  template <typename Item>
-  static std::vector<Item> take(std::vector<Item> items, const FitJudgeFlags& flags) {
-    if (flags.questions > 0 && flags.questions < std::ssize(items)) {
-      items.resize(static_cast<std::size_t>(flags.questions));
-    }
-    if (items.empty()) fail(ErrorCode::kInvalidArgument, flags.data, ": holds no items");
-    return items;
-  }
-
-  MiningTask mining_;
-  std::optional<Sandbox> sandbox_;
-  std::vector<HumanEvalTask> tasks_;
 };
 
 // What must be the same for a run to go on where it stopped. More questions may be asked for.
@@ -94,9 +41,9 @@ std::string identity(const FitJudgeFlags& flags, const LoadedModel& target,
   const JudgeTarget d = judge_target(draft.checkpoint());
   return dump_json({{"target", {t.config_sha256, t.weights_sha256}},
                     {"draft", {d.config_sha256, d.weights_sha256}},
-                    {"task", flags.task},
-                    {"checker", flags.checker},
-                    {"dataset_sha256", sha256_hex_of_file(flags.data)},
+                    {"task", flags.task.name},
+                    {"checker", judge_checker_name(flags.task)},
+                    {"dataset_sha256", sha256_hex_of_file(flags.task.data)},
                     {"max_new_tokens", flags.max_tokens},
                     {"compute", target.compute_path()}});
 }
@@ -112,11 +59,11 @@ Json mining_json(const FitJudgeFlags& flags, const std::vector<MinedQuestion>& q
       truncated += token.truncated;
     }
   }
-  return {{"task", flags.task},
-          {"checker", flags.task == "gsm8k" ? flags.checker : "pass"},
+  return {{"task", flags.task.name},
+          {"checker", judge_checker_name(flags.task)},
           {"decode", "greedy"},
           {"max_new_tokens", flags.max_tokens},
-          {"dataset_sha256", sha256_hex_of_file(flags.data)},
+          {"dataset_sha256", sha256_hex_of_file(flags.task.data)},
           {"questions", questions.size()},
           {"used_questions", used},
           {"records", records},
@@ -126,39 +73,15 @@ Json mining_json(const FitJudgeFlags& flags, const std::vector<MinedQuestion>& q
           {"generated_tokens", generated}};
 }
 
-std::string report_text(const Json& report) {
-  const Json& mining = report["mining"];
-  const Json& train = report["train"];
-  std::string text;
-  const auto add = [&](const char* format, auto... values) {
-    char line[240];
-    std::snprintf(line, sizeof line, format, values...);
-    text += line;
-  };
-  const auto number = [](const Json& json) { return json.is_null() ? 0.0 : json.get<double>(); };
-  add("mined     %lld of %lld questions usable, %lld tokens, %.1f %% important, %lld generated\n",
-      mining["used_questions"].get<long long>(), mining["questions"].get<long long>(),
-      mining["records"].get<long long>(), 100 * number(mining["positive_rate"]),
-      mining["generated_tokens"].get<long long>());
-  const Json& auc = train["auc"];
-  add("ROC AUC   train %.3f, validation %.3f, test %.3f (95 %%: %.3f to %.3f); C = %g\n",
-      number(auc["train"]), number(auc["validation"]), number(auc["test"]),
-      number(auc["test_interval_95"][0]), number(auc["test_interval_95"][1]), number(train["C"]));
-  add("%-10s %-10s %-22s %s\n", "recall", "threshold", "accepted mismatches", "on test");
-  for (const Json& row : report["recommended"]) {
-    add("%-10.2f %-10.4f %-22.3f recall %.2f, accepted %.3f\n", number(row["recall"]),
-        number(row["threshold"]), number(row["rho"]), number(row["test"]["recall"]),
-        number(row["test"]["rho"]));
-  }
-  for (const Json& row : report["risk"]["certified"]) {
-    add("at most %.0f %% of questions changed (certified on %lld): threshold %.4f\n",
-        100 * number(row["epsilon"]), row["questions"].get<long long>(), number(row["threshold"]));
-  }
-  return text;
+// judge.safetensors: judge.html
+std::string report_path(const std::string& output) {
+  constexpr std::string_view kSuffix = ".safetensors";
+  const bool has_suffix = output.size() > kSuffix.size() && output.ends_with(kSuffix);
+  return (has_suffix ? output.substr(0, output.size() - kSuffix.size()) : output) + ".html";
 }
 
 void run_fit_judge(const FitJudgeFlags& flags) {
-  if (flags.questions < 0 || flags.max_tokens < 2 || flags.batch < 1 || flags.batch > 256) {
+  if (flags.task.questions < 0 || flags.max_tokens < 2 || flags.batch < 1 || flags.batch > 256) {
     fail(ErrorCode::kInvalidArgument,
          "--questions must be 0 or more, --max-tokens at least 2, --batch 1 to 256");
   }
@@ -169,7 +92,7 @@ void run_fit_judge(const FitJudgeFlags& flags) {
   Exec& exec = runtime.exec();
   const LoadOptions load = {.quiet = flags.common.json};
   const LoadedModel target(flags.target, flags.model, exec, load);
-  const JudgeTask task(flags, target);
+  const JudgeTask task(flags.task, target);
   const LoadedModel draft(flags.draft, flags.model, exec, load);
   check_draft_vocabulary(target, draft);
   std::size_t longest = 0;
@@ -202,7 +125,7 @@ void run_fit_judge(const FitJudgeFlags& flags) {
   if (!questions.empty()) {
     JudgeMiner miner(engine, draft.model(), target.kv_format(), task.mining(),
                      {.max_new_tokens = flags.max_tokens, .max_live = flags.batch}, exec);
-    Progress progress("mining " + flags.task, std::ssize(questions), "questions",
+    Progress progress("mining " + flags.task.name, std::ssize(questions), "questions",
                       flags.common.json);
     miner.run(questions, [&](const MinedQuestion& question) {
       journal.append(question);
@@ -240,10 +163,12 @@ void run_fit_judge(const FitJudgeFlags& flags) {
   report["judge"] = flags.output;
   report["default_threshold"] = fitted.file.default_threshold;
   report["mining_seconds"] = seconds;  // of this run
+  const std::string page = flags.report.empty() ? report_path(flags.output) : flags.report;
+  write_file_atomically(page, judge_report_html(report));
   if (flags.common.json) {
     print_json(report);
   } else {
-    print(report_text(report));
+    print(judge_report_text(report) + str("report    ", page, "\n"));
   }
 }
 
@@ -259,12 +184,20 @@ void add_fit_judge_command(CLI::App& app, Invocation& invocation) {
   command->add_option("--draft", flags->draft, "The model that drafts for it")
       ->required()
       ->type_name("MODEL");
-  command->add_option("--task", flags->task, "gsm8k or humaneval")->required()->type_name("TASK");
-  command->add_option("--data", flags->data, "Its questions, as JSON lines")
+  command
+      ->add_option("--task", flags->task.name,
+                   "gsm8k, humaneval, or a file TASK.json that names a checker of your own")
+      ->required()
+      ->type_name("TASK");
+  command->add_option("--data", flags->task.data, "Its questions, as JSON lines")
       ->required()
       ->type_name("FILE");
   command->add_option("-o,--output", flags->output, "The judge (judge.safetensors)")
       ->required()
+      ->type_name("FILE");
+  command
+      ->add_option("--report", flags->report,
+                   "Page with plots of what the judge is worth (default: OUTPUT with .html)")
       ->type_name("FILE");
   command
       ->add_option("--work", flags->work,
@@ -274,19 +207,21 @@ void add_fit_judge_command(CLI::App& app, Invocation& invocation) {
   const auto add = [&](const char* name, auto& value, const char* help) {
     command->add_option(name, value, help)->capture_default_str()->type_name("N");
   };
-  add("--questions", flags->questions, "The first so many questions; 0: all");
+  add("--questions", flags->task.questions, "The first so many questions; 0: all");
   add("--max-tokens", flags->max_tokens, "Longest answer");
   add("--batch", flags->batch, "Questions at once");
   add("--seed", flags->fit.seed, "Of the split into training, validation and test questions");
   add("--recall", flags->fit.recall, "Share of important tokens that the default threshold keeps");
-  command->add_option("--checker", flags->checker, "gsm8k: as in eval")
+  command->add_option("--checker", flags->task.checker, "gsm8k: as in eval")
       ->capture_default_str()
       ->type_name("NAME");
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(
       "Example:\n  lathe fit-judge --target big --draft small --task gsm8k --data "
-      "gsm8k/train.jsonl --questions 500 -o judge.safetensors");
+      "gsm8k/train.jsonl --questions 500 -o judge.safetensors\n"
+      "  lathe fit-judge --target big --draft small --task mine.json --data mine.jsonl -o "
+      "judge.safetensors        (docs/tasks.md)");
   command->callback([flags, &invocation] { invocation.run = [flags] { run_fit_judge(*flags); }; });
 }
 

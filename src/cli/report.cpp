@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "base/progress.h"
 #include "cli/eval_report.h"
+#include "cli/html_page.h"
 #include "cli/svg_plot.h"
 #include "compress/quantize_model.h"
 
@@ -75,16 +76,6 @@ std::string times(double ratio) {
   return std::isfinite(ratio) && ratio > 0 ? format("%.2f×", ratio) : "";
 }
 
-constexpr const char* kStyle =
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:720px;margin:2em auto;padding:0 1em;"
-    "color:#1a1a1a;background:#fff}h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}"
-    "table{border-collapse:collapse;width:100%}th,td{text-align:right;padding:.3em .6em;"
-    "border-bottom:1px solid #ddd}th:first-child{text-align:left;font-weight:normal}"
-    "thead th{font-weight:bold}svg{max-width:100%;height:auto;margin:1em 0}"
-    "svg text{font:13px system-ui,sans-serif;fill:#1a1a1a}code{background:#f2f2f2;padding:.1em "
-    ".3em;"
-    "overflow-wrap:anywhere}.note{color:#555;font-size:.9em}";
-
 }  // namespace
 
 Json report_json(const CompressionReport& report) {
@@ -122,13 +113,10 @@ Json report_json(const CompressionReport& report) {
 
 std::string report_html(const CompressionReport& report) {
   std::string html =
-      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
-      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
-      "<title>Compression of " +
-      escape_html(report.source) + "</title>\n<style>" + kStyle + "</style></head><body>\n<h1>" +
-      escape_html(report.source) + " in " + escape_html(report.format) + "</h1>\n<p>Method " +
-      escape_html(report.method) + ", activations " + escape_html(report.activations) + ", " +
-      escape_html(report.created) + ", lathe " + escape_html(report.version) + ".</p>\n";
+      html_begin("Compression of " + report.source, report.source + " in " + report.format) +
+      "<p>Method " + escape_html(report.method) + ", activations " +
+      escape_html(report.activations) + ", " + escape_html(report.created) + ", lathe " +
+      escape_html(report.version) + ".</p>\n";
   html += "<table><thead><tr><th></th><th>before</th><th>after</th><th></th></tr></thead><tbody>\n";
   html += row("On disk", bytes(report.source_disk_bytes), bytes(report.disk_bytes), "");
   html +=
@@ -186,8 +174,8 @@ std::string report_html(const CompressionReport& report) {
           "</code></p>\n<p>Quantizing took " +
           escape_html(format_duration(report.quantize_seconds)) +
           ". The numbers are in <code>report.json</code>, the provenance in "
-          "<code>lathe.json</code>.</p>\n</body></html>\n";
-  return html;
+          "<code>lathe.json</code>.</p>\n";
+  return html + std::string(kHtmlEnd);
 }
 
 }  // namespace lathe

@@ -97,6 +97,40 @@ std::string bar_chart(const std::string& title, const std::vector<Bar>& bars,
   return svg + "</svg>\n";
 }
 
+std::string unit_square_chart(const std::string& title, const std::string& x_label,
+                              const std::string& y_label, const std::vector<Curve>& curves) {
+  constexpr double kWidth = 560, kHeight = 380, kLeft = 64, kTop = 40, kSide = 290;
+  const auto x_of = [&](double x) { return kLeft + kSide * x; };
+  const auto y_of = [&](double y) { return kTop + kSide * (1 - y); };
+  std::string svg = header(kWidth, kHeight, title);
+  for (int i = 0; i <= 5; ++i) {
+    const double tick = i / 5.0;
+    svg += format("<path d=\"M%.1f %.1fH%.1f\" stroke=\"#ddd\"/>\n", x_of(0), y_of(tick), x_of(1));
+    svg += text_at(x_of(0) - 6, y_of(tick) + 4, "end", format("%.1f", tick));
+    svg += text_at(x_of(tick), y_of(0) + 16, "middle", format("%.1f", tick));
+  }
+  svg += format("<path d=\"M%.1f %.1fL%.1f %.1f\" stroke=\"#bbb\"/>\n", x_of(0), y_of(0), x_of(1),
+                y_of(1));
+  svg += text_at(x_of(.5), kHeight - 12, "middle", x_label);
+  svg += text_at(kLeft, kTop - 8, "start", y_label);
+  for (std::size_t c = 0; c < curves.size(); ++c) {
+    const char* color = kColors[c % std::size(kColors)];
+    const char* dash = curves[c].dashed ? " stroke-dasharray=\"5 4\"" : "";
+    std::string path;
+    for (const auto& [x, y] : curves[c].points) {
+      if (!std::isfinite(x) || !std::isfinite(y)) continue;
+      path += format("%s%.1f %.1f", path.empty() ? "M" : "L", x_of(x), y_of(y));
+    }
+    svg += "<path d=\"" + path + "\" fill=\"none\" stroke=\"" + color + "\" stroke-width=\"2\"" +
+           dash + "/>\n";
+    const double y = kTop + 18 * static_cast<double>(c) + 10;
+    svg += format("<path d=\"M%.1f %.1fh22\" stroke=\"%s\" stroke-width=\"2\"%s/>\n", x_of(1) + 14,
+                  y - 4, color, dash);
+    svg += text_at(x_of(1) + 42, y, "start", curves[c].label);
+  }
+  return svg + "</svg>\n";
+}
+
 std::string log_line_chart(const std::string& title, const std::string& x_label,
                            const std::vector<Line>& lines) {
   constexpr double kWidth = 640, kHeight = 300, kLeft = 64, kRight = 150, kTop = 30, kBottom = 40;

@@ -1,7 +1,8 @@
-// Two kinds of plots as SVG text, for pages that fetch nothing.
+// Three kinds of plots as SVG text, for pages that fetch nothing.
 #pragma once
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace lathe {
@@ -18,6 +19,15 @@ struct Bar {
 // Horizontal bars from zero. Values that are not finite are left out.
 std::string bar_chart(const std::string& title, const std::vector<Bar>& bars,
                       const std::string& unit);
+
+struct Curve {
+  std::string label;
+  std::vector<std::pair<double, double>> points;  // x and y from 0 to 1, in order of x
+  bool dashed = false;
+};
+// Curves over the unit square; the diagonal is drawn thin.
+std::string unit_square_chart(const std::string& title, const std::string& x_label,
+                              const std::string& y_label, const std::vector<Curve>& curves);
 
 struct Line {
   std::string label;

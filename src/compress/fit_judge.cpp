@@ -146,6 +146,7 @@ class Fit {
                                        {"rho", on_validation.rho},
                                        {"test", on_test(test, on_validation.threshold)}});
     }
+    report["test"] = test_json(test, fitted.probabilities);
     report["guard"] = {{"pi_min", 1e-4}};
     report["risk"] = certificate(fitted.probabilities);
     fitted.file.metadata = dump_json(report);
@@ -241,6 +242,45 @@ class Fit {
     return {{"recall", share(kept, important)}, {"rho", share(accepted, std::ssize(test.labels))}};
   }
 
+  // How the judge does on questions that nothing was chosen by.
+  Json test_json(const Scored& test, std::span<const double> probabilities) const {
+    Json json = {
+        {"roc", Json::array()}, {"calibration", Json::array()}, {"by_threshold", Json::array()}};
+    for (const RocPoint& point : roc_curve(test.probabilities, test.labels, 60)) {
+      json["roc"].push_back({point.false_positives, point.true_positives});
+    }
+    for (const CalibrationBin& bin : calibration_bins(test.probabilities, test.labels)) {
+      json["calibration"].push_back(
+          {{"predicted", bin.predicted}, {"observed", bin.observed}, {"tokens", bin.count}});
+    }
+    const std::vector<double> least = least_important(test_, probabilities);
+    for (const ThresholdRow& row : threshold_table(test.probabilities, test.labels, 20)) {
+      const auto changed =
+          std::count_if(least.begin(), least.end(), [&](double p) { return p < row.threshold; });
+      json["by_threshold"].push_back(
+          {{"threshold", row.threshold},
+           {"recall", row.recall},
+           {"rho", row.rho},
+           {"questions_changed",
+            static_cast<double>(changed) / static_cast<double>(least.size())}});
+    }
+    return json;
+  }
+
+  // Of each question, the smallest probability of an important token; infinite without one.
+  std::vector<double> least_important(std::span<const std::size_t> questions,
+                                      std::span<const double> probabilities) const {
+    std::vector<double> least;
+    for (const std::size_t q : questions) {
+      least.push_back(std::numeric_limits<double>::infinity());
+      for (const int64_t row : rows_.by_question[q]) {
+        const auto i = static_cast<std::size_t>(row);
+        if (rows_.labels[i]) least.back() = std::min(least.back(), probabilities[i]);
+      }
+    }
+    return least;
+  }
+
   // Of the area on the test questions, drawn again with replacement.
   Json bootstrap(std::span<const double> probabilities) const {
     Rng rng(options_.seed);
@@ -261,14 +301,7 @@ class Fit {
 
   // On the validation questions: neither the fit nor the report has seen how they fare.
   Json certificate(std::span<const double> probabilities) const {
-    std::vector<double> least;
-    for (const std::size_t q : validation_) {
-      least.push_back(std::numeric_limits<double>::infinity());
-      for (const int64_t row : rows_.by_question[q]) {
-        const auto i = static_cast<std::size_t>(row);
-        if (rows_.labels[i]) least.back() = std::min(least.back(), probabilities[i]);
-      }
-    }
+    const std::vector<double> least = least_important(validation_, probabilities);
     Json list = Json::array();
     for (const double risk : kRisks) {
       list.push_back({{"epsilon", risk},

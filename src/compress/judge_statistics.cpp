@@ -53,6 +53,32 @@ double roc_auc(std::span<const double> scores, std::span<const char> labels) {
   return positives == 0 || negatives_below == 0 ? 0.5 : pairs / (positives * negatives_below);
 }
 
+std::vector<RocPoint> roc_curve(std::span<const double> scores, std::span<const char> labels,
+                                int64_t max_points) {
+  std::vector<std::size_t> order = ascending(scores);
+  std::reverse(order.begin(), order.end());
+  double positives = 0, negatives = 0;
+  for (const char label : labels) (label ? positives : negatives) += 1;
+  std::vector<RocPoint> all = {{}};
+  if (positives > 0 && negatives > 0) {
+    double above = 0, wrongly = 0;
+    for (std::size_t i = 0; i < order.size(); ++i) {
+      (labels[order[i]] ? above : wrongly) += 1;
+      const bool is_tied = i + 1 < order.size() && scores[order[i]] == scores[order[i + 1]];
+      if (!is_tied) all.push_back({wrongly / negatives, above / positives});
+    }
+  } else {
+    all.push_back({1, 1});
+  }
+  const auto wanted = static_cast<std::size_t>(std::max<int64_t>(2, max_points));
+  if (all.size() <= wanted) return all;
+  std::vector<RocPoint> thinned;
+  for (std::size_t i = 0; i < wanted; ++i) {
+    thinned.push_back(all[i * (all.size() - 1) / (wanted - 1)]);
+  }
+  return thinned;
+}
+
 std::vector<ThresholdRow> threshold_table(std::span<const double> probabilities,
                                           std::span<const char> labels, int64_t count) {
   std::vector<ThresholdRow> rows = {at_threshold(probabilities, labels, 0)};
@@ -95,16 +121,31 @@ double certified_threshold(std::span<const double> least, double risk) {
   return k < sorted.size() ? std::min(sorted[k], 1.0) : 1.0;
 }
 
-double calibration_error(std::span<const double> probabilities, std::span<const char> labels) {
-  std::array<double, 10> count{}, sum{}, positive{};
+std::vector<CalibrationBin> calibration_bins(std::span<const double> probabilities,
+                                             std::span<const char> labels) {
+  std::array<CalibrationBin, 10> bins{};
   for (std::size_t i = 0; i < labels.size(); ++i) {
-    const auto bin = static_cast<std::size_t>(std::clamp(probabilities[i] * 10, 0.0, 9.0));
-    count[bin] += 1;
-    sum[bin] += probabilities[i];
-    positive[bin] += labels[i] != 0;
+    CalibrationBin& bin =
+        bins[static_cast<std::size_t>(std::clamp(probabilities[i] * 10, 0.0, 9.0))];
+    ++bin.count;
+    bin.predicted += probabilities[i];
+    bin.observed += labels[i] != 0;
   }
+  std::vector<CalibrationBin> filled;
+  for (CalibrationBin& bin : bins) {
+    if (bin.count == 0) continue;
+    bin.predicted /= static_cast<double>(bin.count);
+    bin.observed /= static_cast<double>(bin.count);
+    filled.push_back(bin);
+  }
+  return filled;
+}
+
+double calibration_error(std::span<const double> probabilities, std::span<const char> labels) {
   double error = 0;
-  for (std::size_t b = 0; b < count.size(); ++b) error += std::abs(sum[b] - positive[b]);
+  for (const CalibrationBin& bin : calibration_bins(probabilities, labels)) {
+    error += static_cast<double>(bin.count) * std::abs(bin.predicted - bin.observed);
+  }
   return labels.empty() ? 0 : error / static_cast<double>(labels.size());
 }
 

@@ -10,6 +10,15 @@ namespace lathe {
 // when one of the two is missing.
 double roc_auc(std::span<const double> scores, std::span<const char> labels);
 
+struct RocPoint {
+  double false_positives = 0;  // share of the negatives at or above a score
+  double true_positives = 0;   // share of the positives
+};
+// From (0, 0) to (1, 1), one point a score, thinned to at most max_points of them. Only the two
+// ends when one of the two classes is missing.
+std::vector<RocPoint> roc_curve(std::span<const double> scores, std::span<const char> labels,
+                                int64_t max_points);
+
 struct ThresholdRow {
   double threshold = 0;  // of P(important): a mismatch is accepted below it
   double recall = 1;     // of important tokens: kept from being accepted
@@ -30,7 +39,15 @@ ThresholdRow threshold_for_recall(std::span<const double> probabilities,
 // even that is too much.
 double certified_threshold(std::span<const double> least, double risk);
 
-// Expected calibration error over ten bins of equal width.
+struct CalibrationBin {
+  int64_t count = 0;
+  double predicted = 0;  // mean probability
+  double observed = 0;   // share of positives
+};
+// Ten bins of equal width; empty ones are left out.
+std::vector<CalibrationBin> calibration_bins(std::span<const double> probabilities,
+                                             std::span<const char> labels);
+// Expected calibration error over those bins.
 double calibration_error(std::span<const double> probabilities, std::span<const char> labels);
 
 }  // namespace lathe

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/json.h"
 
 namespace lathe {
 namespace {
@@ -141,6 +142,26 @@ TaskResult run_humaneval(Engine& engine, const PromptMaker& make_prompt,
           item.right = verdict.passed;
         }
       });
+  summarize(result);
+  return result;
+}
+
+TaskResult run_user_task(Engine& engine, const PromptMaker& make_prompt, const UserTask& task,
+                         std::span<const Json> items, int64_t max_tokens, const ItemDone& done) {
+  std::vector<std::vector<int32_t>> prompts;
+  for (const Json& item : items) prompts.push_back(user_prompt(item, make_prompt));
+  const std::vector<std::string_view> stops(task.stop.begin(), task.stop.end());
+  TaskResult result = generate_items(engine, std::move(prompts), greedy(max_tokens, stops), done);
+  const auto checker = task.start_checker();
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    TaskItem& item = result.items[i];
+    const CheckerVerdict verdict = checker->check(items[i], item.response);
+    item.id = str("item/", i);
+    item.outcome = verdict.outcome.value_or("");
+    item.right = verdict.correct.value_or(false);
+    result.invalid += !verdict.outcome;
+    result.unjudged += !verdict.correct;
+  }
   summarize(result);
   return result;
 }

@@ -1,7 +1,9 @@
-// Tasks with checkable answers, generated in one batch by the engine: GSM8K and HumanEval.
+// Tasks with checkable answers, generated in one batch by the engine: GSM8K, HumanEval and the
+// user's own.
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string>
 #include <vector>
@@ -10,6 +12,7 @@
 #include "eval/gsm8k.h"
 #include "eval/humaneval.h"
 #include "eval/prompt_maker.h"
+#include "eval/user_task.h"
 
 namespace lathe {
 
@@ -29,6 +32,7 @@ struct TaskResult {
   double accuracy = 0;
   double standard_error = 0;  // binomial
   int64_t invalid = 0;        // items without an extractable answer
+  int64_t unjudged = 0;       // of a checker that does not say what is correct; not right
   int64_t completion_tokens = 0;
   double seconds = 0;  // of generation
   SpeculationUsage speculation;
@@ -54,6 +58,11 @@ struct HumanEvalOptions {
 TaskResult run_humaneval(Engine& engine, const PromptMaker& make_prompt,
                          std::span<const HumanEvalTask> tasks, const Sandbox& sandbox,
                          const HumanEvalOptions& options, Exec& exec,
+                         const ItemDone& done = nullptr);
+
+// Greedy. max_tokens of an answer. Throws what the checker does not bear (checker_process.h).
+TaskResult run_user_task(Engine& engine, const PromptMaker& make_prompt, const UserTask& task,
+                         std::span<const nlohmann::ordered_json> items, int64_t max_tokens,
                          const ItemDone& done = nullptr);
 
 // right[i] of every item, for compare_accuracy().

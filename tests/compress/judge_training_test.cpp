@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "base/atomic_file.h"
 #include "base/json.h"
@@ -152,6 +153,38 @@ TEST(JudgeStatistics, ThresholdsKeepTheirRecall) {
       1e-12);
 }
 
+// The area under the points is the AUC, ties included; the bins add up to the labels.
+TEST(JudgeStatistics, CurvesSayWhatTheNumbersSay) {
+  Rng rng(2);
+  std::vector<double> scores;
+  std::vector<char> labels;
+  for (int i = 0; i < 300; ++i) {
+    labels.push_back(rng.below(3) == 0);
+    scores.push_back(static_cast<double>(rng.below(40) + 8 * labels.back()) / 50);
+  }
+  const auto curve = roc_curve(scores, labels, 1000);
+  double area = 0;
+  for (std::size_t i = 1; i < curve.size(); ++i) {
+    EXPECT_GE(curve[i].true_positives, curve[i - 1].true_positives);
+    area += (curve[i].false_positives - curve[i - 1].false_positives) *
+            (curve[i].true_positives + curve[i - 1].true_positives) / 2;
+  }
+  EXPECT_NEAR(area, roc_auc(scores, labels), 1e-12);
+  const auto few = roc_curve(scores, labels, 5);
+  ASSERT_EQ(few.size(), 5u);
+  EXPECT_EQ(few.front().true_positives, 0);
+  EXPECT_EQ(few.back().true_positives, 1);
+  EXPECT_EQ(roc_curve(scores, std::vector<char>(300, 1), 9).size(), 2u);
+
+  double positives = 0, predicted = 0;
+  for (const CalibrationBin& bin : calibration_bins(scores, labels)) {
+    positives += bin.observed * static_cast<double>(bin.count);
+    predicted += bin.predicted * static_cast<double>(bin.count);
+  }
+  EXPECT_NEAR(positives, static_cast<double>(std::count(labels.begin(), labels.end(), 1)), 1e-9);
+  EXPECT_NEAR(predicted, std::accumulate(scores.begin(), scores.end(), 0.0), 1e-9);
+}
+
 // Q1: the share of new questions that are lost is at most the risk, on average.
 TEST(JudgeStatistics, CertifiedThresholdsHold) {
   Rng rng(5);
@@ -210,6 +243,12 @@ TEST(FitJudge, FindsAPlantedDirection) {
   // 1200 rows, 300 of them positive: a standard error of .011.
   EXPECT_NEAR(report["train"]["auc"]["test"].get<double>(), .9, .035);
   EXPECT_NEAR(report["train"]["auc"]["validation"].get<double>(), .9, .035);
+  const Json& test = report["test"];
+  EXPECT_EQ(test["roc"].front(), Json({0.0, 0.0}));
+  EXPECT_EQ(test["roc"].back(), Json({1.0, 1.0}));
+  EXPECT_EQ(test["by_threshold"].front()["questions_changed"], 0.0);
+  EXPECT_GT(test["by_threshold"].back()["questions_changed"].get<double>(), .9);
+  EXPECT_GT(test["calibration"].size(), 4u);
   EXPECT_GT(fitted.file.default_threshold, 0);
   EXPECT_LT(fitted.file.default_threshold, 1);
   // J7: folded weights give the probabilities of the unfolded model.
