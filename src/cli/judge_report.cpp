@@ -83,11 +83,12 @@ std::string thresholds_html(const Json& report) {
                        format("%.1f %%", 100 * number(row["rho"])),
                        format("%.1f %%", 100 * number(row["questions_changed"]))});
   }
-  html += "</tbody></table>\n<p class=\"note\">On test questions, by the answers that mining tried: "
-          "a question counts as changed when any of its important mismatches would pass. What "
-          "decoding with the judge really costs: <code>lathe eval TASK BIG --draft SMALL --judge "
-          "FILE</code>.</p>\n<h2>Certified</h2>\n" +
-          table_head({"questions changed, at most", "threshold", "on questions"});
+  html +=
+      "</tbody></table>\n<p class=\"note\">On test questions, by the answers that mining tried: "
+      "a question counts as changed when any of its important mismatches would pass. What "
+      "decoding with the judge really costs: <code>lathe eval TASK BIG --draft SMALL --judge "
+      "FILE</code>.</p>\n<h2>Certified</h2>\n" +
+      table_head({"questions changed, at most", "threshold", "on questions"});
   for (const Json& row : report["risk"]["certified"]) {
     html += table_row({format("%.0f %%", 100 * number(row["epsilon"])),
                        format("%.4f", number(row["threshold"])),
@@ -126,7 +127,6 @@ std::string judge_report_text(const Json& report) {
   return text;
 }
 
-
 std::string judge_report_html(const Json& report) {
   const std::string name = report["judge"].get<std::string>();
   const Json& train = report["train"];
@@ -139,10 +139,9 @@ std::string judge_report_html(const Json& report) {
   html += "<h2>How well it tells them apart</h2>\n" + table_head({"", "ROC AUC"});
   html += table_row({"training questions", format("%.3f", number(auc["train"]))});
   html += table_row({"validation questions", format("%.3f", number(auc["validation"]))});
-  html += table_row(
-      {"test questions", format("%.3f (95 %%: %.3f to %.3f)", number(auc["test"]),
-                                number(auc["test_interval_95"][0]),
-                                number(auc["test_interval_95"][1]))});
+  html += table_row({"test questions", format("%.3f (95 %%: %.3f to %.3f)", number(auc["test"]),
+                                              number(auc["test_interval_95"][0]),
+                                              number(auc["test_interval_95"][1]))});
   html += "</tbody></table>\n" + plots_html(report["test"]) + thresholds_html(report);
   return html + std::string(kHtmlEnd);
 }

@@ -150,8 +150,8 @@ CheckerProcess::Reading CheckerProcess::exchange(const std::string& request, std
       fail(ErrorCode::kIo, "waiting for the checker: ", std::strerror(errno));
     }
     if (count == 2 && fds[1].revents != 0) {
-      const ssize_t n = send(input_, request.data() + sent, request.size() - sent,
-                             MSG_NOSIGNAL | MSG_DONTWAIT);
+      const ssize_t n =
+          send(input_, request.data() + sent, request.size() - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
       if (n > 0) sent += static_cast<std::size_t>(n);
       // One that does not read may still have answered.
       if (n < 0 && errno != EAGAIN && errno != EINTR) sent = request.size();

@@ -48,7 +48,7 @@ class CheckerProcess {
   double seconds_;
   std::mutex mutex_;
   pid_t pid_ = -1;
-  int input_ = -1;   // a socket: a write to it can be kept from raising SIGPIPE
+  int input_ = -1;  // a socket: a write to it can be kept from raising SIGPIPE
   int output_ = -1;
   int errors_ = -1;  // stderr, in memory
   std::string unread_;

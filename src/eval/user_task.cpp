@@ -60,8 +60,7 @@ UserTask load_user_task(const std::string& path) {
   if (!json.is_object()) fail(ErrorCode::kInvalidArgument, path, ": must be a JSON object");
   for (const auto& [name, value] : json.items()) {
     if (name != "checker" && name != "stop" && name != "timeout") {
-      fail(ErrorCode::kInvalidArgument, path, ": \"", name,
-           "\" is none of checker, stop, timeout");
+      fail(ErrorCode::kInvalidArgument, path, ": \"", name, "\" is none of checker, stop, timeout");
     }
   }
   UserTask task;

@@ -13,11 +13,6 @@ namespace lathe {
 namespace {
 
 // A dozen requests of all kinds, in an order that makes prompts and decoding overlap.
-struct Case {
-  std::vector<int32_t> prompt;
-  SamplingParams params;
-};
-
 std::vector<Case> mixed_cases() {
   std::vector<Case> cases;
   for (int64_t i = 0; i < 16; ++i) {
@@ -34,34 +29,10 @@ std::vector<Case> mixed_cases() {
   return cases;
 }
 
-std::vector<Record> run_together(TinyEngine& tiny, const std::vector<Case>& cases) {
-  std::vector<std::shared_ptr<Record>> records;
-  for (const Case& c : cases) {
-    records.push_back(submit(tiny.engine, c.prompt, c.params));
-    if (records.size() % 3 == 0) tiny.engine.step();
-  }
-  tiny.run();
-  EXPECT_TRUE(tiny.cache_is_empty());
-  std::vector<Record> results;
-  for (const auto& record : records) results.push_back(*record);
-  return results;
-}
-
 std::vector<Record> run_alone(const std::vector<Case>& cases) {
   std::vector<Record> results;
   for (const Case& c : cases) results.push_back(alone(c.prompt, c.params));
   return results;
-}
-
-void expect_same(const std::vector<Record>& actual, const std::vector<Record>& expected) {
-  ASSERT_EQ(actual.size(), expected.size());
-  for (std::size_t i = 0; i < actual.size(); ++i) {
-    SCOPED_TRACE(i);
-    EXPECT_EQ(actual[i].tokens, expected[i].tokens);
-    EXPECT_TRUE(same_bits(actual[i].logprobs, expected[i].logprobs));
-    EXPECT_EQ(actual[i].text, expected[i].text);
-    EXPECT_EQ(actual[i].reason, expected[i].reason);
-  }
 }
 
 TEST(Engine, GreedyContinuationIsTheArgmaxOfTheModel) {

@@ -12,11 +12,6 @@
 namespace lathe {
 namespace {
 
-struct Case {
-  std::vector<int32_t> prompt;
-  SamplingParams params;
-};
-
 // Prompts that repeat themselves, so that n-grams find something.
 std::vector<int32_t> repeating_prompt(int64_t size, uint64_t seed) {
   std::vector<int32_t> prompt = random_prompt(std::max<int64_t>(1, size / 3), seed);
@@ -45,30 +40,6 @@ std::vector<Case> repeatable_cases() {
     cases.push_back({repeating_prompt(1 + (i * 37) % 80, static_cast<uint64_t>(i)), params});
   }
   return cases;
-}
-
-std::vector<Record> run_together(TinyEngine& tiny, const std::vector<Case>& cases) {
-  std::vector<std::shared_ptr<Record>> records;
-  for (const Case& c : cases) {
-    records.push_back(submit(tiny.engine, c.prompt, c.params));
-    if (records.size() % 3 == 0) tiny.engine.step();
-  }
-  tiny.run();
-  std::vector<Record> results;
-  for (const auto& record : records) results.push_back(*record);
-  return results;
-}
-
-void expect_same(const std::vector<Record>& actual, const std::vector<Record>& expected) {
-  ASSERT_EQ(actual.size(), expected.size());
-  for (std::size_t i = 0; i < actual.size(); ++i) {
-    SCOPED_TRACE(i);
-    EXPECT_EQ(actual[i].tokens, expected[i].tokens);
-    EXPECT_TRUE(same_bits(actual[i].logprobs, expected[i].logprobs));
-    EXPECT_EQ(actual[i].text, expected[i].text);
-    EXPECT_EQ(actual[i].reason, expected[i].reason);
-    EXPECT_EQ(actual[i].error, expected[i].error);
-  }
 }
 
 // V1 of the plan: 200 models of random weights, windows of all lengths, four kinds of drafts.

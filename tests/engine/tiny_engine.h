@@ -129,4 +129,35 @@ inline Record alone(const std::vector<int32_t>& prompt, const SamplingParams& pa
   return *record;
 }
 
+struct Case {
+  std::vector<int32_t> prompt;
+  SamplingParams params;
+};
+
+// Some are added while others already run, so that prompts and decoding overlap.
+inline std::vector<Record> run_together(TinyEngine& tiny, const std::vector<Case>& cases) {
+  std::vector<std::shared_ptr<Record>> records;
+  for (const Case& c : cases) {
+    records.push_back(submit(tiny.engine, c.prompt, c.params));
+    if (records.size() % 3 == 0) tiny.engine.step();
+  }
+  tiny.run();
+  EXPECT_TRUE(tiny.options.prefix_cache || tiny.cache_is_empty());
+  std::vector<Record> results;
+  for (const auto& record : records) results.push_back(*record);
+  return results;
+}
+
+inline void expect_same(const std::vector<Record>& actual, const std::vector<Record>& expected) {
+  ASSERT_EQ(actual.size(), expected.size());
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    SCOPED_TRACE(i);
+    EXPECT_EQ(actual[i].tokens, expected[i].tokens);
+    EXPECT_TRUE(same_bits(actual[i].logprobs, expected[i].logprobs));
+    EXPECT_EQ(actual[i].text, expected[i].text);
+    EXPECT_EQ(actual[i].reason, expected[i].reason);
+    EXPECT_EQ(actual[i].error, expected[i].error);
+  }
+}
+
 }  // namespace lathe

@@ -24,9 +24,9 @@ Json item(const char* answer) { return {{"prompt", "x"}, {"answer", answer}}; }
 TEST(CheckerProcess, AnswersLineAfterLine) {
   const TemporaryDirectory directory;
   // Counts, so that one process for all is told from one process each.
-  CheckerProcess checker = shell(
-      directory,
-      "i=0; while read -r line; do i=$((i+1)); echo \"{\\\"outcome\\\": \\\"$i\\\"}\"; done");
+  CheckerProcess checker =
+      shell(directory,
+            "i=0; while read -r line; do i=$((i+1)); echo \"{\\\"outcome\\\": \\\"$i\\\"}\"; done");
   for (const char* expected : {"1", "2", "3"}) {
     const CheckerVerdict verdict = checker.check(item("a"), "answer\nof two lines");
     EXPECT_EQ(verdict.outcome, expected);
@@ -53,8 +53,8 @@ TEST(CheckerProcess, IsStartedAgainWhenItEndsBehindAnAnswer) {
 
 TEST(CheckerProcess, GetsTheItemAndTheResponseInTheTasksDirectory) {
   const TemporaryDirectory directory;
-  CheckerProcess checker = shell(directory,
-                                 "cat > seen.json; echo '{\"outcome\": \"ok\"}'; sleep 60", 0.5);
+  CheckerProcess checker =
+      shell(directory, "cat > seen.json; echo '{\"outcome\": \"ok\"}'; sleep 60", 0.5);
   checker.check(item("42"), "é\n\"quoted\"");
   const Json seen = parse_json(read_file(directory / "seen.json"), "seen");
   EXPECT_EQ(seen["item"]["answer"], "42");
@@ -86,8 +86,8 @@ TEST(CheckerProcess, BrokenOnesStopTheRun) {
   fails("echo '{\"outcome\": 5}'", ErrorCode::kInvalidArgument, "must be a string");
   fails("echo '{\"correct\": \"yes\"}'", ErrorCode::kInvalidArgument, "true or false");
   fails("head -c 3000000 /dev/zero", ErrorCode::kInvalidArgument, "more than");
-  CheckerProcess two = shell(directory,
-                             "read -r l; echo '{\"outcome\":\"1\"}\n{\"outcome\":\"2\"}'; read -r l");
+  CheckerProcess two =
+      shell(directory, "read -r l; echo '{\"outcome\":\"1\"}\n{\"outcome\":\"2\"}'; read -r l");
   EXPECT_EQ(two.check(item("a"), "b").outcome, "1");
   expect_error(ErrorCode::kInvalidArgument, "more than one line",
                [&] { two.check(item("a"), "b"); });

@@ -86,48 +86,19 @@ inline void pack_row(const uint8_t* codes, int64_t num_codes, int bits, std::byt
 // --- butterflies ---------------------------------------------------------------------------------
 
 // x = H x * factor, in place.
-template <typename V, int kPiece>
-void transform_piece(float* x, float factor) {
-  constexpr int kVectors = kPiece / V::kWidth;
-  typename V::F v[kVectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < kVectors; ++i) {
-    v[i] = V::load(x + i * V::kWidth);
-    v[i] = butterfly<V, 1>(v[i]);
-    v[i] = butterfly<V, 2>(v[i]);
-    v[i] = butterfly<V, 4>(v[i]);
-    if constexpr (V::kWidth == 16) v[i] = butterfly<V, 8>(v[i]);
-  }
-#pragma GCC unroll 8
-  for (int distance = 1; distance < kVectors; distance *= 2) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kVectors; ++i) {
-      if ((i & distance) != 0) continue;
-      const auto a = v[i];
-      const auto b = v[i + distance];
-      v[i] = V::add(a, b);
-      v[i + distance] = V::sub(a, b);
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kVectors; ++i) {
-    V::store(x + i * V::kWidth, V::mul(v[i], V::set(factor)));
-  }
-}
-
 template <typename V>
 void transform(float* x, int64_t piece, float factor) {
   switch (piece) {
     case 16:
-      return transform_piece<V, 16>(x, factor);
+      return transform_block<V, 16>(x, x, V::set(factor));
     case 32:
-      return transform_piece<V, 32>(x, factor);
+      return transform_block<V, 32>(x, x, V::set(factor));
     case 64:
-      return transform_piece<V, 64>(x, factor);
+      return transform_block<V, 64>(x, x, V::set(factor));
     case 128:
-      return transform_piece<V, 128>(x, factor);
+      return transform_block<V, 128>(x, x, V::set(factor));
     case 256:
-      return transform_piece<V, 256>(x, factor);
+      return transform_block<V, 256>(x, x, V::set(factor));
     default:  // 8, 512
       hadamard_butterflies(x, piece);
       for (int64_t j = 0; j < piece; ++j) x[j] *= factor;

@@ -53,7 +53,7 @@ struct AddNormQuantizeArgs {
   float eps = 0;
   const int32_t* rows = nullptr;  // [m]: row i of the target is made from hidden's row rows[i];
                                   // null: i. Not together with branch
-  QuantizedTarget target;         // data null: only the addition
+  QuantizedTarget target = {};    // data null: only the addition
 };
 void add_norm_quantize_cuda(const AddNormQuantizeArgs& args, CudaStream stream);
 
