@@ -2,14 +2,12 @@
 
     page_test.py SOURCE_DIR [SCREENSHOT_DIR]
 
-Serves the page's files with the headers of `lathe serve` and a chat API that plays back what a test asks for. With
-LATHE_PAGE_URL, runs what does not need that API against a server that is already there. Exit code 77 (skipped)
-without selenium (scripts/test-python), chromium or chromedriver (scripts/install-deps --browser).
+Serves the page's files with the headers of `lathe serve` and a chat API that plays back what a test asks for;
+served_page_test.py has the real one. Exit code 77 (skipped) without selenium (scripts/test-python), chromium or
+chromedriver (scripts/install-deps --browser).
 """
 import json
-import os
 import re
-import shutil
 import sys
 import threading
 import time
@@ -17,18 +15,7 @@ import unittest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "server"))
-import serving  # noqa: E402
-
-for program in ("chromium", "chromedriver"):
-    if not shutil.which(program):
-        print(f"{program} is not installed")
-        sys.exit(serving.SKIPPED)
-serving.enter_python_with_packages()
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+from chat_page import ChatPage, Keys, browser
 
 SOURCE = Path(sys.argv.pop(1))
 SCREENSHOTS = Path(sys.argv.pop(1)) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else Path("screenshots")
@@ -142,23 +129,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
 
-def browser(width=1100, height=800, dark=False):
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    driver.set_script_timeout(20)
-    # Headless windows do not go below 500 pixels; the emulation does.
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                           {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [
-        {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]})
-    return driver
-
-
-class Page(unittest.TestCase):
+class Page(ChatPage):
     @classmethod
     def setUpClass(cls):
         cls.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -179,34 +150,9 @@ class Page(unittest.TestCase):
         self.driver.execute_script("localStorage.clear()")
         self.open()
 
-    def tearDown(self):
-        problems = [entry["message"] for entry in self.driver.get_log("browser")
-                    if entry["level"] == "SEVERE" and "status of" not in entry["message"] and "ERR_" not in entry["message"]]
-        self.assertEqual(problems, [])
-        self.assertNotEqual(self.driver.title, "broken")
-
     def open(self):
         self.driver.get(self.url)
         self.wait(lambda: self.text("#model") == "tiny-model" or Mock.key)
-
-    def wait(self, condition, seconds=10):
-        WebDriverWait(self.driver, seconds, 0.05).until(lambda _: condition())
-
-    def find(self, selector):
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def all(self, selector):
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def text(self, selector):
-        return self.driver.execute_script("return document.querySelector(arguments[0])?.textContent ?? null", selector)
-
-    def texts(self, selector):
-        return self.driver.execute_script(
-            "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector)
-
-    def is_idle(self):
-        return self.find("#send").is_displayed()
 
     def send(self, text, *answer):
         if answer:

@@ -20,12 +20,12 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
 
 
-def make_tiny_model(directory, chat_template=CHAT_TEMPLATE):
+def make_tiny_model(directory, chat_template=CHAT_TEMPLATE, context=4096):
     """The random Qwen2 of tests/golden/tiny with a tokenizer of bytes: 0..255, <|im_start|>, <|im_end|>."""
     directory = pathlib.Path(directory)
     source = ROOT / "tests/golden/tiny/qwen2-tied-mqa"
     config = json.loads((source / "config.json").read_text())
-    config["max_position_embeddings"] = 4096
+    config["max_position_embeddings"] = context
     (directory / "config.json").write_text(json.dumps(config))
     shutil.copy(source / "model.safetensors", directory / "model.safetensors")
     vocabulary, following = {}, 256
