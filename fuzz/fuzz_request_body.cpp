@@ -15,6 +15,27 @@ namespace {
 
 constexpr int64_t kVocabSize = 1000;
 
+// A model that calls tools, so that every field counts.
+const lathe::ServedModel& served_model() {
+  static const lathe::ChatTemplate chat_template(
+      "{% if tools %}<tool_call> arguments{% endif %}{% for m in messages %}{{ m.content }}{% "
+      "endfor %}",
+      "", "");
+  static const lathe::ServedModel model = [] {
+    lathe::ServedModel m;
+    m.id = "m";
+    m.chat_template = &chat_template;
+    std::vector<std::string> tokens;
+    for (int b = 0; b < 256; ++b) tokens.emplace_back(1, static_cast<char>(b));
+    tokens.emplace_back("");
+    m.vocabulary =
+        std::make_shared<const lathe::TokenTrie>(std::move(tokens), std::vector<int32_t>{256});
+    m.vocab_size = kVocabSize;
+    return m;
+  }();
+  return model;
+}
+
 // The exceptions are the point: each part is tried, whatever the one before said.
 template <typename Read>
 void tried(const Read& read) {
@@ -29,9 +50,7 @@ void tried(const Read& read) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   lathe::HttpRequest request;
   request.body.assign(reinterpret_cast<const char*>(data), size);
-  lathe::ServedModel model;
-  model.id = "m";
-  model.vocab_size = kVocabSize;
+  const lathe::ServedModel& model = served_model();
   tried([&] {
     const lathe::Json body =
         lathe::parse_body(request, {.max_depth = 16, .max_keys = 64, .max_values = 1000});
@@ -39,7 +58,16 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     tried([&] { lathe::check_model(fields, model); });
     tried([&] { lathe::refuse_unsupported(fields); });
     tried([&] { lathe::stream_options(fields); });
-    tried([&] { lathe::output_format(fields, model); });
+    for (const bool may_call : {true, false}) {
+      tried([&] {
+        const lathe::OutputFormat format = lathe::output_format(fields, model, may_call);
+        if (format.make_constraint) format.make_constraint();
+        if (format.make_parser) {
+          // Any text is read, whatever the model wrote.
+          format.make_parser()->push(request.body, true);
+        }
+      });
+    }
     tried([&] {
       // What was accepted is what the engine accepts too: its own check must not find more.
       const lathe::SamplingParams params = lathe::sampling_params(fields, model);

@@ -1,15 +1,29 @@
 #include "kernels/features.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace lathe {
+#if defined(__x86_64__)
+namespace {
+
+// By hand: __builtin_cpu_supports() of clang 14 does not know the name.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+}  // namespace
+#endif
 
 uint32_t cpu_features() {
   static const uint32_t features = [] {
     uint32_t found = 0;
 #if defined(__x86_64__)
     const auto has = [](bool present, uint32_t bit) { return present ? bit : 0u; };
-    found |= has(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                     __builtin_cpu_supports("f16c"),
-                 kAvx2);
+    found |=
+        has(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(), kAvx2);
     found |= has(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"),
                  kAvx512);

@@ -1,8 +1,10 @@
 // Sixteen floats at a time (AVX-512 F, DQ); see simd_avx2.h.
 #pragma once
 // GCC 12 warns about its own _mm512_undefined_ps (PR105593); can go with GCC 13.
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include <cstdint>
