@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "text/unicode.h"
 
 namespace lathe {
 namespace {
@@ -56,6 +57,9 @@ void validate(const SamplingParams& params, int64_t vocab_size) {
     if (static_cast<int64_t>(stop.size()) > kMaxStopBytes) {
       fail(ErrorCode::kInvalidArgument, "stop has a string of ", stop.size(), " bytes; at most ",
            kMaxStopBytes);
+    }
+    if (!is_valid_utf8(stop)) {
+      fail(ErrorCode::kInvalidArgument, "stop has a string that is not valid UTF-8");
     }
   }
 }

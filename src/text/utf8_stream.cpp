@@ -20,7 +20,7 @@ size_t held_back(std::string_view text, std::string_view stop) {
 }  // namespace
 
 Utf8Stream::Utf8Stream(std::vector<std::string> stops) : stops_(std::move(stops)) {
-  std::erase(stops_, "");
+  std::erase_if(stops_, [](const std::string& s) { return s.empty() || !is_valid_utf8(s); });
   constexpr size_t kUsualTokenBytes = 256;
   size_t longest_stop = 0;
   for (const std::string& stop : stops_) longest_stop = std::max(longest_stop, stop.size());

@@ -13,8 +13,9 @@ namespace lathe {
 class Utf8Stream {
  public:
   // The text ends in front of the stop string that is complete first (of several that are complete
-  // at the same place, the longest). Empty stop strings never match. What is shown does not depend
-  // on how the bytes were cut into tokens.
+  // at the same place, the longest). Stop strings that are empty or not valid UTF-8 never match:
+  // half a character must not be held back. What is shown does not depend on how the bytes were cut
+  // into tokens.
   explicit Utf8Stream(std::vector<std::string> stops = {});
 
   // Text that these bytes make safe to show: valid UTF-8, ill-formed bytes replaced by U+FFFD.

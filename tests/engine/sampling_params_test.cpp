@@ -58,6 +58,10 @@ TEST(SamplingParams, RefusesImpossibleValuesByName) {
        [](auto& p) {
          p.stop = {"a", ""};
        }},
+      {"not valid UTF-8",
+       [](auto& p) {
+         p.stop = {"a", "\xA9 "};
+       }},
       {"1025 bytes", [](auto& p) { p.stop = {std::string(1025, 'x')}; }},
       {"65 strings", [](auto& p) { p.stop = std::vector<std::string>(65, "x"); }},
   };

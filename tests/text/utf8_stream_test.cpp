@@ -52,6 +52,15 @@ TEST(Utf8Stream, AStopMayBeginInsideACharacterOrBeEmpty) {
   EXPECT_TRUE(stream.stopped());
 }
 
+// Found by fuzzing: the second byte of an e with an accent was held back, and the first shown
+// alone.
+TEST(Utf8Stream, AStopOfHalfCharactersNeverMatches) {
+  Utf8Stream stream({"\xA9 x"});
+  EXPECT_EQ(stream.push("caf\xC3\xA9"), "caf\xC3\xA9");
+  EXPECT_EQ(stream.push(" x"), " x");
+  EXPECT_FALSE(stream.stopped());
+}
+
 // However the bytes are cut, the same text is shown.
 TEST(Utf8Stream, DoesNotDependOnTokenBoundaries) {
   const std::vector<std::vector<std::string>> stop_lists = {{},
