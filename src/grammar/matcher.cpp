@@ -30,6 +30,12 @@ void set_all(std::span<const uint64_t> from, std::span<uint64_t> words) {
   for (std::size_t i = 0; i < count; ++i) words[i] |= from[i];
 }
 
+void set_common(std::span<const uint64_t> a, std::span<const uint64_t> b,
+                std::span<uint64_t> words) {
+  const std::size_t count = std::min(a.size(), words.size());
+  for (std::size_t i = 0; i < count; ++i) words[i] |= a[i] & b[i];
+}
+
 }  // namespace
 
 Matcher::Matcher(std::shared_ptr<const TokenGrammar> grammar)
@@ -445,7 +451,7 @@ Matcher::Row Matcher::row_behind(const Item& item) {
   return row;
 }
 
-void Matcher::walk_one_table(const Item& item, std::span<uint64_t> words) {
+void Matcher::walk_one_table(const Item& item, std::span<uint64_t> words, int32_t min_depth) {
   const std::span<const TokenTrie::Node> nodes = tokens_->trie().nodes();
   const Row behind = row_behind(item);
   walk_table(
@@ -455,20 +461,29 @@ void Matcher::walk_one_table(const Item& item, std::span<uint64_t> words) {
       },
       [&](int32_t node, int32_t) {
         walk(behind, node + 1, nodes[static_cast<std::size_t>(node)].subtree_end, words);
-      });
+      },
+      min_depth);
 }
 
 void Matcher::add_known(const Item& item, std::span<uint64_t> words) {
   if (rule_of(item).counts_characters) return add_counted(item, words);
   const TokenGrammar::StateTokens known = tokens_->tokens(item.state);
-  set_all(known.mask, words);
-  if (known.exits.empty()) return;
   const Row base = history_.back().row;
+  if (known.min_depth == 0) {
+    set_all(known.mask, words);
+  } else {
+    set_common(known.mask, known.shorter, words);
+    walk_one_table(item, words, known.min_depth);
+    back_to(base);
+  }
+  if (known.exits.empty()) return;
   const Row behind = row_behind(item);
   if (!behind.first.empty()) {
     const std::span<const TokenTrie::Node> nodes = tokens_->trie().nodes();
     for (const TokenGrammar::Exit& exit : known.exits) {
-      walk(behind, exit.node + 1, nodes[static_cast<std::size_t>(exit.node)].subtree_end, words);
+      const TokenTrie::Node& node = nodes[static_cast<std::size_t>(exit.node)];
+      if (known.min_depth > 0 && node.depth >= known.min_depth) continue;
+      walk(behind, exit.node + 1, node.subtree_end, words);
     }
   }
   back_to(base);

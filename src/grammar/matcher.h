@@ -88,7 +88,8 @@ class Matcher {
   const Grammar::Rule& rule_of(const Item& item) const;
 
   void walk(const Row& start, int32_t begin, int32_t end, std::span<uint64_t> words);
-  void walk_one_table(const Item& item, std::span<uint64_t> words);
+  // Tokens and exits of min_depth bytes and more.
+  void walk_one_table(const Item& item, std::span<uint64_t> words, int32_t min_depth = 0);
   bool is_known(const Item& item) const;
   void add_known(const Item& item, std::span<uint64_t> words);
   void add_counted(const Item& item, std::span<uint64_t> words);

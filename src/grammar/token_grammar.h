@@ -4,6 +4,8 @@
 // For a table's state s:  mask(s) = tokens that stay in the lexeme to their last byte
 //                         exits(s) = places in the token tree where the lexeme is complete and the
 //                                    token goes on; only those are looked at for each token
+// States of a large table that allow the same short tokens share a mask; for the few long ones they
+// are walked (state_classes.h).
 // As in XGrammar (Dong et al., 2024, arXiv 2411.15100, "adaptive token mask cache").
 #pragma once
 #include <array>
@@ -20,10 +22,12 @@ namespace lathe {
 // Walks the part [begin, end) of the token tree with a lexeme's table alone.
 //   on_token(node, state, characters): the token(s) that end at this node stay in the lexeme
 //   on_exit(node, characters): the lexeme is complete at this node, which has children
-// `characters`: of a counted string, how many began on the way. Returns the number of nodes seen.
+// `characters`: of a counted string, how many began on the way. Nodes of less than min_depth bytes
+// are passed, not reported. Returns the number of nodes seen.
 template <typename OnToken, typename OnExit>
 int64_t walk_table(const Grammar& grammar, StateId start, std::span<const TokenTrie::Node> nodes,
-                   int32_t begin, int32_t end, OnToken&& on_token, OnExit&& on_exit) {
+                   int32_t begin, int32_t end, OnToken&& on_token, OnExit&& on_exit,
+                   int32_t min_depth = 0) {
   struct Level {
     StateId state;
     int32_t characters;
@@ -37,6 +41,10 @@ int64_t walk_table(const Grammar& grammar, StateId start, std::span<const TokenT
   int64_t seen = 0;
   for (int32_t i = begin; i < end;) {
     const TokenTrie::Node& node = nodes[static_cast<std::size_t>(i)];
+    if (node.longest < min_depth) {
+      i = node.subtree_end;
+      continue;
+    }
     ++seen;
     const auto depth = static_cast<std::size_t>(node.depth - base);
     const Level& from = levels[depth - 1];
@@ -49,9 +57,12 @@ int64_t walk_table(const Grammar& grammar, StateId start, std::span<const TokenT
     Level& level = levels[depth];
     level.state = to;
     level.characters = from.characters + (from.state == body && node.byte != '"' ? 1 : 0);
-    if (node.token >= 0) on_token(node, to, level.characters);
+    const bool reports = node.depth >= min_depth;
+    if (node.token >= 0 && reports) on_token(node, to, level.characters);
     ++i;
-    if (i < node.subtree_end && grammar.table_accepts(to)) on_exit(i - 1, level.characters);
+    if (i < node.subtree_end && reports && grammar.table_accepts(to)) {
+      on_exit(i - 1, level.characters);
+    }
   }
   return seen;
 }
@@ -66,10 +77,13 @@ class TokenGrammar {
     int32_t token;
     int32_t characters;
   };
-  // What is known about a state. mask is empty when it was not worth it, or the budget was spent.
+  // What is known about a state.
   struct StateTokens {
     std::span<const uint64_t> mask;
     std::span<const Exit> exits;
+    // 0, or both hold for less than so many bytes only, and what is longer must be walked.
+    int32_t min_depth;
+    std::span<const uint64_t> shorter;  // the tokens of less than min_depth bytes
   };
   static constexpr int32_t kShortCharacters = 16;
 
@@ -93,11 +107,16 @@ class TokenGrammar {
   struct Entry {
     std::size_t mask_begin;
     std::size_t exits_begin, exits_end;
+    int32_t min_depth;
   };
   int32_t entry(StateId s) const {
     return entry_of_[static_cast<std::size_t>(s - grammar_->num_plain_states())];
   }
-  int64_t prepare(StateId s);
+  bool is_spent() const;  // the budget of time or of memory
+  void prepare(StateId s);
+  void prepare_large(const Grammar::Table& table);
+  void share(StateId s, StateId like, int32_t min_depth);
+  void find_shortest_walk();
   void prepare_counted(StateId body);
 
   std::shared_ptr<const Grammar> grammar_;
@@ -107,6 +126,10 @@ class TokenGrammar {
   std::vector<Entry> entries_;
   std::vector<uint64_t> masks_;
   std::vector<Exit> exits_;
+  int64_t seen_ = 0;           // nodes of the token tree
+  int64_t refined_ = 0;        // entries of tables
+  int32_t shortest_walk_ = 0;  // tokens of so many bytes are few enough to be walked each time
+  std::vector<uint64_t> shorter_masks_;  // [min_depth - shortest_walk_, num_words]
   StateId counted_body_ = -1;
   std::vector<uint64_t> short_masks_;  // [kShortCharacters, num_words]
   std::vector<CountedToken> long_tokens_;

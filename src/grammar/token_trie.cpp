@@ -71,7 +71,12 @@ void TokenTrie::build() {
       nodes_.push_back({.subtree_end = 0,
                         .token = -1,
                         .depth = static_cast<uint16_t>(i + 1),
-                        .byte = static_cast<uint8_t>(bytes[i])});
+                        .byte = static_cast<uint8_t>(bytes[i]),
+                        .longest = 0});
+    }
+    for (const int32_t node : path) {
+      uint8_t& longest = nodes_[static_cast<std::size_t>(node)].longest;
+      longest = static_cast<uint8_t>(std::clamp<std::size_t>(bytes.size(), longest, 255));
     }
     nodes_.back().token = token;
     previous = bytes;

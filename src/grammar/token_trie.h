@@ -20,6 +20,7 @@ class TokenTrie {
     int32_t token;        // the first one that ends here, -1: none
     uint16_t depth;       // number of bytes, from 1
     uint8_t byte;
+    uint8_t longest;  // bytes of the longest token in the subtree; 255: or more
   };
   static constexpr std::size_t kMaxTokenBytes = 512;  // longer tokens are left out
 

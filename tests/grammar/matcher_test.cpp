@@ -80,6 +80,40 @@ void check_masks(const std::shared_ptr<const TokenTrie>& trie, int steps, uint32
 TEST(Matcher, MasksAreWhatTheBytesSay) { check_masks(small_vocabulary(), 60, 1); }
 TEST(Matcher, MasksOfALargeVocabularyToo) { check_masks(large_vocabulary(6000, 5), 12, 2); }
 
+// Tables of so many states that those far from the end share masks, at both ends and in the middle.
+TEST(Matcher, MasksOfStatesThatAreAlike) {
+  const auto trie = large_vocabulary(6000, 5);
+  for (const char* pattern : {"^.{1,300}$", "^(n.{2,250}|[^n].{100,200}[0-9])$"}) {
+    SCOPED_TRACE(pattern);
+    const Json schema = {{"type", "string"}, {"pattern", pattern}};
+    const auto grammar =
+        std::make_shared<TokenGrammar>(json_schema_grammar(schema, Whitespace::kNone), trie);
+    int64_t shared = 0, own = 0;
+    for (StateId s = grammar->grammar().num_plain_states(); s < grammar->grammar().num_states();
+         ++s) {
+      if (!grammar->has_tokens(s)) continue;
+      ++(grammar->tokens(s).min_depth > 0 ? shared : own);
+    }
+    EXPECT_GT(shared, 100);
+    EXPECT_LT(own, 100);
+    for (const char first : {'n', 'a'}) {
+      Matcher matcher(grammar);
+      ASSERT_TRUE(matcher.accept('"'));
+      ASSERT_TRUE(matcher.accept(first));
+      for (int length = 1; length < 300; ++length) {
+        const bool looks = length % 50 == 1 || (length > 180 && length % 10 < 2) || length > 294;
+        const std::vector<uint64_t> mask =
+            looks ? mask_of(matcher, *trie) : std::vector<uint64_t>();
+        for (int32_t t = 0; looks && t + 1 < trie->vocab_size(); ++t) {
+          ASSERT_EQ(is_set(mask, t), allowed_by_bytes(matcher, *trie, t))
+              << "token '" << trie->bytes(t) << "' behind " << length << " characters";
+        }
+        if (!matcher.accept('e')) break;
+      }
+    }
+  }
+}
+
 TEST(Matcher, WordsBehindTheVocabularyAreCleared) {
   const auto trie = small_vocabulary();
   Matcher matcher(std::make_shared<TokenGrammar>(schema_grammar("{}"), trie));
