@@ -4,13 +4,15 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
+#include <limits>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/json.h"
+#include "formats/json_fields.h"
 
 namespace lathe {
 namespace {
@@ -35,35 +37,81 @@ void write_all(int fd, const std::string& what, const void* data, std::size_t si
   if (::fdatasync(fd) != 0) fail(ErrorCode::kIo, "cannot sync ", what, ": ", std::strerror(errno));
 }
 
-Json line_of(const MinedQuestion& q) {
+constexpr int64_t kMaxCount = std::numeric_limits<int32_t>::max();  // of questions and tokens
+
+// [position, important, target token, draft token, truncated], as mining_journal_line() has it.
+MinedToken token_of(const Json& json, const JsonFields& line) {
+  int64_t numbers[5];
+  bool is_good = json.is_array() && json.size() == std::size(numbers);
+  for (std::size_t i = 0; is_good && i < std::size(numbers); ++i) {
+    const int64_t max = i == 1 || i == 4 ? 1 : kMaxCount;
+    is_good = json[i].is_number_unsigned() && json[i].get<uint64_t>() <= static_cast<uint64_t>(max);
+    if (is_good) numbers[i] = json[i].get<int64_t>();
+  }
+  if (!is_good) line.refuse("tokens", "must be lists of five whole numbers");
+  return {.position = numbers[0],
+          .important = numbers[1] != 0,
+          .target_token = static_cast<int32_t>(numbers[2]),
+          .draft_token = static_cast<int32_t>(numbers[3]),
+          .truncated = numbers[4] != 0};
+}
+
+MinedQuestion question_of(const JsonFields& line) {
+  MinedQuestion q;
+  q.question = line.integer("question", 0, kMaxCount);
+  if (!line.has("used")) line.refuse("used", "is missing");
+  q.used = line.boolean_or("used", false);
+  q.outcome = line.text("outcome");
+  for (const int64_t id : line.integers("answer", 0, kMaxCount)) {
+    q.answer.push_back(static_cast<int32_t>(id));
+  }
+  q.generated_tokens = line.integer("generated", 0, std::numeric_limits<int64_t>::max());
+  const Json* tokens = line.find("tokens");
+  if (tokens == nullptr || !tokens->is_array()) line.refuse("tokens", "must be a list");
+  for (const Json& token : *tokens) q.tokens.push_back(token_of(token, line));
+  return q;
+}
+
+}  // namespace
+
+std::string mining_journal_line(const MinedQuestion& q) {
   Json tokens = Json::array();
   for (const MinedToken& token : q.tokens) {
     tokens.push_back({token.position, token.important ? 1 : 0, token.target_token,
                       token.draft_token, token.truncated ? 1 : 0});
   }
-  return {{"question", q.question},      {"used", q.used},
-          {"outcome", q.outcome},        {"answer", q.answer},
-          {"tokens", std::move(tokens)}, {"generated", q.generated_tokens}};
+  return dump_json({{"question", q.question},
+                    {"used", q.used},
+                    {"outcome", q.outcome},
+                    {"answer", q.answer},
+                    {"tokens", std::move(tokens)},
+                    {"generated", q.generated_tokens}});
 }
 
-MinedQuestion question_of(const Json& json) {
-  MinedQuestion q;
-  q.question = json.at("question").get<int64_t>();
-  q.used = json.at("used").get<bool>();
-  q.outcome = json.at("outcome").get<std::string>();
-  q.answer = json.at("answer").get<std::vector<int32_t>>();
-  q.generated_tokens = json.at("generated").get<int64_t>();
-  for (const Json& token : json.at("tokens")) {
-    q.tokens.push_back({.position = token.at(0).get<int64_t>(),
-                        .important = token.at(1).get<int>() != 0,
-                        .target_token = token.at(2).get<int32_t>(),
-                        .draft_token = token.at(3).get<int32_t>(),
-                        .truncated = token.at(4).get<int>() != 0});
+MiningJournalText parse_mining_journal(std::string_view text, const std::string& identity,
+                                       const std::string& path) {
+  MiningJournalText journal;
+  std::size_t begin = 0;
+  for (std::size_t end = 0; (end = text.find('\n', begin)) != std::string_view::npos;
+       begin = end + 1) {
+    const std::string_view line = text.substr(begin, end - begin);
+    if (!journal.has_identity) {
+      if (line != identity) {
+        fail(ErrorCode::kInvalidArgument, path,
+             " holds the mining of other models, data or options; take another --work directory, "
+             "or delete it");
+      }
+      journal.has_identity = true;
+      continue;
+    }
+    const std::string what = str(path, ": line ", journal.questions.size() + 2);
+    const Json json = parse_json(line, what);
+    journal.questions.push_back(question_of(JsonFields(json, what)));
+    journal.num_rows += std::ssize(journal.questions.back().tokens);
   }
-  return q;
+  journal.whole_bytes = static_cast<int64_t>(begin);
+  return journal;
 }
-
-}  // namespace
 
 MiningJournal::MiningJournal(const std::string& directory, const std::string& identity,
                              int64_t hidden_size)
@@ -89,32 +137,17 @@ MiningJournal::~MiningJournal() {
 
 void MiningJournal::load(const std::string& identity) {
   const std::string path = directory_ + "/journal.jsonl";
-  const std::string text = read_file(path, kMaxJournalBytes);
-  std::size_t whole = 0;  // bytes of complete lines
-  bool is_first = true;
-  for (std::size_t end = 0; (end = text.find('\n', whole)) != std::string::npos; whole = end + 1) {
-    const std::string line = text.substr(whole, end - whole);
-    if (is_first) {
-      if (line != identity) {
-        fail(ErrorCode::kInvalidArgument, directory_,
-             " holds the mining of other models, data or options; take another --work directory, "
-             "or delete it");
-      }
-      is_first = false;
-      continue;
-    }
-    try {
-      questions_.push_back(question_of(parse_json(line, path)));
-    } catch (const Json::exception& error) {
-      fail(ErrorCode::kCorruptData, path, ": line ", questions_.size() + 2, ": ", error.what());
-    }
-    num_rows_ += std::ssize(questions_.back().tokens);
-  }
-  if (::ftruncate(journal_fd_, static_cast<off_t>(whole)) != 0 ||
+  MiningJournalText journal =
+      parse_mining_journal(read_file(path, kMaxJournalBytes), identity, path);
+  questions_ = std::move(journal.questions);
+  num_rows_ = journal.num_rows;
+  if (::ftruncate(journal_fd_, static_cast<off_t>(journal.whole_bytes)) != 0 ||
       ::lseek(journal_fd_, 0, SEEK_END) < 0) {
     fail(ErrorCode::kIo, "cannot open ", path, ": ", std::strerror(errno));
   }
-  if (is_first) write_all(journal_fd_, path, (identity + "\n").data(), identity.size() + 1);
+  if (!journal.has_identity) {
+    write_all(journal_fd_, path, (identity + "\n").data(), identity.size() + 1);
+  }
   const int64_t bytes = num_rows_ * hidden_size_ * static_cast<int64_t>(sizeof(float));
   const int64_t present = ::lseek(features_fd_, 0, SEEK_END);
   if (present < bytes) {
@@ -129,7 +162,7 @@ void MiningJournal::load(const std::string& identity) {
 void MiningJournal::append(const MinedQuestion& question) {
   write_all(features_fd_, directory_ + "/features.f32", question.features.data(),
             question.features.size() * sizeof(float));
-  const std::string line = dump_json(line_of(question)) + "\n";
+  const std::string line = mining_journal_line(question) + "\n";
   write_all(journal_fd_, directory_ + "/journal.jsonl", line.data(), line.size());
   num_rows_ += std::ssize(question.tokens);
   questions_.push_back(question);

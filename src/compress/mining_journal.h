@@ -5,11 +5,26 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "compress/judge_miner.h"
 
 namespace lathe {
+
+// What the text of a journal says, up to its last whole line.
+struct MiningJournalText {
+  bool has_identity = false;  // false: not even the first line is whole
+  std::vector<MinedQuestion> questions;
+  int64_t num_rows = 0;     // tokens of all questions
+  int64_t whole_bytes = 0;  // the lines; what is behind them is a torn one
+};
+// Throws kInvalidArgument when the first line is not the identity, kCorruptData, naming `path` and
+// the line, for one that is not as append() writes it.
+MiningJournalText parse_mining_journal(std::string_view text, const std::string& identity,
+                                       const std::string& path);
+// One line of the journal, without its end.
+std::string mining_journal_line(const MinedQuestion& question);
 
 class MiningJournal {
  public:

@@ -19,7 +19,9 @@ std::span<const std::byte> bytes_of(const void* data, int64_t size) {
 }
 
 std::vector<float> read_vector(const SafetensorsFile& file, const std::string& name) {
-  const TensorView& view = file.at(name);
+  const TensorView* found = file.find(name);
+  if (found == nullptr) fail(ErrorCode::kCorruptData, file.path(), ": has no tensor '", name, "'");
+  const TensorView& view = *found;
   if (view.dtype != DType::kF32 || view.shape.size() != 1 || view.shape[0] > kMaxDim) {
     fail(ErrorCode::kCorruptData, file.path(), ": tensor '", name, "' is ", to_string(view.shape),
          "; a judge has vectors of f32 there");
@@ -140,6 +142,11 @@ JudgeFile read_judge_file(const std::string& path) {
       judge.raw_weight.size() != dim || judge.recall.size() != judge.threshold.size() ||
       judge.rho.size() != judge.threshold.size()) {
     fail(ErrorCode::kCorruptData, path, ": the sizes of its tensors contradict each other");
+  }
+  for (const float threshold : judge.threshold) {
+    if (threshold >= 0 && threshold <= 1) continue;
+    fail(ErrorCode::kCorruptData, path, ": a threshold of its table is ", threshold,
+         "; it must be in [0, 1]");
   }
   judge.bias = bias[0];
   judge.default_threshold = number_field(json, "default_threshold", path);

@@ -301,5 +301,34 @@ TEST(MiningJournal, RefusesWhatIsNotItsOwn) {
                [&] { MiningJournal(directory / "work", "who", 4); });
 }
 
+// Numbers that do not fit were taken modulo 2^32, those with a fraction cut.
+TEST(MiningJournal, RefusesNumbersThatCannotBe) {
+  const std::string good =
+      R"({"question":1,"used":true,"outcome":"4","answer":[5],"tokens":[[0,1,5,9,0]],"generated":7})";
+  const auto parse = [](const std::string& line) {
+    return parse_mining_journal("who\n" + line + "\n", "who", "journal");
+  };
+  EXPECT_EQ(parse(good).questions.at(0).tokens.at(0).draft_token, 9);
+  const std::pair<const char*, const char*> changes[] = {{"[0,1,5,9,0]", "[0,1,4294967301,9,0]"},
+                                                         {"[0,1,5,9,0]", "[0,1,5.5,9,0]"},
+                                                         {"[0,1,5,9,0]", "[-1,1,5,9,0]"},
+                                                         {"[0,1,5,9,0]", "[0,2,5,9,0]"},
+                                                         {"[0,1,5,9,0]", "[0,1,5,9]"},
+                                                         {"[0,1,5,9,0]", "7"},
+                                                         {"[[0,1,5,9,0]]", "{}"},
+                                                         {"[5]", "[1e300]"},
+                                                         {"[5]", "[-1]"},
+                                                         {":1,", ":-1,"},
+                                                         {"\"used\":true,", ""},
+                                                         {"\"4\"", "4"},
+                                                         {":7}", ":1e30}"}};
+  for (const auto& [from, to] : changes) {
+    SCOPED_TRACE(to);
+    std::string line = good;
+    line.replace(line.find(from), std::string_view(from).size(), to);
+    expect_error(ErrorCode::kCorruptData, "journal: line 2", [&] { parse(line); });
+  }
+}
+
 }  // namespace
 }  // namespace lathe

@@ -329,6 +329,14 @@ TEST_F(JudgeFileTest, DamagedFilesAreRefused) {
   broken.default_threshold = 1.5;
   write_judge_file(directory_ / "threshold", broken);
   expect_error(ErrorCode::kCorruptData, "1.5", [&] { read_judge_file(directory_ / "threshold"); });
+  broken = judge();
+  broken.threshold.back() = 1.25f;
+  write_judge_file(directory_ / "table", broken);
+  expect_error(ErrorCode::kCorruptData, "1.25", [&] { read_judge_file(directory_ / "table"); });
+  std::string renamed = good;
+  renamed.replace(renamed.find("\"bias\""), 6, "\"bios\"");
+  expect_error(ErrorCode::kCorruptData, "no tensor 'bias'",
+               [&] { read_judge_file(directory_.write("missing", renamed)); });
 }
 
 }  // namespace
