@@ -132,11 +132,14 @@ void run_eval(const EvalFlags& flags) {
     json = eval_gsm8k(flags, exec);
   } else if (flags.task == "humaneval") {
     json = eval_humaneval(flags, exec);
+  } else if (flags.task == "ifeval") {
+    json = eval_ifeval(flags, exec);
   } else if (names_user_task(flags.task)) {
     json = eval_user_task(flags, exec);
   } else {
     fail(ErrorCode::kInvalidArgument, "eval ", flags.task,
-         ": unknown task; choose perplexity, kld, passkey, gsm8k, humaneval or a file TASK.json");
+         ": unknown task; choose perplexity, kld, passkey, gsm8k, humaneval, ifeval or a file "
+         "TASK.json");
   }
   json["task"] = flags.task;
   json["data"] = flags.data;
@@ -191,9 +194,10 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
   CLI::App* command =
       app.add_subcommand("eval", "Measure quality: perplexity, kld, passkey, tasks with answers");
   command
-      ->add_option("TASK", flags->task,
-                   "perplexity, kld, passkey, gsm8k, humaneval, or a file TASK.json that names a "
-                   "checker of your own")
+      ->add_option(
+          "TASK", flags->task,
+          "perplexity, kld, passkey, gsm8k, humaneval, ifeval, or a file TASK.json that names a "
+          "checker of your own")
       ->required()
       ->type_name("");
   command
@@ -230,11 +234,13 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
       ->add_option("--trials", flags->passkey.trials, "passkey: numbers for each length and place")
       ->capture_default_str()
       ->type_name("N");
-  command->add_option("--limit", flags->limit, "gsm8k, humaneval, TASK.json: only the first items")
+  command
+      ->add_option("--limit", flags->limit,
+                   "gsm8k, humaneval, ifeval, TASK.json: only the first items")
       ->type_name("N");
   command
       ->add_option("--max-tokens", flags->max_tokens,
-                   "gsm8k, humaneval, TASK.json: length of an answer")
+                   "gsm8k, humaneval, ifeval, TASK.json: length of an answer")
       ->type_name("N");
   command->add_option("--shots", flags->shots, "gsm8k: worked examples in the prompt, 0 to 8")
       ->capture_default_str()
@@ -245,13 +251,15 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
       ->capture_default_str()
       ->type_name("NAME");
   command
-      ->add_option("--batch", flags->batch, "gsm8k, humaneval, TASK.json: answers at the same time")
+      ->add_option("--batch", flags->batch,
+                   "gsm8k, humaneval, ifeval, TASK.json: answers at the same time")
       ->capture_default_str()
       ->type_name("N");
   command
       ->add_option(
           "--items", flags->items_file,
-          "gsm8k, humaneval, TASK.json: write every answer and verdict to this file, as JSON lines")
+          "gsm8k, humaneval, ifeval, TASK.json: write every answer and verdict to this file, as "
+          "JSON lines")
       ->type_name("FILE");
   add_draft_flags(*command, flags->draft);
   add_model_flags(*command, flags->model);
@@ -260,13 +268,16 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
       "perplexity: non-overlapping windows, every token but a window's first is scored.\n"
       "kld with --kv and one model: that cache against bf16. passkey: --data is the text that the "
       "number hides in.\n"
-      "humaneval runs model-written code in a sandbox, or not at all. TASK.json: docs/tasks.md.\n\n"
+      "humaneval runs model-written code in a sandbox, or not at all. ifeval: a prompt is right "
+      "when "
+      "all its instructions are followed strictly. TASK.json: docs/tasks.md.\n\n"
       "Examples:\n"
       "  lathe eval perplexity smollm2.gguf --data wiki.test.raw --windows 32 --seq-len 512\n"
       "  lathe eval kld smollm2.gguf OUT --data wiki.test.raw --windows 8\n"
       "  lathe eval kld OUT --kv aqua2 --data wiki.test.raw --windows 8\n"
       "  lathe eval passkey OUT --kv aqua2 --data book.txt --lengths 2048 8192\n"
       "  lathe eval gsm8k MODEL OUT --data gsm8k/test.jsonl --limit 200\n"
+      "  lathe eval ifeval MODEL OUT --data ifeval/input_data.jsonl --items answers.jsonl\n"
       "  lathe eval mine.json MODEL OUT --data mine.jsonl");
   command->callback([flags, &invocation] { invocation.run = [flags] { run_eval(*flags); }; });
 }

@@ -42,6 +42,7 @@ nlohmann::ordered_json eval_passkey(const EvalFlags& flags, Exec& exec);
 // The result as eval prints it. Throws kInvalidArgument for a file without items.
 nlohmann::ordered_json eval_gsm8k(const EvalFlags& flags, Exec& exec);
 nlohmann::ordered_json eval_humaneval(const EvalFlags& flags, Exec& exec);
+nlohmann::ordered_json eval_ifeval(const EvalFlags& flags, Exec& exec);
 nlohmann::ordered_json eval_user_task(const EvalFlags& flags, Exec& exec);
 
 }  // namespace lathe

@@ -83,13 +83,32 @@ Json divergence_json(const DivergenceResult& result) {
   return json;
 }
 
+namespace {
+
+Json ifeval_json(const IfevalCounts& counts) {
+  const auto share = [](int64_t part, int64_t whole) {
+    return number(static_cast<double>(part) / static_cast<double>(whole));
+  };
+  return {{"prompt_strict", share(counts.strict_prompts, counts.prompts)},
+          {"prompt_loose", share(counts.loose_prompts, counts.prompts)},
+          {"instruction_strict", share(counts.strict_instructions, counts.instructions)},
+          {"instruction_loose", share(counts.loose_instructions, counts.instructions)},
+          {"instructions", counts.instructions}};
+}
+
+}  // namespace
+
 Json task_json(const std::string& task, const TaskResult& result) {
   Json json;
   json[task == "humaneval" ? "pass_at_1" : "accuracy"] = result.accuracy;
   json["standard_error"] = result.standard_error;
   json["items"] = result.items.size();
   json["right"] = result.num_right;
-  if (task != "humaneval") json["invalid"] = result.invalid;
+  if (result.ifeval) {
+    json["ifeval"] = ifeval_json(*result.ifeval);
+  } else if (task != "humaneval") {
+    json["invalid"] = result.invalid;
+  }
   if (result.unjudged > 0) json["unjudged"] = result.unjudged;
   int64_t cut_off = 0;
   for (const TaskItem& item : result.items) cut_off += item.cut_off;
@@ -138,12 +157,22 @@ std::string perplexity_text(const Json& json) {
          plus_minus(json["standard_error"]) + "   " + json["model"].get<std::string>();
 }
 
+std::string ifeval_text(const Json& json) {
+  const auto percent = [&](const char* key) { return 100 * json[key].get<double>(); };
+  return format("\n  loosely %.2f %%; instructions followed: %.2f %%, loosely %.2f %%",
+                percent("prompt_loose"), percent("instruction_strict"),
+                percent("instruction_loose")) +
+         str(", of ", json["instructions"]);
+}
+
 std::string accuracy_text(const Json& json) {
   const char* key = json.contains("accuracy") ? "accuracy" : "pass_at_1";
   const std::string name = key == std::string("accuracy") ? "accuracy" : "pass@1";
   return name + format(" %.2f %%", 100 * json[key].get<double>()) +
          format(" ± %.2f", 100 * json["standard_error"].get<double>()) +
-         str("   ", json["right"], " of ", json["items"], "   ") + json["model"].get<std::string>();
+         str("   ", json["right"], " of ", json["items"], "   ") +
+         json["model"].get<std::string>() +
+         (json.contains("ifeval") ? ifeval_text(json["ifeval"]) : "");
 }
 
 std::string paired_text(const Json& paired) {

@@ -81,6 +81,16 @@ Json eval_humaneval(const EvalFlags& flags, Exec& exec) {
                     });
 }
 
+Json eval_ifeval(const EvalFlags& flags, Exec& exec) {
+  return eval_items(flags, load_ifeval(flags.data), exec,
+                    [&](const LoadedModel& loaded, Engine& engine,
+                        const std::vector<IfevalItem>& items, const ItemDone& done) {
+                      return run_ifeval(engine, loaded.prompt_maker(), items,
+                                        flags.max_tokens > 0 ? flags.max_tokens : kIfevalMaxTokens,
+                                        done);
+                    });
+}
+
 Json eval_user_task(const EvalFlags& flags, Exec& exec) {
   const UserTask task = load_user_task(flags.task);
   return eval_items(flags, load_user_items(flags.data), exec,

@@ -146,6 +146,29 @@ TaskResult run_humaneval(Engine& engine, const PromptMaker& make_prompt,
   return result;
 }
 
+TaskResult run_ifeval(Engine& engine, const PromptMaker& make_prompt,
+                      std::span<const IfevalItem> items, int64_t max_tokens, const ItemDone& done) {
+  std::vector<std::vector<int32_t>> prompts;
+  for (const IfevalItem& item : items) {
+    const Turn turns[] = {{"user", item.prompt}};
+    prompts.push_back(make_prompt(turns, ""));
+  }
+  TaskResult result = generate_items(engine, std::move(prompts), greedy(max_tokens, {}), done);
+  IfevalCounts counts;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    TaskItem& item = result.items[i];
+    const IfevalVerdict verdict = check_ifeval(items[i], item.response);
+    item.id = str("ifeval/", items[i].key);
+    item.outcome = to_string(items[i], verdict);
+    const int64_t before = counts.strict_prompts;
+    counts.add(verdict);
+    item.right = counts.strict_prompts > before;
+  }
+  result.ifeval = counts;
+  summarize(result);
+  return result;
+}
+
 TaskResult run_user_task(Engine& engine, const PromptMaker& make_prompt, const UserTask& task,
                          std::span<const Json> items, int64_t max_tokens, const ItemDone& done) {
   std::vector<std::vector<int32_t>> prompts;

@@ -171,6 +171,27 @@ TEST(Eval, TasksRunToTheEnd) {
   const std::string lines = read_file(items);
   EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), 4);
 
+  write_file_atomically(
+      directory + "/ifeval.jsonl",
+      dump_json({{"key", 5},
+                 {"prompt", "Say it without commas."},
+                 {"instruction_id_list", {"punctuation:no_comma", "detectable_format:title"}},
+                 {"kwargs", {Json::object(), Json::object()}}}));
+  const Json ifeval =
+      json_of({"eval", "ifeval", tiny_checkpoint(), tiny_checkpoint(), "--data",
+               directory + "/ifeval.jsonl", "--max-tokens", "4", "--items", items, "--json"});
+  EXPECT_EQ(ifeval["items"], 1);
+  EXPECT_EQ(ifeval["accuracy"], 0.0);  // four tokens are no <<title>>
+  EXPECT_EQ(ifeval["ifeval"]["instructions"], 2);
+  EXPECT_EQ(ifeval["ifeval"]["prompt_loose"], 0.0);
+  EXPECT_FALSE(ifeval.contains("invalid"));
+  EXPECT_EQ(ifeval["compared"]["ifeval"], ifeval["ifeval"]);
+  EXPECT_EQ(ifeval["compared"]["paired"]["mcnemar_p"], 1.0);
+  const std::string answers = read_file(items);
+  EXPECT_NE(answers.find("\"id\":\"ifeval/5\""), std::string::npos) << answers;
+  EXPECT_NE(answers.find("detectable_format:title=no"), std::string::npos) << answers;
+  EXPECT_EQ(std::count(answers.begin(), answers.end(), '\n'), 2);
+
   write_file_atomically(directory + "/humaneval.jsonl",
                         dump_json({{"task_id", "toy/0"},
                                    {"prompt", "def one():\n"},
