@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-LAYERS = ["base", "tensor", "quant", "formats", "text", "grammar", "kernels", "cache", "model",
+LAYERS = ["base", "comm", "tensor", "quant", "formats", "text", "grammar", "kernels", "cache", "model",
           "engine", "eval", "compress", "server", "cli"]
 
 # Siblings: earlier in the list, and still none of the later one's business. A file becomes tensors
