@@ -17,6 +17,7 @@
 #include "cli/speed.h"
 #include "cli/text_windows.h"
 #include "cli/version.h"
+#include "comm/launch.h"
 #include "compress/default_calibration.h"
 #include "eval/fingerprint.h"
 #include "eval/json_lines.h"
@@ -69,7 +70,8 @@ MeasuredMethod measure_other(const CompressFlags& flags, const std::string& meth
   quantize.method = method;
   quantize.hadamard = -1;
   quantize.resume = false;
-  run_quantize_job(source, folder, quantize, flags.command_line, flags.common.json, exec);
+  SoloCommunicator alone;
+  run_quantize_job(source, folder, quantize, flags.command_line, flags.common.json, alone, exec);
   const LoadedModel loaded(folder, ModelFlags{}, exec, {.quiet = true});
   return {method,
           measure(reference, loaded, windows, flags.common.json, "measuring " + method, exec)};
@@ -142,13 +144,15 @@ Json fit_cache(const CompressFlags& flags, Exec& exec) {
   fit.seed = flags.quantize.seed;
   const TextModel model(flags.out);
   const std::string codec = (fs::path(flags.out) / kKvCodecFileName).string();
+  SoloCommunicator alone;
   const KvFitResult result =
-      run_kv_fit(model, codec, fit, flags.command_line, flags.common.json, exec);
+      run_kv_fit(model, codec, fit, flags.command_line, flags.common.json, alone, exec);
   write_fitted_codec(result, codec);
   return kv_fit_json(result, codec);
 }
 
 void run_compress(CompressFlags flags) {
+  require_one_process("compress");
   Runtime runtime(flags.common);
   Exec& exec = runtime.exec();
   quantize_options(flags.quantize);  // wrong flags before anything is read
@@ -180,8 +184,9 @@ void run_compress(CompressFlags flags) {
   const bool done = flags.quantize.resume && fs::exists(flags.out) &&
                     verify_directory(flags.out, false).state == DirectoryState::kWhole;
   if (!done) {
+    SoloCommunicator alone;
     QuantizeResult result = run_quantize_job(source, flags.out, flags.quantize, flags.command_line,
-                                             flags.common.json, exec);
+                                             flags.common.json, alone, exec);
     report.quantize_seconds = result.seconds;
     report.linears = std::move(result.reports);
   }

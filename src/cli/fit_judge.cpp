@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -17,6 +19,7 @@
 #include "cli/judge_task.h"
 #include "cli/loaded_model.h"
 #include "cli/output.h"
+#include "cli/ranks.h"
 #include "compress/mining_journal.h"
 #include "eval/user_task.h"
 
@@ -80,7 +83,45 @@ std::string report_path(const std::string& output) {
   return (has_suffix ? output.substr(0, output.size() - kSuffix.size()) : output) + ".html";
 }
 
-void run_fit_judge(const FitJudgeFlags& flags) {
+// What is not mined yet, as rank 0 knows from its journal and those that ranks of an earlier run
+// left behind.
+std::vector<int64_t> questions_left(const MiningJournal& journal, int64_t num_questions) {
+  std::vector<char> is_done(static_cast<std::size_t>(num_questions), 0);
+  for (const MinedQuestion& q : journal.questions()) {
+    if (q.question >= 0 && q.question < num_questions) {
+      is_done[static_cast<std::size_t>(q.question)] = 1;
+    }
+  }
+  std::vector<int64_t> questions;
+  for (int64_t i = 0; i < num_questions; ++i) {
+    if (!is_done[static_cast<std::size_t>(i)]) questions.push_back(i);
+  }
+  return questions;
+}
+
+// Opens this rank's journal, behind rank 0, which takes in what ranks of an earlier run left.
+void open_journal(const std::string& work, const std::string& own_identity, int64_t hidden_size,
+                  Communicator& ranks, std::optional<MiningJournal>& journal) {
+  std::string first = own_identity;
+  broadcast_text(ranks, 0, first);
+  if (own_identity != first) {
+    fail(ErrorCode::kInvalidArgument, "other models, questions or kernels than ",
+         rank_name(ranks, 0), " has: ", own_identity, " instead of ", first);
+  }
+  if (ranks.rank() == 0) {
+    journal.emplace(work, own_identity, hidden_size);
+    journal->absorb_ranks();
+  }
+  ranks.barrier();
+  if (ranks.rank() == 0) return;
+  if (!std::filesystem::exists(work + "/journal.jsonl")) {
+    fail(ErrorCode::kIo, work,
+         ": not there; ranks need --work on a file system that all of them see");
+  }
+  journal.emplace(MiningJournal::directory_of_rank(work, ranks.rank()), own_identity, hidden_size);
+}
+
+void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
   if (flags.task.questions < 0 || flags.max_tokens < 2 || flags.batch < 1 || flags.batch > 256) {
     fail(ErrorCode::kInvalidArgument,
          "--questions must be 0 or more, --max-tokens at least 2, --batch 1 to 256");
@@ -88,9 +129,11 @@ void run_fit_judge(const FitJudgeFlags& flags) {
   if (!(flags.fit.recall > 0 && flags.fit.recall <= 1)) {
     fail(ErrorCode::kInvalidArgument, "--recall ", flags.fit.recall, ": above 0, at most 1");
   }
+  divide_threads(flags.common);
   Runtime runtime(flags.common);
   Exec& exec = runtime.exec();
-  const LoadOptions load = {.quiet = flags.common.json};
+  const bool quiet = flags.common.json || ranks.rank() != 0;
+  const LoadOptions load = {.quiet = quiet};
   const LoadedModel target(flags.target, flags.model, exec, load);
   const JudgeTask task(flags.task, target);
   const LoadedModel draft(flags.draft, flags.model, exec, load);
@@ -109,34 +152,43 @@ void run_fit_judge(const FitJudgeFlags& flags) {
   Engine engine(target.model(), make_engine_cache(target.model(), options), &target.tokenizer(),
                 options, exec);
   const int64_t hidden_size = target.model().config().hidden_size;
-  MiningJournal journal(flags.work.empty() ? flags.output + ".mining" : flags.work,
-                        identity(flags, target, draft), hidden_size);
-  std::vector<char> is_done(task.mining().prompts.size(), 0);
-  for (const MinedQuestion& q : journal.questions()) {
-    if (q.question >= 0 && q.question < std::ssize(is_done)) {
-      is_done[static_cast<std::size_t>(q.question)] = 1;
-    }
-  }
-  std::vector<int64_t> questions;
-  for (std::size_t i = 0; i < is_done.size(); ++i) {
-    if (!is_done[i]) questions.push_back(static_cast<int64_t>(i));
+  const std::string work = flags.work.empty() ? flags.output + ".mining" : flags.work;
+  const int64_t num_questions = std::ssize(task.mining().prompts);
+  std::optional<MiningJournal> journal;
+  open_journal(work, identity(flags, target, draft), hidden_size, ranks, journal);
+  std::vector<int64_t> left;
+  if (ranks.rank() == 0) left = questions_left(*journal, num_questions);
+  broadcast_vector(ranks, 0, left);
+  std::vector<int64_t> questions;  // of this rank
+  for (std::size_t i = 0; i < left.size(); ++i) {
+    if (static_cast<int>(i) % ranks.size() == ranks.rank()) questions.push_back(left[i]);
   }
   const auto start = std::chrono::steady_clock::now();
   if (!questions.empty()) {
     JudgeMiner miner(engine, draft.model(), target.kv_format(), task.mining(),
                      {.max_new_tokens = flags.max_tokens, .max_live = flags.batch}, exec);
-    Progress progress("mining " + flags.task.name, std::ssize(questions), "questions",
-                      flags.common.json);
+    Progress progress("mining " + flags.task.name, std::ssize(questions), "questions", quiet);
     miner.run(questions, [&](const MinedQuestion& question) {
-      journal.append(question);
+      journal->append(question);
       progress.advance();
     });
   }
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (ranks.rank() != 0) journal.reset();  // its files are rank 0's now
+  ranks.barrier();
+  if (ranks.rank() != 0) return;
+  journal->absorb_ranks();
+  const auto missing = std::ssize(questions_left(*journal, num_questions));
+  if (missing > 0) {
+    fail(
+        ErrorCode::kIo, work, ": ", missing,
+        " questions that other ranks mined did not arrive; ranks need --work on a file system that "
+        "all of them see");
+  }
   // In the order of the questions, however they finished.
-  std::vector<MinedQuestion> mined = journal.questions();
-  const std::vector<float> stored = journal.load_features();
+  std::vector<MinedQuestion> mined = journal->questions();
+  const std::vector<float> stored = journal->load_features();
   std::vector<std::size_t> order(mined.size()), first_row(mined.size());
   std::size_t rows = 0;
   for (std::size_t i = 0; i < mined.size(); ++i) {
@@ -218,11 +270,16 @@ void add_fit_judge_command(CLI::App& app, Invocation& invocation) {
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(
+      "Under mpirun its processes share the questions; --work is then a directory that all see.\n\n"
       "Example:\n  lathe fit-judge --target big --draft small --task gsm8k --data "
       "gsm8k/train.jsonl --questions 500 -o judge.safetensors\n"
       "  lathe fit-judge --target big --draft small --task mine.json --data mine.jsonl -o "
       "judge.safetensors        (docs/tasks.md)");
-  command->callback([flags, &invocation] { invocation.run = [flags] { run_fit_judge(*flags); }; });
+  command->callback([flags, &invocation] {
+    invocation.run = [flags] {
+      run_on_ranks([&](Communicator& ranks) { run_fit_judge(*flags, ranks); });
+    };
+  });
 }
 
 }  // namespace lathe

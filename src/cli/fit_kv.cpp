@@ -10,6 +10,7 @@
 #include "cli/flags.h"
 #include "cli/kv_fit_job.h"
 #include "cli/output.h"
+#include "cli/ranks.h"
 
 namespace lathe {
 namespace {
@@ -47,7 +48,8 @@ void print_plan(const FitKvCommandFlags& flags, const TextModel& source, Exec& e
                  format_duration(plan.seconds), " on this machine"));
 }
 
-void run_fit_kv(const FitKvCommandFlags& flags) {
+void run_fit_kv(FitKvCommandFlags flags, Communicator& ranks) {
+  divide_threads(flags.common);
   Runtime runtime(flags.common);
   kv_fit_options(flags.fit);  // wrong flags before anything is read
   if (flags.fit.samples < 2 || flags.fit.samples > (1 << 20) || flags.fit.seq_len < 8 ||
@@ -59,11 +61,12 @@ void run_fit_kv(const FitKvCommandFlags& flags) {
   const std::string out = codec_path(flags, source);
   check_kv_fit_options(kv_fit_options(flags.fit), source.checkpoint().config());
   if (flags.plan) {
-    print_plan(flags, source, runtime.exec());
+    if (ranks.rank() == 0) print_plan(flags, source, runtime.exec());
     return;
   }
-  const KvFitResult result =
-      run_kv_fit(source, out, flags.fit, flags.command_line, flags.common.json, runtime.exec());
+  const KvFitResult result = run_kv_fit(source, out, flags.fit, flags.command_line,
+                                        flags.common.json, ranks, runtime.exec());
+  if (ranks.rank() != 0) return;
   write_fitted_codec(result, out);
   const double gap = kv_fit_gap(result.file);
   if (gap > kKvFitGap) {
@@ -105,12 +108,14 @@ void add_fit_kv_command(CLI::App& app, Invocation& invocation) {
       "AQUA-KV: keys and values of a layer are predicted from those of the layer below, and the "
       "rest "
       "is\nstored in 2 to 4 bits. The model runs on an exact cache here, one layer in memory at a "
-      "time.\n\n"
+      "time. Under mpirun\nits processes share the calibration.\n\n"
       "Examples:\n  lathe fit-kv OUT --bits 2\n"
       "  lathe fit-kv smollm2.gguf -o smollm2.kv.safetensors --variant latent --rank 96");
   command->callback([flags, &invocation] {
     flags->command_line = invocation.command_line;
-    invocation.run = [flags] { run_fit_kv(*flags); };
+    invocation.run = [flags] {
+      run_on_ranks([&](Communicator& ranks) { run_fit_kv(*flags, ranks); });
+    };
   });
 }
 

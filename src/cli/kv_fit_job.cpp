@@ -129,7 +129,7 @@ KvFitOptions kv_fit_options(const KvFitFlags& flags) {
 }
 
 KvFitResult run_kv_fit(const TextModel& source, const std::string& out, const KvFitFlags& flags,
-                       const std::string& command, bool quiet, Exec& exec) {
+                       const std::string& command, bool quiet, Communicator& ranks, Exec& exec) {
   KvFitJob job;
   job.source = &source.checkpoint();
   job.options = kv_fit_options(flags);
@@ -146,10 +146,11 @@ KvFitResult run_kv_fit(const TextModel& source, const std::string& out, const Kv
       calibration_sequences(source.tokenizer(), texts, flags.samples, seq_len, flags.seed);
   job.held_out_every = std::min<int64_t>(8, std::max<int64_t>(2, flags.samples));
   job.working_directory = out + ".working";
+  job.ranks = &ranks;
   job.created_by = command;
 
   constexpr int64_t kSteps = 1000;  // of the progress bar
-  Progress progress("fitting the cache's predictors", kSteps, "‰", quiet);
+  Progress progress("fitting the cache's predictors", kSteps, "‰", quiet || ranks.rank() != 0);
   const InterruptScope interrupt;
   KvFitCallbacks callbacks;
   callbacks.on_progress = [&](int64_t layer, double fraction) {

@@ -46,7 +46,7 @@ KvFitOptions kv_fit_options(const KvFitFlags& flags);
 // Reads the calibration text (the built-in one when none is named) and fits. Ctrl-C ends it
 // (kCanceled). Working files: beside `out`, gone at the end.
 KvFitResult run_kv_fit(const TextModel& source, const std::string& out, const KvFitFlags& flags,
-                       const std::string& command, bool quiet, Exec& exec);
+                       const std::string& command, bool quiet, Communicator& ranks, Exec& exec);
 
 // Writes the codec; where `out` is the codec of a model directory with a manifest, the manifest
 // lists it from then on.

@@ -6,18 +6,20 @@
 
 #include "base/error.h"
 #include "cli/command.h"
+#include "cli/failure.h"
 #include "cli/output.h"
 #include "cli/version.h"
+#include "comm/launch.h"
 
 namespace {
 
-enum ExitCode { kDone = 0, kFailed = 1, kUsage = 2 };
+using lathe::kDone;
+using lathe::kFailed;
+using lathe::kUsage;
 
-int report(int code, std::string message) {
-  for (char& c : message) {
-    if (c == '\n' || c == '\r') c = ' ';  // one line, whatever the thing was called
-  }
-  std::cerr << "lathe: " << message << std::endl;
+int report(int code, const std::string& message) {
+  lathe::wait_for_turn();
+  lathe::print_failure(message);
   return code;
 }
 
@@ -65,6 +67,8 @@ int run(int argc, char** argv) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     std::string command = "lathe";
     for (const CLI::App* used : app.get_subcommands()) command += " " + used->get_name();
+    if (lathe::launched().rank > 0)
+      return kUsage;  // all ranks have this command line; rank 0 speaks
     return report(kUsage, std::string(error.what()) + " (see '" + command + " --help')");
   }
   invocation.run();
@@ -78,8 +82,7 @@ int main(int argc, char** argv) {
   try {
     return run(argc, argv);
   } catch (const lathe::Error& error) {
-    return report(error.code() == lathe::ErrorCode::kInvalidArgument ? kUsage : kFailed,
-                  error.what());
+    return report(lathe::exit_code_of(error.code()), error.what());
   } catch (const std::bad_alloc&) {
     return report(kFailed, "out of memory");
   } catch (const std::exception& error) {

@@ -13,6 +13,7 @@
 #include "cli/memory_use.h"
 #include "cli/output.h"
 #include "cli/quantize_job.h"
+#include "cli/ranks.h"
 #include "eval/fingerprint.h"
 #include "formats/manifest.h"
 
@@ -78,16 +79,19 @@ void print_plan(const QuantizeCommandFlags& flags, const TextModel& source, Exec
                  " on this machine"));
 }
 
-void run_quantize(const QuantizeCommandFlags& flags) {
+void run_quantize(QuantizeCommandFlags flags, Communicator& ranks) {
+  divide_threads(flags.common);
   Runtime runtime(flags.common);
   quantize_options(flags.quantize);  // wrong flags before anything is read
   const TextModel source(flags.in);
   if (flags.plan) {
-    print_plan(flags, source, runtime.exec());
+    if (ranks.rank() == 0) print_plan(flags, source, runtime.exec());
     return;
   }
-  const QuantizeResult result = run_quantize_job(
-      source, flags.out, flags.quantize, flags.command_line, flags.common.json, runtime.exec());
+  const QuantizeResult result =
+      run_quantize_job(source, flags.out, flags.quantize, flags.command_line, flags.common.json,
+                       ranks, runtime.exec());
+  if (ranks.rank() != 0) return;
   const bool fingerprint = keep_fingerprint(flags.out, flags.common.json, runtime.exec());
   double error = 0, rtn_error = 0;
   int64_t compared = 0;
@@ -146,12 +150,18 @@ void add_quantize_command(CLI::App& app, Invocation& invocation) {
   command->footer(
       "The result is a Hugging Face directory (compressed-tensors) that vLLM reads as well. Every "
       "finished\nlayer is on disk before the next begins: after a crash or Ctrl-C, --resume goes "
-      "on. Last, the model\nis run once, and lathe.json keeps the logits for 'lathe selftest'.\n\n"
+      "on. Last, the model\nis run once, and lathe.json keeps the logits for 'lathe selftest'. "
+      "Under "
+      "mpirun its processes share the\ncalibration, on one machine or several that see IN and OUT "
+      "under the same names.\n\n"
       "Examples:\n  lathe quantize smollm2.gguf OUT --format mxfp4\n"
+      "  mpirun -n 4 --bind-to none lathe quantize smollm2.gguf OUT\n"
       "  lathe quantize smollm2.gguf OUT --format mxfp4-fitted --emulate   # only to measure it");
   command->callback([flags, &invocation] {
     flags->command_line = invocation.command_line;
-    invocation.run = [flags] { run_quantize(*flags); };
+    invocation.run = [flags] {
+      run_on_ranks([&](Communicator& ranks) { run_quantize(*flags, ranks); });
+    };
   });
 }
 

@@ -130,13 +130,14 @@ QuantizeOptions quantize_options(const QuantizeFlags& flags) {
 
 QuantizeResult run_quantize_job(const TextModel& source, const std::string& out,
                                 const QuantizeFlags& flags, const std::string& command, bool quiet,
-                                Exec& exec) {
+                                Communicator& ranks, Exec& exec) {
   QuantizeJob job;
   job.source = &source.checkpoint();
   job.out = out;
   job.options = quantize_options(flags);
   job.sequences = calibration(source, flags, job.options);
   job.resume = flags.resume;
+  job.ranks = &ranks;
   job.dense_output = flags.emulate;
   const auto config = source.checkpoint().auxiliary_file("config.json");
   if (!config) fail(ErrorCode::kNotFound, source.checkpoint().path(), " has no config.json");
@@ -148,7 +149,7 @@ QuantizeResult run_quantize_job(const TextModel& source, const std::string& out,
   job.manifest.command = command;
 
   constexpr int64_t kSteps = 1000;  // of the progress bar
-  Progress progress("quantizing", kSteps, "‰", quiet);
+  Progress progress("quantizing", kSteps, "‰", quiet || ranks.rank() != 0);
   const InterruptScope interrupt;
   QuantizeCallbacks callbacks;
   callbacks.on_progress = [&](const QuantizeProgress& now) {

@@ -40,9 +40,10 @@ QuantizeOptions quantize_options(const QuantizeFlags& flags);
 
 // Reads the calibration text (the built-in one when none is named) where the method needs some, and
 // quantizes. Ctrl-C stops after the
-// piece of work in hand (kCanceled); --resume goes on. `command`: for the manifest.
+// piece of work in hand (kCanceled); --resume goes on. `command`: for the manifest. Rank 0 shows
+// progress.
 QuantizeResult run_quantize_job(const TextModel& source, const std::string& out,
                                 const QuantizeFlags& flags, const std::string& command, bool quiet,
-                                Exec& exec);
+                                Communicator& ranks, Exec& exec);
 
 }  // namespace lathe

@@ -44,6 +44,7 @@ void embed_sequences(const Checkpoint& checkpoint,
   std::vector<float> hidden;
   store.begin(0);
   for (int64_t i = 0; i < store.num_sequences(); ++i) {
+    if (!store.owns(i)) continue;
     const std::vector<int32_t>& ids = sequences[static_cast<std::size_t>(i)];
     hidden.resize(ids.size() * static_cast<std::size_t>(config.hidden_size));
     embedding_lookup(table.view(), ids, static_cast<float>(config.embedding_scale), hidden.data(),

@@ -19,8 +19,8 @@ std::vector<int64_t> lengths_of(const std::vector<std::vector<int32_t>>& sequenc
 // SHA-256 of the tokens and where sequences end.
 std::string digest_of(const std::vector<std::vector<int32_t>>& sequences);
 
-// Writes the inputs of layer 0, whole on disk at return. transform (may be null): applied to the
-// rows [tokens, hidden_size] of each sequence.
+// Writes the inputs of layer 0 (a rank: of the sequences that it owns), whole on disk at return.
+// transform (may be null): applied to the rows [tokens, hidden_size] of each sequence.
 void embed_sequences(const Checkpoint& checkpoint,
                      const std::vector<std::vector<int32_t>>& sequences, DType dtype,
                      const std::function<void(float* rows, int64_t tokens)>& transform,

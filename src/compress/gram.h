@@ -10,7 +10,17 @@ namespace lathe {
 // undefined afterwards. Own code on AVX-512: OpenBLAS knows the processors of its own time only and
 // takes 256-bit kernels on newer ones. Every element is one chain of fused multiply-adds in the
 // order of the rows, so the result does not depend on the number of threads there.
-void add_gram(int64_t m, int64_t k, const float* x, float* c, Exec& exec);
+//
+// share: this process has part `part` of `parts` of the matrix, blocks that do not depend on the
+// number of threads; the rest of c is left as it is. Without AVX-512 part 0 is all of it.
+struct GramShare {
+  int64_t part = 0;
+  int64_t parts = 1;
+};
+void add_gram(int64_t m, int64_t k, const float* x, float* c, Exec& exec,
+              const GramShare& share = {});
+// Whether a matrix is really divided (AVX-512); ranks must agree on it.
+bool gram_divides();
 
 // The AVX-512 version. Rows of C [row_begin, row_end), columns [column_begin, column_end), of the
 // rows x[m, k]; scratch has gram_scratch_floats().

@@ -32,13 +32,14 @@ InputStatistics::InputStatistics(int64_t tokens, Buffer gram, std::vector<float>
   LATHE_CHECK(gram_.size() == 0 || gram_.size() == k_ * k_ * static_cast<int64_t>(sizeof(float)));
 }
 
-void InputStatistics::add(const float* x, int64_t tokens, Exec& exec) {
+void InputStatistics::add(const float* x, int64_t tokens, Exec& exec, const GramShare& share) {
   if (tokens == 0) return;
   // Columns in strips, so that threads own their sums; the order of additions does not depend on
   // the number of threads.
   constexpr int64_t kStrip = 64;
   exec.threads.parallel_for((k_ + kStrip - 1) / kStrip, 1, [&](int64_t begin, int64_t end, int) {
     for (int64_t strip = begin; strip < end; ++strip) {
+      if (strip % share.parts != share.part) continue;
       const int64_t first = strip * kStrip;
       const int64_t last = std::min(k_, first + kStrip);
       for (int64_t t = 0; t < tokens; ++t) {
@@ -55,7 +56,7 @@ void InputStatistics::add(const float* x, int64_t tokens, Exec& exec) {
       }
     }
   });
-  if (gram_.size() > 0) add_gram(tokens, k_, x, gram_.as<float>(), exec);
+  if (gram_.size() > 0) add_gram(tokens, k_, x, gram_.as<float>(), exec, share);
   tokens_ += tokens;
 }
 
@@ -112,6 +113,33 @@ void InputStatistics::divide_channels(const std::vector<float>& t) {
       gram[i * k_ + j] /= t[static_cast<std::size_t>(i)] * t[static_cast<std::size_t>(j)];
     }
   }
+}
+
+void InputStatistics::join(Communicator& ranks, int root) {
+  if (ranks.size() == 1) return;
+  all_reduce_max(ranks, amax_);
+  reduce_sum(ranks, root, sum_abs_);
+  if (!has_gram()) return;
+  // The upper triangle, some rows of it at a time, without what lies below.
+  constexpr int64_t kFloats = int64_t{1} << 22;
+  const bool is_root = ranks.rank() == root;
+  float* gram = gram_.as<float>();
+  std::vector<float> packed;
+  for (int64_t first = 0; first < k_;) {
+    packed.clear();
+    int64_t last = first;
+    for (; last < k_ && std::ssize(packed) < kFloats; ++last) {
+      packed.insert(packed.end(), gram + last * k_ + last, gram + (last + 1) * k_);
+    }
+    reduce_sum(ranks, root, packed);
+    const float* from = packed.data();
+    for (int64_t i = first; is_root && i < last; ++i) {
+      std::copy(from, from + (k_ - i), gram + i * k_ + i);
+      from += k_ - i;
+    }
+    first = last;
+  }
+  if (!is_root) gram_ = Buffer();
 }
 
 void rotate_hessian(float* h, int64_t k, int64_t block, Exec& exec) {

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "comm/communicator.h"
+#include "compress/gram.h"
 #include "tensor/buffer.h"
 #include "tensor/exec.h"
 
@@ -21,7 +23,9 @@ class InputStatistics {
                   std::vector<double> sum_abs);
 
   // fp32 products and sums, the upper half only. Throws kInvalidArgument on a NaN or an infinity.
-  void add(const float* x, int64_t tokens, Exec& exec);
+  // share: only this part of the sums is made; the parts of all ranks, each of which adds the same
+  // rows, are put together by join().
+  void add(const float* x, int64_t tokens, Exec& exec, const GramShare& share = {});
 
   int64_t k() const { return k_; }
   int64_t tokens() const { return tokens_; }
@@ -36,6 +40,9 @@ class InputStatistics {
   Buffer copy_hessian(Exec& exec) const;
   // As if channel j of every input had been divided by t[j].
   void divide_channels(const std::vector<float>& t);
+  // Puts the parts that the ranks made together at `root`, exactly: every sum was made by one of
+  // them and is zero on the others. Their Gram matrix is gone afterwards.
+  void join(Communicator& ranks, int root);
 
  private:
   int64_t k_;

@@ -61,6 +61,46 @@ void centre_bias(KvPredictor& predictor, const Moments& moments, int64_t num_inp
   predictor.bias = to_float(bias);
 }
 
+// As rank 0 has it. The inputs are known to all.
+void broadcast_predictor(Communicator& ranks, KvPredictor& predictor) {
+  broadcast_value(ranks, 0, predictor.weight);
+  broadcast_value(ranks, 0, predictor.rank);
+  broadcast_vector(ranks, 0, predictor.w1);
+  broadcast_vector(ranks, 0, predictor.w2);
+  broadcast_vector(ranks, 0, predictor.bias);
+}
+
+// Projection, mean and scales of a latent of `num_parts` parts of `width` columns each, from their
+// moments.
+void solve_latent(KvLatent& latent, Moments& moments, std::size_t num_parts, int64_t width,
+                  DType dtype, Exec& exec) {
+  // Keys and values of every layer count alike: each part is scaled to a total variance of one for
+  // the choice of directions, and the scale goes into the projection.
+  std::vector<double> scale(index(moments.size), 1.0);
+  for (std::size_t part = 0; part < num_parts; ++part) {
+    const int64_t begin = static_cast<int64_t>(part) * width;
+    const double variance = moments.variance(begin, begin + width);
+    const double factor = latent.with_values && variance > 0 ? 1 / std::sqrt(variance) : 1;
+    for (int64_t j = 0; j < width; ++j) scale[index(begin + j)] = factor;
+  }
+  for (int64_t i = 0; i < moments.size; ++i) {
+    for (int64_t j = 0; j < moments.size; ++j) {
+      moments.covariance[index(i * moments.size + j)] *= scale[index(i)] * scale[index(j)];
+    }
+  }
+  const PrincipalComponents pca = principal_components(moments, latent.rank, exec);
+  latent.projection.resize(pca.basis.size());
+  for (std::size_t i = 0; i < pca.basis.size(); ++i) {
+    latent.projection[i] = static_cast<float>(pca.basis[i] * scale[i % index(moments.size)]);
+  }
+  latent.mean = to_float(moments.mean);
+  const double smallest = std::max(pca.variance.front() * 1e-12, 1e-30);
+  for (const double variance : pca.variance) {
+    latent.sigma.push_back(static_cast<float>(std::sqrt(std::max(variance, smallest))));
+  }
+  round_latent(latent, dtype);
+}
+
 }  // namespace
 
 double kv_fit_gap(const KvCodecFile& file) {
@@ -74,15 +114,19 @@ double kv_fit_gap(const KvCodecFile& file) {
 }
 
 KvFitter::KvFitter(const ModelConfig& config, const KvFitOptions& options,
-                   std::vector<int32_t> train, std::vector<int32_t> held_out, int64_t num_rows)
+                   std::vector<int32_t> train, std::vector<int32_t> held_out, int64_t num_rows,
+                   Communicator* ranks)
     : config_(config),
       options_(options),
       train_(std::move(train)),
       held_out_(std::move(held_out)),
       num_rows_(num_rows),
-      width_(config.kv_size()) {
+      width_(config.kv_size()),
+      ranks_(ranks != nullptr ? *ranks : solo_) {
   check_kv_fit_options(options_, config_);
-  if (train_.empty() || held_out_.empty()) {
+  double counts[] = {static_cast<double>(train_.size()), static_cast<double>(held_out_.size())};
+  all_reduce_sum(ranks_, counts);
+  if (counts[0] == 0 || counts[1] == 0) {
     fail(ErrorCode::kInvalidArgument, "no calibration tokens behind the ", options_.num_sinks,
          " sinks to fit and to judge by; give longer or more sequences");
   }
@@ -216,33 +260,14 @@ void KvFitter::fit_latent(int64_t group, Exec& exec) {
       tables.push_back({rows_of(layer).values.as<float>(), width_});
     }
   }
-  Moments moments = collect_moments(tables, train_, exec);
+  Moments moments = collect_moments(tables, train_, exec, &ranks_);
   latent.rank = std::min(latent.rank, moments.size);
-  // Keys and values of every layer count alike: each part is scaled to a total variance of one for
-  // the choice of directions, and the scale goes into the projection.
-  std::vector<double> scale(index(moments.size), 1.0);
-  for (std::size_t part = 0; part < tables.size(); ++part) {
-    const int64_t begin = static_cast<int64_t>(part) * width_;
-    const double variance = moments.variance(begin, begin + width_);
-    const double factor = latent.with_values && variance > 0 ? 1 / std::sqrt(variance) : 1;
-    for (int64_t j = 0; j < width_; ++j) scale[index(begin + j)] = factor;
+  if (ranks_.rank() == 0) {
+    solve_latent(latent, moments, tables.size(), width_, options_.predictor_dtype, exec);
   }
-  for (int64_t i = 0; i < moments.size; ++i) {
-    for (int64_t j = 0; j < moments.size; ++j) {
-      moments.covariance[index(i * moments.size + j)] *= scale[index(i)] * scale[index(j)];
-    }
-  }
-  const PrincipalComponents pca = principal_components(moments, latent.rank, exec);
-  latent.projection.resize(pca.basis.size());
-  for (std::size_t i = 0; i < pca.basis.size(); ++i) {
-    latent.projection[i] = static_cast<float>(pca.basis[i] * scale[i % index(moments.size)]);
-  }
-  latent.mean = to_float(moments.mean);
-  const double smallest = std::max(pca.variance.front() * 1e-12, 1e-30);
-  for (const double variance : pca.variance) {
-    latent.sigma.push_back(static_cast<float>(std::sqrt(std::max(variance, smallest))));
-  }
-  round_latent(latent, options_.predictor_dtype);
+  broadcast_vector(ranks_, 0, latent.projection);
+  broadcast_vector(ranks_, 0, latent.mean);
+  broadcast_vector(ranks_, 0, latent.sigma);
   file_.latents.push_back(latent);
 
   const KvLatentCoder coder(file_, file_.latents.back());
@@ -293,21 +318,31 @@ void KvFitter::fit_layer(LayerRows& rows, Exec& exec) {
   }
 }
 
-KvPredictor KvFitter::solve(std::span<const Source> sources, const float* target, bool predicts,
-                            Exec& exec) const {
+KvPredictor KvFitter::predictor_of(std::span<const Source> sources, const float* target,
+                                   bool predicts, Exec& exec) const {
   KvPredictor predictor;
   if (!predicts && !options_.mean) return predictor;
   std::vector<RowColumns> tables;
   int64_t num_inputs = 0;
+  std::vector<KvPredictorInput> inputs;
   if (predicts) {
     for (const Source& source : sources) {
-      predictor.inputs.push_back(source.input);
+      inputs.push_back(source.input);
       tables.push_back(source.fitted);
       num_inputs += source.fitted.width;
     }
   }
   tables.push_back({target, width_});
-  const Moments moments = collect_moments(tables, train_, exec);
+  const Moments moments = collect_moments(tables, train_, exec, &ranks_);
+  if (ranks_.rank() == 0) predictor = solve(moments, num_inputs, predicts, exec);
+  broadcast_predictor(ranks_, predictor);
+  predictor.inputs = std::move(inputs);
+  return predictor;
+}
+
+KvPredictor KvFitter::solve(const Moments& moments, int64_t num_inputs, bool predicts,
+                            Exec& exec) const {
+  KvPredictor predictor;
   if (predicts) {
     if (options_.variant == KvFitVariant::kBlockDiagonal) {
       const LinearFit fit = fit_block_diagonal(moments, num_inputs, width_, config_.num_kv_heads,
@@ -350,15 +385,15 @@ void KvFitter::fit_plane(LayerRows& rows, KvSide side, std::span<const Source> s
   const bool alone = sources.empty() && (options_.method == KvFitMethod::kAqua || rows.layer == 0);
   plane.format =
       options_.format(alone ? options_.resolved_first_layer_bits() : options_.bits, file_.shape);
-  plane.predictor = solve(sources, exact, predicts, exec);
+  plane.predictor = predictor_of(sources, exact, predicts, exec);
   std::vector<const float*> inputs;
   if (predicts) {
     for (const Source& source : sources) inputs.push_back(source.coded);
   }
   Buffer predicted(num_rows_ * width_ * int64_t{sizeof(float)});
   predict_rows(KvPlaneCoder(file_, plane), inputs.data(), predicted.as<float>(), num_rows_, exec);
-  const RowErrors train = row_errors(exact, predicted.as<float>(), width_, train_);
-  const RowErrors held_out = row_errors(exact, predicted.as<float>(), width_, held_out_);
+  const RowErrors train = row_errors(exact, predicted.as<float>(), width_, train_, &ranks_);
+  const RowErrors held_out = row_errors(exact, predicted.as<float>(), width_, held_out_, &ranks_);
   KvFitQuality& quality = is_keys ? file_.key_quality.back() : file_.value_quality.back();
   quality = {.train_relative_mse = train.relative_mse(),
              .heldout_relative_mse = held_out.relative_mse(),
@@ -366,14 +401,15 @@ void KvFitter::fit_plane(LayerRows& rows, KvSide side, std::span<const Source> s
              .heldout_explained_variance = held_out.explained_variance()};
   if (!options_.hadamard && options_.method != KvFitMethod::kInt) {
     KvPredictor scales;  // only to round them as they are stored
-    scales.bias = residual_sigma(exact, predicted.as<float>(), width_, train_);
+    scales.bias = residual_sigma(exact, predicted.as<float>(), width_, train_, &ranks_);
     round_predictor(scales, options_.predictor_dtype);
     plane.sigma = std::move(scales.bias);
   }
   Buffer& coded = is_keys ? rows.coded_keys : rows.coded_values;
   coded = std::move(predicted);  // its memory: the coder does not read predicted rows
   encode_rows(KvPlaneCoder(file_, plane), inputs.data(), exact, coded.as<float>(), num_rows_, exec);
-  const double error = row_errors(exact, coded.as<float>(), width_, held_out_).relative_mse();
+  const double error =
+      row_errors(exact, coded.as<float>(), width_, held_out_, &ranks_).relative_mse();
   (is_keys ? reports_.back().key_reconstruction : reports_.back().value_reconstruction) = error;
 }
 

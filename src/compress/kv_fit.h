@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "cache/kv_layer_coder.h"
+#include "comm/communicator.h"
 #include "compress/moments.h"
 #include "formats/kv_codec_file.h"
 #include "formats/model_config.h"
@@ -90,9 +91,11 @@ double kv_fit_gap(const KvCodecFile& file);
 class KvFitter {
  public:
   // Rows of one layer are those of the calibration tokens, [num_rows, kv_size]; train and held_out
-  // are indices of rows, at least one each.
+  // are indices of rows, at least one each. ranks (borrowed; null: this process alone): each has
+  // rows of its own, at least one of each sort in all; rank 0 solves for everyone, so the result is
+  // the same on all of them.
   KvFitter(const ModelConfig& config, const KvFitOptions& options, std::vector<int32_t> train,
-           std::vector<int32_t> held_out, int64_t num_rows);
+           std::vector<int32_t> held_out, int64_t num_rows, Communicator* ranks = nullptr);
 
   // Exact keys (before RoPE) and values of the next layer, [num_rows, kv_size] fp32. Throws
   // kInvalidArgument when they are not finite.
@@ -127,8 +130,9 @@ class KvFitter {
   void fit_ready_layers(Exec& exec);
   void fit_latent(int64_t group, Exec& exec);
   void fit_layer(LayerRows& rows, Exec& exec);
-  KvPredictor solve(std::span<const Source> sources, const float* target, bool predicts,
-                    Exec& exec) const;
+  KvPredictor solve(const Moments& moments, int64_t num_inputs, bool predicts, Exec& exec) const;
+  KvPredictor predictor_of(std::span<const Source> sources, const float* target, bool predicts,
+                           Exec& exec) const;
   void fit_plane(LayerRows& rows, KvSide side, std::span<const Source> sources, bool predicts,
                  Exec& exec);
   LayerRows& rows_of(int64_t layer);
@@ -139,6 +143,8 @@ class KvFitter {
   const std::vector<int32_t> train_, held_out_;
   const int64_t num_rows_;
   const int64_t width_;  // kv_size
+  SoloCommunicator solo_;
+  Communicator& ranks_;
   KvCodecFile file_;
   std::vector<KvLayerReport> reports_;
   std::vector<Group> groups_;      // star, latent

@@ -14,7 +14,7 @@ constexpr int64_t kRunRows = 64;  // rows that a thread takes at a time
 }  // namespace
 
 RowErrors row_errors(const float* exact, const float* made, int64_t width,
-                     std::span<const int32_t> rows) {
+                     std::span<const int32_t> rows, Communicator* ranks) {
   RowErrors sums;
   std::vector<double> mean(static_cast<std::size_t>(width), 0.0);
   for (const int32_t row : rows) {
@@ -26,7 +26,14 @@ RowErrors row_errors(const float* exact, const float* made, int64_t width,
       sums.error += difference * difference;
     }
   }
-  const auto n = static_cast<double>(rows.size());
+  double n = static_cast<double>(rows.size());
+  const auto over_ranks = [&](double& value) {
+    if (ranks != nullptr) all_reduce_sum(*ranks, {&value, 1});
+  };
+  if (ranks != nullptr) all_reduce_sum(*ranks, mean);
+  over_ranks(sums.energy);
+  over_ranks(sums.error);
+  over_ranks(n);
   // Around the mean in a second pass: energy - n mean^2 would cancel where the mean is large.
   for (const int32_t row : rows) {
     for (int64_t j = 0; j < width; ++j) {
@@ -35,11 +42,12 @@ RowErrors row_errors(const float* exact, const float* made, int64_t width,
       sums.variance += centred * centred;
     }
   }
+  over_ranks(sums.variance);
   return sums;
 }
 
 std::vector<float> residual_sigma(const float* exact, const float* made, int64_t width,
-                                  std::span<const int32_t> rows) {
+                                  std::span<const int32_t> rows, Communicator* ranks) {
   std::vector<double> sums(static_cast<std::size_t>(width), 0.0);
   for (const int32_t row : rows) {
     for (int64_t j = 0; j < width; ++j) {
@@ -48,12 +56,16 @@ std::vector<float> residual_sigma(const float* exact, const float* made, int64_t
       sums[static_cast<std::size_t>(j)] += difference * difference;
     }
   }
+  double n = static_cast<double>(rows.size());
+  if (ranks != nullptr) {
+    all_reduce_sum(*ranks, sums);
+    all_reduce_sum(*ranks, {&n, 1});
+  }
   const double largest = *std::max_element(sums.begin(), sums.end());
   const double smallest = std::max(largest * 1e-12, 1e-30);
   std::vector<float> sigma;
   for (const double sum : sums) {
-    sigma.push_back(static_cast<float>(std::sqrt(
-        std::max(sum, smallest) / static_cast<double>(std::max<std::size_t>(1, rows.size())))));
+    sigma.push_back(static_cast<float>(std::sqrt(std::max(sum, smallest) / std::max(1.0, n))));
   }
   return sigma;
 }

@@ -5,12 +5,13 @@
 #include <vector>
 
 #include "cache/kv_layer_coder.h"
+#include "comm/communicator.h"
 #include "tensor/buffer.h"
 #include "tensor/exec.h"
 
 namespace lathe {
 
-// Sums over chosen rows, in fp64.
+// Sums over chosen rows, in fp64; with ranks (null: this process alone), over those of all of them.
 struct RowErrors {
   double error = 0;     // |exact - made|^2
   double energy = 0;    // |exact|^2
@@ -21,11 +22,11 @@ struct RowErrors {
   double explained_variance() const { return variance > 0 ? 1 - error / variance : 0; }
 };
 RowErrors row_errors(const float* exact, const float* made, int64_t width,
-                     std::span<const int32_t> rows);
+                     std::span<const int32_t> rows, Communicator* ranks = nullptr);
 
 // Root mean square of each column of exact - made; never zero.
 std::vector<float> residual_sigma(const float* exact, const float* made, int64_t width,
-                                  std::span<const int32_t> rows);
+                                  std::span<const int32_t> rows, Communicator* ranks = nullptr);
 
 // KvPlaneCoder::predict on any number of rows, on all threads.
 void predict_rows(const KvPlaneCoder& coder, const float* const* inputs, float* rows,

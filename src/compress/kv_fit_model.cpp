@@ -40,15 +40,16 @@ class WorkingDirectory {
   std::string path_;
 };
 
-// Which calibration tokens the fit sees, and what for.
+// Which calibration tokens of the share the fit sees, and what for.
 struct TokenRows {
   std::vector<int32_t> row;  // [all tokens], -1 for a sink
   std::vector<int32_t> train, held_out;
 };
-TokenRows plan_rows(const KvFitJob& job) {
+TokenRows plan_rows(const KvFitJob& job, const RankShare& share) {
   TokenRows rows;
   int32_t next = 0;
-  for (std::size_t i = 0; i < job.sequences.size(); ++i) {
+  for (auto i = static_cast<std::size_t>(share.begin); i < static_cast<std::size_t>(share.end);
+       ++i) {
     const auto every = static_cast<std::size_t>(job.held_out_every);
     auto& part = i % every == every - 1 ? rows.held_out : rows.train;
     for (std::size_t t = 0; t < job.sequences[i].size(); ++t) {
@@ -80,22 +81,47 @@ void check_job(const KvFitJob& job, const Exec& exec) {
   check_kv_fit_options(job.options, job.source->config());
 }
 
+// Ranks that were given different things would wait for one another, or fit to a mixture.
+void check_same_job(const KvFitJob& job, Communicator& ranks) {
+  if (ranks.size() == 1) return;
+  const std::string own =
+      str("model ", kv_model_fingerprint(*job.source), " calibration ", digest_of(job.sequences));
+  std::string first = own;
+  broadcast_text(ranks, 0, first);
+  if (own != first) {
+    fail(ErrorCode::kInvalidArgument, "another model or calibration text than ",
+         rank_name(ranks, 0), " has: ", own, " instead of ", first);
+  }
+}
+
 }  // namespace
 
 KvFitResult fit_kv_codec(const KvFitJob& job, const KvFitCallbacks& callbacks, Exec& exec) {
   check_job(job, exec);
   const Clock::time_point start = Clock::now();
   const ModelConfig& config = job.source->config();
-  TokenRows rows = plan_rows(job);
+  SoloCommunicator solo;
+  Communicator& ranks = job.ranks != nullptr ? *job.ranks : solo;
+  check_same_job(job, ranks);
+  const RankShare own = share_of(std::ssize(job.sequences), ranks.rank(), ranks.size());
+  const std::vector<std::vector<int32_t>> sequences(job.sequences.begin() + own.begin,
+                                                    job.sequences.begin() + own.end);
+  TokenRows rows = plan_rows(job, own);
   const auto num_rows = static_cast<int64_t>(rows.train.size() + rows.held_out.size());
   KvFitResult result;
-  result.train_tokens = static_cast<int64_t>(rows.train.size());
-  result.held_out_tokens = static_cast<int64_t>(rows.held_out.size());
-  KvFitter fitter(config, job.options, std::move(rows.train), std::move(rows.held_out), num_rows);
+  double counts[] = {static_cast<double>(rows.train.size()),
+                     static_cast<double>(rows.held_out.size())};
+  all_reduce_sum(ranks, counts);
+  result.train_tokens = static_cast<int64_t>(counts[0]);
+  result.held_out_tokens = static_cast<int64_t>(counts[1]);
+  KvFitter fitter(config, job.options, std::move(rows.train), std::move(rows.held_out), num_rows,
+                  &ranks);
 
-  const WorkingDirectory directory(job.working_directory);
-  HiddenStore store(job.working_directory, lengths_of(job.sequences), config.hidden_size);
-  embed_sequences(*job.source, job.sequences, DType::kBF16, nullptr, store, exec);
+  const std::string working_directory =
+      ranks.rank() == 0 ? job.working_directory : str(job.working_directory, ".", ranks.rank());
+  const WorkingDirectory directory(working_directory);
+  HiddenStore store(working_directory, lengths_of(sequences), config.hidden_size);
+  embed_sequences(*job.source, sequences, DType::kBF16, nullptr, store, exec);
   LayerPass pass(config, store, kRowsPerStep, exec);
   const int64_t width = config.kv_size();
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {

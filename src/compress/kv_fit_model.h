@@ -1,6 +1,7 @@
 // fit-kv over a checkpoint: the model streamed layer by layer on exact caches, each layer's keys
 // and values handed to KvFitter (kv_fit.h). Memory: one layer of the model, the keys and values of
-// two; hidden states of all calibration tokens are in two working files.
+// two; hidden states of all calibration tokens are in two working files. Ranks run sequences of
+// their own, each with working files of its own, and share the moments of what they see.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -18,8 +19,9 @@ struct KvFitJob {
   KvFitOptions options;
   std::vector<std::vector<int32_t>> sequences;
   int64_t held_out_every = 8;     // every so many-th sequence judges instead of fitting; >= 2
-  std::string working_directory;  // made, and removed at the end, whatever the end
+  std::string working_directory;  // made (rank R > 0: with ".R" behind), and removed at the end
   std::string created_by;         // for people
+  Communicator* ranks = nullptr;  // all of them have this same job; null: this process alone
 };
 
 struct KvFitCallbacks {

@@ -16,17 +16,19 @@
 namespace lathe {
 namespace {
 
-class StatisticsTap : public LayerTap {
+// One linear input's rows into the statistics of where they belong.
+class InputAdder {
  public:
-  StatisticsTap(const CollectOptions& options, LayerStatistics& statistics, bool held_out,
-                Exec& exec)
+  InputAdder(const CollectOptions& options, LayerStatistics& statistics, bool held_out, Exec& exec)
       : options_(options), statistics_(statistics), held_out_(held_out), exec_(exec) {}
 
-  void on_linear_input(LinearKind kind, int64_t expert, const float* x, int64_t rows,
-                       int64_t k) override {
-    if (std::find(options_.kinds.begin(), options_.kinds.end(), kind) == options_.kinds.end()) {
-      return;
-    }
+  bool wants(LinearKind kind) const {
+    return std::find(options_.kinds.begin(), options_.kinds.end(), kind) != options_.kinds.end();
+  }
+
+  // rotates: also the largest magnitudes of the rotated rows.
+  void add(LinearKind kind, int64_t expert, const float* x, int64_t rows, int64_t k,
+           const GramShare& share, bool rotates) {
     auto [place, is_new] = statistics_.inputs.try_emplace(
         {kind, expert}, LayerStatistics::Input{.calibration = InputStatistics(k, options_.gram),
                                                .held_out = std::nullopt,
@@ -36,8 +38,8 @@ class StatisticsTap : public LayerTap {
       if (options_.held_out_every > 0) input.held_out.emplace(k, options_.gram);
       input.rotated_amax.resize(options_.amax_blocks.size());
     }
-    (held_out_ ? *input.held_out : input.calibration).add(x, rows, exec_);
-    for (std::size_t i = 0; i < options_.amax_blocks.size(); ++i) {
+    (held_out_ ? *input.held_out : input.calibration).add(x, rows, exec_, share);
+    for (std::size_t i = 0; rotates && i < options_.amax_blocks.size(); ++i) {
       const int64_t block = options_.amax_blocks[i];
       if (block != 0 && k % block != 0) continue;
       rotated_.resize(static_cast<std::size_t>(rows * k));
@@ -55,6 +57,21 @@ class StatisticsTap : public LayerTap {
   const bool held_out_;
   Exec& exec_;
   std::vector<float> rotated_;
+};
+
+class StatisticsTap : public LayerTap {
+ public:
+  StatisticsTap(const CollectOptions& options, LayerStatistics& statistics, bool held_out,
+                Exec& exec)
+      : adder_(options, statistics, held_out, exec) {}
+
+  void on_linear_input(LinearKind kind, int64_t expert, const float* x, int64_t rows,
+                       int64_t k) override {
+    if (adder_.wants(kind)) adder_.add(kind, expert, x, rows, k, {}, true);
+  }
+
+ private:
+  InputAdder adder_;
 };
 
 class CaptureTap : public LayerTap {
@@ -99,6 +116,31 @@ bool holds_out(const CollectOptions& options, int64_t sequence) {
 
 }  // namespace
 
+// Keeps the inputs of one sequence, to be handed to all ranks.
+class RecordingTap : public LayerTap {
+ public:
+  struct Shape {
+    LinearKind kind;
+    int64_t expert;
+    int64_t rows;
+    int64_t k;
+  };
+  explicit RecordingTap(const std::vector<LinearKind>& kinds) : kinds_(kinds) {}
+
+  void on_linear_input(LinearKind kind, int64_t expert, const float* x, int64_t rows,
+                       int64_t k) override {
+    if (std::find(kinds_.begin(), kinds_.end(), kind) == kinds_.end()) return;
+    shapes.push_back({kind, expert, rows, k});
+    values.insert(values.end(), x, x + rows * k);
+  }
+
+  std::vector<Shape> shapes;
+  std::vector<float> values;  // of all, one behind the other
+
+ private:
+  const std::vector<LinearKind>& kinds_;
+};
+
 int64_t LayerStatistics::Input::tokens() const {
 #ifdef LATHE_HAS_CUDA
   if (cuda_calibration) return cuda_calibration->tokens();
@@ -109,6 +151,16 @@ int64_t LayerStatistics::Input::tokens() const {
 LayerStatistics::Input* LayerStatistics::find(LinearKind kind, int64_t expert) {
   const auto place = inputs.find({kind, expert});
   return place == inputs.end() ? nullptr : &place->second;
+}
+
+void LayerStatistics::join(Communicator& ranks,
+                           const std::function<int(LinearKind, int64_t expert)>& root_of) {
+  for (auto& [key, input] : inputs) {
+    const int root = root_of(key.first, key.second);
+    input.calibration.join(ranks, root);
+    if (input.held_out) input.held_out->join(ranks, root);
+    all_reduce_max(ranks, input.rotated_amax);
+  }
 }
 
 LayerPass::LayerPass(const ModelConfig& config, HiddenStore& store, int64_t max_rows,
@@ -193,12 +245,34 @@ void LayerPass::forward(const CalibrationLayer& layer, std::span<const KvRows> r
   cache_->commit();
 }
 
+void LayerPass::run_step(const CalibrationLayer& layer, int64_t first, int64_t count,
+                         const Collection* collection, bool held_out, LayerTap* capture,
+                         Exec& exec) {
+  while (static_cast<int64_t>(sequences_.size()) < count) {
+    sequences_.push_back(cache_->new_sequence());
+  }
+  positions_.clear();
+  rows_.clear();
+  for (int64_t i = 0; i < count; ++i) {
+    KvSequence& sequence = sequences_[static_cast<std::size_t>(i)];
+    cache_->release(sequence);
+    const int64_t length = store_.length(first + i);
+    if (!cache_->reserve(sequence, length)) {
+      fail(ErrorCode::kInternal, "the calibration cache has no room for ", length, " tokens");
+    }
+    rows_.push_back({.sequence = &sequence,
+                     .row_begin = static_cast<int64_t>(positions_.size()),
+                     .num_rows = length});
+    for (int64_t p = 0; p < length; ++p) positions_.push_back(p);
+  }
+  hidden_.resize(positions_.size() * static_cast<std::size_t>(config_.hidden_size));
+  store_.read(layer.index, first, count, hidden_.data());
+  forward(layer, rows_, positions_, collection, held_out, capture, hidden_.data(), exec);
+  for (int64_t i = 0; i < count; ++i) cache_->release(sequences_[static_cast<std::size_t>(i)]);
+}
+
 void LayerPass::run(const CalibrationLayer& layer, const Collection* collection,
                     const OnKeysValues* capture, const OnTokens& on_tokens, Exec& exec) {
-  std::vector<float> hidden;
-  std::vector<int64_t> positions;
-  std::vector<KvRows> rows;
-  int64_t done = 0;
   const bool write_outputs = collection == nullptr;
   const auto is_held_out = [&](int64_t sequence) {
     return collection != nullptr && holds_out(collection->options, sequence);
@@ -215,42 +289,71 @@ void LayerPass::run(const CalibrationLayer& layer, const Collection* collection,
       num_rows += store_.length(first + count);
       ++count;
     }
-    while (static_cast<int64_t>(sequences_.size()) < count) {
-      sequences_.push_back(cache_->new_sequence());
-    }
-    positions.clear();
-    rows.clear();
-    for (int64_t i = 0; i < count; ++i) {
-      KvSequence& sequence = sequences_[static_cast<std::size_t>(i)];
-      cache_->release(sequence);
-      const int64_t length = store_.length(first + i);
-      if (!cache_->reserve(sequence, length)) {
-        fail(ErrorCode::kInternal, "the calibration cache has no room for ", length, " tokens");
-      }
-      rows.push_back({.sequence = &sequence,
-                      .row_begin = static_cast<int64_t>(positions.size()),
-                      .num_rows = length});
-      for (int64_t p = 0; p < length; ++p) positions.push_back(p);
-    }
-    hidden.resize(static_cast<std::size_t>(num_rows * config_.hidden_size));
-    store_.read(layer.index, first, count, hidden.data());
     std::optional<CaptureTap> tap;
-    if (capture != nullptr) tap.emplace(*capture, done);
-    forward(layer, rows, positions, collection, held_out, tap ? &*tap : nullptr, hidden.data(),
-            exec);
-    if (write_outputs) store_.write(layer.index + 1, first, count, hidden.data());
-    for (int64_t i = 0; i < count; ++i) cache_->release(sequences_[static_cast<std::size_t>(i)]);
+    if (capture != nullptr) tap.emplace(*capture, store_.tokens_before(first));
+    run_step(layer, first, count, collection, held_out, tap ? &*tap : nullptr, exec);
+    if (write_outputs) store_.write(layer.index + 1, first, count, hidden_.data());
     first += count;
-    done += num_rows;
-    if (on_tokens) on_tokens(done);
+    if (on_tokens) on_tokens(store_.tokens_before(first));
   }
   if (write_outputs) store_.finish(layer.index + 1);
+}
+
+void LayerPass::run_on_ranks(const CalibrationLayer& layer, const Collection* collection,
+                             const OnTokens& on_tokens, Exec& exec) {
+  const bool write_outputs = collection == nullptr;
+  const int64_t size = store_.ranks().size();
+  const std::vector<LinearKind> nothing;
+  if (write_outputs) store_.begin(layer.index + 1);
+  for (int64_t first = 0; first < store_.num_sequences(); first += size) {
+    const int64_t sequence = first + store_.ranks().rank();
+    RecordingTap tap(collection != nullptr ? collection->options.kinds : nothing);
+    if (sequence < store_.num_sequences()) {
+      run_step(layer, sequence, 1, nullptr, false, collection != nullptr ? &tap : nullptr, exec);
+      if (write_outputs) store_.write(layer.index + 1, sequence, 1, hidden_.data());
+    }
+    if (collection != nullptr) add_round(first, *collection, tap, exec);
+    if (on_tokens) {
+      on_tokens(store_.tokens_before(std::min(first + size, store_.num_sequences())));
+    }
+  }
+  if (write_outputs) store_.finish(layer.index + 1);
+}
+
+void LayerPass::add_round(int64_t first, const Collection& collection, RecordingTap& own,
+                          Exec& exec) {
+  Communicator& ranks = store_.ranks();
+  std::vector<RecordingTap::Shape> shapes;
+  std::vector<float> values;
+  for (int rank = 0; rank < ranks.size() && first + rank < store_.num_sequences(); ++rank) {
+    const bool is_own = rank == ranks.rank();
+    if (is_own) {
+      shapes.swap(own.shapes);
+      values.swap(own.values);
+    }
+    broadcast_vector(ranks, rank, shapes);
+    broadcast_vector(ranks, rank, values);
+    InputAdder adder(collection.options, collection.statistics,
+                     holds_out(collection.options, first + rank), exec);
+    const float* x = values.data();
+    for (const RecordingTap::Shape& shape : shapes) {
+      // Where a matrix cannot be divided, part 0 is all of it: each input's is another rank's.
+      const int64_t turn = ranks.rank() + static_cast<int64_t>(shape.kind) + shape.expert + 1;
+      adder.add(shape.kind, shape.expert, x, shape.rows, shape.k,
+                {.part = turn % ranks.size(), .parts = ranks.size()}, is_own);
+      x += shape.rows * shape.k;
+    }
+  }
 }
 
 LayerStatistics LayerPass::collect(const CalibrationLayer& layer, const CollectOptions& options,
                                    const OnTokens& on_tokens, Exec& exec) {
   LayerStatistics statistics;
   const Collection collection = {options, statistics};
+  if (store_.ranks().size() > 1) {
+    run_on_ranks(layer, &collection, on_tokens, exec);
+    return statistics;
+  }
   run(layer, &collection, nullptr, on_tokens, exec);
 #ifdef LATHE_HAS_CUDA
   if (device_ != nullptr) finish_cuda_inputs(statistics);
@@ -259,7 +362,11 @@ LayerStatistics LayerPass::collect(const CalibrationLayer& layer, const CollectO
 }
 
 void LayerPass::propagate(const CalibrationLayer& layer, const OnTokens& on_tokens, Exec& exec) {
-  run(layer, nullptr, nullptr, on_tokens, exec);
+  if (store_.ranks().size() > 1) {
+    run_on_ranks(layer, nullptr, on_tokens, exec);
+  } else {
+    run(layer, nullptr, nullptr, on_tokens, exec);
+  }
 }
 
 void LayerPass::propagate_and_capture(const CalibrationLayer& layer,

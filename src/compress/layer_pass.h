@@ -1,5 +1,9 @@
 // One decoder layer over all calibration sequences: what enters its linear layers is accumulated,
 // what leaves the layer is kept for the next one.
+//
+// Ranks run one sequence each at a time. Every rank then gets the inputs of all of them, in the
+// order of the sequences, and adds its part of every sum: the sums, and so the weights, have the
+// bits of one process.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -20,6 +24,14 @@
 
 namespace lathe {
 
+struct CollectOptions {
+  std::vector<LinearKind> kinds;  // whose inputs to collect
+  bool gram = true;
+  // Every so many-th sequence is held out; 0: none.
+  int64_t held_out_every = 0;
+  std::vector<int64_t> amax_blocks;  // rotations whose largest magnitude is wanted
+};
+
 // Statistics of the inputs of one layer, by kind and expert (-1: not an expert's).
 struct LayerStatistics {
   struct Input {
@@ -38,20 +50,18 @@ struct LayerStatistics {
   std::map<std::pair<LinearKind, int64_t>, Input> inputs;
 
   Input* find(LinearKind kind, int64_t expert);
-};
 
-struct CollectOptions {
-  std::vector<LinearKind> kinds;  // whose inputs to collect
-  bool gram = true;
-  // Every so many-th sequence is held out; 0: none.
-  int64_t held_out_every = 0;
-  std::vector<int64_t> amax_blocks;  // rotations whose largest magnitude is wanted
+  // Puts the parts of every input's sums together on the rank that root_of() names. The others keep
+  // the tokens and the largest magnitudes.
+  void join(Communicator& ranks, const std::function<int(LinearKind, int64_t expert)>& root_of);
 };
 
 #ifdef LATHE_HAS_CUDA
 class CudaLayerPass;
 struct CudaDecoderLayer;
 #endif
+
+class RecordingTap;
 
 // A decoder layer in the layout of the machine that runs the pass.
 struct CalibrationLayer {
@@ -98,6 +108,12 @@ class LayerPass {
   // collection: null while propagating. capture: null unless keys and values are wanted.
   void run(const CalibrationLayer& layer, const Collection* collection, const OnKeysValues* capture,
            const OnTokens& on_tokens, Exec& exec);
+  void run_on_ranks(const CalibrationLayer& layer, const Collection* collection,
+                    const OnTokens& on_tokens, Exec& exec);
+  // Inputs of the round's sequences, from the rank that ran each, to all.
+  void add_round(int64_t first, const Collection& collection, RecordingTap& own, Exec& exec);
+  void run_step(const CalibrationLayer& layer, int64_t first, int64_t count,
+                const Collection* collection, bool held_out, LayerTap* capture, Exec& exec);
   void forward(const CalibrationLayer& layer, std::span<const KvRows> rows,
                std::span<const int64_t> positions, const Collection* collection, bool held_out,
                LayerTap* capture, float* hidden, Exec& exec);
@@ -114,6 +130,9 @@ class LayerPass {
 #endif
   KvCache* cache_ = nullptr;
   std::vector<KvSequence> sequences_;
+  std::vector<float> hidden_;
+  std::vector<int64_t> positions_;
+  std::vector<KvRows> rows_;
 };
 
 }  // namespace lathe

@@ -94,38 +94,109 @@ CalibrationLayer pack_for_calibration(const LayerWeights& weights, const Quantiz
 class LayerQuantizer {
  public:
   LayerQuantizer(LayerWeights weights, const ModelConfig& config, const QuantizeOptions& options,
-                 LayerPass* pass, const OnStage& on_stage, Exec& exec)
-      : config_(config), options_(options), pass_(pass), on_stage_(on_stage), exec_(exec) {
+                 LayerPass* pass, const OnStage& on_stage, Communicator& ranks, Exec& exec)
+      : config_(config),
+        options_(options),
+        smooths_(options.method == QuantizeMethod::kSmoothQuant ||
+                 options.method == QuantizeMethod::kAwq),
+        pass_(pass),
+        on_stage_(on_stage),
+        ranks_(ranks),
+        exec_(exec) {
     layer_.weights = std::move(weights);
+    find_groups();
   }
 
   QuantizedLayer run(DType store_dtype) {
-    const bool smooths =
-        options_.method == QuantizeMethod::kSmoothQuant || options_.method == QuantizeMethod::kAwq;
-    layer_.gains_changed = smooths || options_.method == QuantizeMethod::kQuaRot;
+    layer_.gains_changed = smooths_ || options_.method == QuantizeMethod::kQuaRot;
     if (pass_ == nullptr) {
       LayerStatistics none;
-      for (const LinearKind kind : kAllKinds) quantize_kind(kind, none);
+      quantize_kinds(kAllKinds, none);
     } else if (options_.sequential) {
       for (const LinearKind kind : kAllKinds) {
         LayerStatistics statistics = collect({kind});
-        quantize_kind(kind, statistics);
+        quantize_kinds({&kind, 1}, statistics);
       }
     } else {
       LayerStatistics statistics = collect({std::begin(kAllKinds), std::end(kAllKinds)});
-      if (smooths) {
+      if (smooths_) {
         stage("smoothing", 0);
 #ifdef LATHE_HAS_CUDA
         bring_to_host(statistics);
 #endif
-        smooth_layer(layer_.weights, statistics, config_, options_, store_dtype, exec_);
+        if (ranks_.rank() == 0) {
+          smooth_layer(layer_.weights, statistics, config_, options_, store_dtype, exec_);
+        }
+        broadcast_small_tensors();
       }
-      for (const LinearKind kind : kAllKinds) quantize_kind(kind, statistics);
+      quantize_kinds(kAllKinds, statistics);
     }
     return std::move(layer_);
   }
 
  private:
+  // Linears that share an input, in layer_.weights.linears, and the rank that quantizes them.
+  struct Group {
+    std::size_t begin = 0;
+    std::size_t end = 0;
+    int rank = 0;
+  };
+
+  // The linears of a kind come in runs of equal expert. The most expensive group goes first, to the
+  // rank with the least to do: the same everywhere, since it follows from shapes.
+  void find_groups() {
+    const std::vector<LayerLinear>& linears = layer_.weights.linears;
+    std::vector<double> costs;
+    for (std::size_t begin = 0; begin < linears.size();) {
+      Group group{.begin = begin, .end = begin + 1};
+      while (group.end < linears.size() &&
+             linears[group.end].slot.kind == linears[begin].slot.kind &&
+             linears[group.end].slot.expert == linears[begin].slot.expert) {
+        ++group.end;
+      }
+      const auto k = static_cast<double>(linears[begin].slot.k);
+      double cost = k * k * k;  // the factor; then the columns of every row
+      for (std::size_t i = begin; i < group.end; ++i) {
+        cost += static_cast<double>(linears[i].slot.n) * k * k;
+      }
+      costs.push_back(cost);
+      groups_.push_back(group);
+      begin = group.end;
+    }
+    // Smoothing couples the groups and rounding behind it is cheap: all on rank 0.
+    if (smooths_ || ranks_.size() == 1) return;
+    std::vector<std::size_t> order(groups_.size());
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return costs[a] > costs[b]; });
+    std::vector<double> load(static_cast<std::size_t>(ranks_.size()), 0.0);
+    for (const std::size_t i : order) {
+      const auto least = std::min_element(load.begin(), load.end());
+      *least += costs[i];
+      groups_[i].rank = static_cast<int>(least - load.begin());
+    }
+  }
+
+  std::span<LayerLinear> linears_of(const Group& group) {
+    return std::span(layer_.weights.linears).subspan(group.begin, group.end - group.begin);
+  }
+
+  // Gains, router and biases as rank 0 has them.
+  void broadcast_small_tensors() {
+    const auto broadcast = [&](Tensor& tensor) {
+      if (tensor.empty()) return;
+      const auto bytes = static_cast<std::size_t>(tensor.num_elements()) * sizeof(float);
+      ranks_.broadcast(0, {reinterpret_cast<std::byte*>(tensor.as<float>()), bytes});
+    };
+    LayerWeights& weights = layer_.weights;
+    for (Tensor* tensor :
+         {&weights.input_norm, &weights.q_norm, &weights.k_norm, &weights.post_attention_norm,
+          &weights.mlp_norm, &weights.post_mlp_norm, &weights.router}) {
+      broadcast(*tensor);
+    }
+    for (LayerLinear& linear : weights.linears) broadcast(linear.weights.bias);
+  }
+
   void stage(const std::string& name, int64_t tokens) {
     if (on_stage_) on_stage_(name, tokens);
   }
@@ -145,28 +216,64 @@ class LayerQuantizer {
     }
     amax_blocks_ = collect_options.amax_blocks;
     const CalibrationLayer packed = pack_for_calibration(layer_.weights, options_, *pass_, exec_);
-    return pass_->collect(
+    LayerStatistics statistics = pass_->collect(
         packed, collect_options, [&](int64_t tokens) { stage("calibrating", tokens); }, exec_);
+    if (ranks_.size() > 1) {
+      statistics.join(ranks_, [&](LinearKind kind, int64_t expert) {
+        const auto group = std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) {
+          const LinearSlot& slot = layer_.weights.linears[g.begin].slot;
+          return slot.kind == kind && slot.expert == expert;
+        });
+        LATHE_CHECK(group != groups_.end());
+        return group->rank;
+      });
+    }
+    return statistics;
   }
 
-  void quantize_kind(LinearKind kind, LayerStatistics& statistics) {
-    // The linears of a kind come in runs of equal expert.
-    std::vector<LayerLinear>& linears = layer_.weights.linears;
-    for (std::size_t begin = 0; begin < linears.size();) {
-      std::size_t end = begin + 1;
-      while (end < linears.size() && linears[end].slot.kind == linears[begin].slot.kind &&
-             linears[end].slot.expert == linears[begin].slot.expert) {
-        ++end;
+  void quantize_kinds(std::span<const LinearKind> kinds, LayerStatistics& statistics) {
+    std::vector<std::pair<const Group*, std::vector<LinearReport>>> done;
+    for (const LinearKind kind : kinds) {
+      for (const Group& group : groups_) {
+        if (layer_.weights.linears[group.begin].slot.kind != kind) continue;
+        done.emplace_back(&group, std::vector<LinearReport>());
+        if (group.rank != ranks_.rank()) continue;
+        const std::span<LayerLinear> linears = linears_of(group);
+        done.back().second = with_context(
+            linears[0].slot.module, [&] { return quantize_shared_input(linears, statistics); });
       }
-      if (linears[begin].slot.kind == kind) {
-        const std::span<LayerLinear> group(linears.data() + begin, end - begin);
-        with_context(group[0].slot.module, [&] { quantize_shared_input(group, statistics); });
-      }
-      begin = end;
+    }
+    // Behind all of them: the ranks work at the same time.
+    for (auto& [group, reports] : done) {
+      if (ranks_.size() > 1) exchange(*group, reports);
+      for (LinearReport& report : reports) layer_.reports.push_back(std::move(report));
     }
   }
 
-  void quantize_shared_input(std::span<LayerLinear> group, LayerStatistics& statistics) {
+  // The group's codes, schemes and reports, from the rank that made them to all.
+  void exchange(const Group& group, std::vector<LinearReport>& reports) {
+    std::string text = reports_to_json(reports);
+    broadcast_text(ranks_, group.rank, text);
+    if (group.rank != ranks_.rank()) reports = reports_from_json(text);
+    for (LayerLinear& linear : linears_of(group)) {
+      LinearWeights& weights = linear.weights;
+      if (group.rank != ranks_.rank()) {
+        weights.dense = Tensor();
+        weights.quantized = make_quantized_matrix(options_.format, linear.slot.n, linear.slot.k);
+      }
+      QuantizedMatrix& matrix = *weights.quantized;
+      for (Buffer* buffer : {&matrix.codes, &matrix.scales}) {
+        ranks_.broadcast(group.rank, {buffer->data(), static_cast<std::size_t>(buffer->size())});
+      }
+      broadcast_value(ranks_, group.rank, matrix.global_scale);
+      broadcast_value(ranks_, group.rank, matrix.log_alpha);
+      broadcast_value(ranks_, group.rank, matrix.log_beta);
+      broadcast_value(ranks_, group.rank, weights.scheme);
+    }
+  }
+
+  std::vector<LinearReport> quantize_shared_input(std::span<LayerLinear> group,
+                                                  LayerStatistics& statistics) {
     const LinearSlot& slot = group[0].slot;
     LayerStatistics::Input* input = statistics.find(slot.kind, slot.expert);
     stage(slot.module, 0);
@@ -194,8 +301,8 @@ class LayerQuantizer {
         weights.scheme.input_global_scale =
             nvfp4_global_scale(input_amax(statistics, slot.kind, input, reports[i].hadamard));
       }
-      layer_.reports.push_back(std::move(reports[i]));
     }
+    return reports;
   }
 
   std::vector<LinearReport> quantize_tasks(std::span<LinearTask> tasks,
@@ -230,9 +337,12 @@ class LayerQuantizer {
 
   const ModelConfig& config_;
   const QuantizeOptions& options_;
+  const bool smooths_;
   LayerPass* pass_;
   const OnStage& on_stage_;
+  Communicator& ranks_;
   Exec& exec_;
+  std::vector<Group> groups_;
   QuantizedLayer layer_;
   std::vector<int64_t> amax_blocks_;
 };
@@ -241,8 +351,9 @@ class LayerQuantizer {
 
 QuantizedLayer quantize_layer(LayerWeights weights, const ModelConfig& config,
                               const QuantizeOptions& options, DType store_dtype, LayerPass* pass,
-                              const OnStage& on_stage, Exec& exec) {
-  return LayerQuantizer(std::move(weights), config, options, pass, on_stage, exec).run(store_dtype);
+                              const OnStage& on_stage, Communicator& ranks, Exec& exec) {
+  return LayerQuantizer(std::move(weights), config, options, pass, on_stage, ranks, exec)
+      .run(store_dtype);
 }
 
 CalibrationLayer pack_quantized_layer(const QuantizedLayer& layer, LayerPass& pass, Exec& exec) {

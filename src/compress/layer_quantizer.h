@@ -1,5 +1,8 @@
 // One decoder layer, from dense weights to codes: smoothing, calibration, quantization, in the
 // order of spec/mr-gptq.md 4.1.
+//
+// Ranks collect the statistics together; each group of linears that share an input is the work of
+// one rank, which gets its Hessian and hands its codes to all.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -26,10 +29,11 @@ struct QuantizedLayer {
 // What runs while a layer is being worked on: the stage by name, and tokens done in it.
 using OnStage = std::function<void(const std::string& stage, int64_t tokens_done)>;
 
-// weights: f32, dense. pass: null when nothing is calibrated. store_dtype: of gains and biases.
+// weights: f32, dense. pass: null when nothing is calibrated. store_dtype: of gains and biases. The
+// result is the same on all ranks.
 QuantizedLayer quantize_layer(LayerWeights weights, const ModelConfig& config,
                               const QuantizeOptions& options, DType store_dtype, LayerPass* pass,
-                              const OnStage& on_stage, Exec& exec);
+                              const OnStage& on_stage, Communicator& ranks, Exec& exec);
 
 // The layer as the calibration of the following layers sees it: with the activations' quantization
 // when there is one; otherwise decoded to dense fp32 weights, rotated back, which is the same

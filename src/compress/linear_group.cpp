@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/json.h"
 #include "compress/coordinate_descent.h"
 #ifdef LATHE_HAS_CUDA
 #include "compress/cuda_linear_group.h"
@@ -246,6 +247,48 @@ std::vector<LinearReport> quantize_group(std::span<LinearTask> tasks, InputStati
     tasks[i].quantized = std::move(best->matrices[i]);
   }
   return group_reports(tasks, *best, options, use_gptq, tokens);
+}
+
+std::string reports_to_json(const std::vector<LinearReport>& reports) {
+  Json list = Json::array();
+  for (const LinearReport& report : reports) {
+    list.push_back({{"module", report.module},
+                    {"rows", report.rows},
+                    {"cols", report.cols},
+                    {"tokens", report.tokens},
+                    {"hadamard", report.hadamard},
+                    {"damping", report.damping},
+                    {"escalations", report.escalations},
+                    {"dead_columns", report.dead_columns},
+                    {"rtn_fallback", report.rtn_fallback},
+                    {"error", report.error},
+                    {"rtn_error", report.rtn_error}});
+  }
+  return dump_json(list);
+}
+
+std::vector<LinearReport> reports_from_json(const std::string& text) {
+  std::vector<LinearReport> reports;
+  try {
+    for (const Json& entry : parse_json(text, "quantization record")) {
+      LinearReport report;
+      report.module = entry.at("module").get<std::string>();
+      report.rows = entry.at("rows").get<int64_t>();
+      report.cols = entry.at("cols").get<int64_t>();
+      report.tokens = entry.at("tokens").get<int64_t>();
+      report.hadamard = entry.at("hadamard").get<int64_t>();
+      report.damping = entry.at("damping").get<double>();
+      report.escalations = entry.at("escalations").get<int>();
+      report.dead_columns = entry.at("dead_columns").get<int64_t>();
+      report.rtn_fallback = entry.at("rtn_fallback").get<bool>();
+      report.error = entry.at("error").get<double>();
+      report.rtn_error = entry.at("rtn_error").get<double>();
+      reports.push_back(std::move(report));
+    }
+  } catch (const Json::exception& error) {
+    fail(ErrorCode::kCorruptData, "quantization record: ", error.what());
+  }
+  return reports;
 }
 
 }  // namespace lathe

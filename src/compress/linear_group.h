@@ -36,6 +36,10 @@ struct LinearReport {
   double rtn_error = -1;  // of plain rounding under the same scales; -1: not measured
 };
 
+// JSON text of reports, as kept in the journal, and back.
+std::string reports_to_json(const std::vector<LinearReport>& reports);
+std::vector<LinearReport> reports_from_json(const std::string& text);
+
 // `statistics`: of the un-rotated input; its Hessian is taken out of it (the matrix can be large).
 // null: nothing was calibrated, scales and codes come from the weights alone. `held_out`: other
 // tokens, for choosing and for the reported error; null: the same tokens serve.

@@ -3,11 +3,13 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <iterator>
 #include <limits>
+#include <set>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -18,6 +20,7 @@ namespace lathe {
 namespace {
 
 constexpr int64_t kMaxJournalBytes = int64_t{4} << 30;
+constexpr char kRankPrefix[] = "rank-";
 
 int open_for_append(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
@@ -115,14 +118,14 @@ MiningJournalText parse_mining_journal(std::string_view text, const std::string&
 
 MiningJournal::MiningJournal(const std::string& directory, const std::string& identity,
                              int64_t hidden_size)
-    : directory_(directory), hidden_size_(hidden_size) {
+    : directory_(directory), identity_(identity), hidden_size_(hidden_size) {
   std::error_code error;
   std::filesystem::create_directories(directory, error);
   if (error) fail(ErrorCode::kIo, "cannot make ", directory, ": ", error.message());
   try {
     journal_fd_ = open_for_append(directory + "/journal.jsonl");
     features_fd_ = open_for_append(directory + "/features.f32");
-    load(identity);
+    load();
   } catch (...) {
     if (journal_fd_ >= 0) ::close(journal_fd_);
     if (features_fd_ >= 0) ::close(features_fd_);
@@ -135,10 +138,10 @@ MiningJournal::~MiningJournal() {
   ::close(features_fd_);
 }
 
-void MiningJournal::load(const std::string& identity) {
+void MiningJournal::load() {
   const std::string path = directory_ + "/journal.jsonl";
   MiningJournalText journal =
-      parse_mining_journal(read_file(path, kMaxJournalBytes), identity, path);
+      parse_mining_journal(read_file(path, kMaxJournalBytes), identity_, path);
   questions_ = std::move(journal.questions);
   num_rows_ = journal.num_rows;
   if (::ftruncate(journal_fd_, static_cast<off_t>(journal.whole_bytes)) != 0 ||
@@ -146,7 +149,7 @@ void MiningJournal::load(const std::string& identity) {
     fail(ErrorCode::kIo, "cannot open ", path, ": ", std::strerror(errno));
   }
   if (!journal.has_identity) {
-    write_all(journal_fd_, path, (identity + "\n").data(), identity.size() + 1);
+    write_all(journal_fd_, path, (identity_ + "\n").data(), identity_.size() + 1);
   }
   const int64_t bytes = num_rows_ * hidden_size_ * static_cast<int64_t>(sizeof(float));
   const int64_t present = ::lseek(features_fd_, 0, SEEK_END);
@@ -167,6 +170,36 @@ void MiningJournal::append(const MinedQuestion& question) {
   num_rows_ += std::ssize(question.tokens);
   questions_.push_back(question);
   questions_.back().features.clear();
+}
+
+std::string MiningJournal::directory_of_rank(const std::string& directory, int rank) {
+  return rank == 0 ? directory : str(directory, "/", kRankPrefix, rank);
+}
+
+void MiningJournal::absorb_ranks() {
+  std::set<int64_t> present;
+  for (const MinedQuestion& question : questions_) present.insert(question.question);
+  std::vector<std::string> folders;
+  for (const auto& entry : std::filesystem::directory_iterator(directory_)) {
+    if (entry.is_directory() && entry.path().filename().string().starts_with(kRankPrefix)) {
+      folders.push_back(entry.path().string());
+    }
+  }
+  std::sort(folders.begin(), folders.end());
+  for (const std::string& folder : folders) {
+    {
+      const MiningJournal other(folder, identity_, hidden_size_);
+      const std::vector<float> features = other.load_features();
+      auto next = features.begin();
+      for (MinedQuestion question : other.questions()) {
+        const int64_t count = std::ssize(question.tokens) * hidden_size_;
+        question.features.assign(next, next + count);
+        next += count;
+        if (present.insert(question.question).second) append(question);
+      }
+    }
+    std::filesystem::remove_all(folder);
+  }
 }
 
 std::vector<float> MiningJournal::load_features() const {

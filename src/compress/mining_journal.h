@@ -2,6 +2,10 @@
 // features.f32 the features of its tokens one behind the other. Features are written and synced
 // before their line, so a run that is killed loses at most the questions it was at; a torn line
 // and features without a line are cut off when the journal is opened again.
+//
+// Ranks keep a journal each: rank 0 the one of the directory, rank R > 0 one in its folder rank-R,
+// which is taken into the first one and removed when a run ends or the next one starts, whatever
+// its number of ranks.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -37,15 +41,21 @@ class MiningJournal {
   MiningJournal& operator=(const MiningJournal&) = delete;
 
   void append(const MinedQuestion& question);
+  // Takes the questions of the journals in rank-* folders in, those that are not here already, and
+  // removes the folders. Killed between the two, it finds the questions here the next time.
+  void absorb_ranks();
+  // Where rank `rank` of a run keeps its journal.
+  static std::string directory_of_rank(const std::string& directory, int rank);
   // In order of completion, without their features.
   const std::vector<MinedQuestion>& questions() const { return questions_; }
   // [all tokens of all questions, hidden_size], in their order.
   std::vector<float> load_features() const;
 
  private:
-  void load(const std::string& identity);
+  void load();
 
   std::string directory_;
+  std::string identity_;
   int64_t hidden_size_;
   int64_t num_rows_ = 0;
   std::vector<MinedQuestion> questions_;

@@ -31,8 +31,9 @@ void gather(std::span<const RowColumns> tables, std::span<const int32_t> rows, c
       });
 }
 
+// num_rows: of all ranks.
 std::vector<double> means_of(std::span<const RowColumns> tables, std::span<const int32_t> rows,
-                             int64_t size) {
+                             int64_t size, int64_t num_rows, Communicator& ranks) {
   std::vector<double> mean(index(size), 0.0);
   for (const int32_t row : rows) {
     double* to = mean.data();
@@ -42,8 +43,9 @@ std::vector<double> means_of(std::span<const RowColumns> tables, std::span<const
       to += table.width;
     }
   }
+  all_reduce_sum(ranks, mean);
   for (double& value : mean) {
-    value /= static_cast<double>(rows.size());
+    value /= static_cast<double>(num_rows);
     if (!std::isfinite(value)) {
       fail(ErrorCode::kInvalidArgument,
            "the model's keys or values are not finite on the calibration text");
@@ -84,20 +86,24 @@ Moments Moments::select(std::span<const int64_t> columns) const {
 }
 
 Moments collect_moments(std::span<const RowColumns> tables, std::span<const int32_t> rows,
-                        Exec& exec) {
+                        Exec& exec, Communicator* all_ranks) {
+  SoloCommunicator solo;
+  Communicator& ranks = all_ranks != nullptr ? *all_ranks : solo;
   Moments moments;
   for (const RowColumns& table : tables) moments.size += table.width;
-  moments.num_rows = static_cast<int64_t>(rows.size());
-  if (rows.empty() || moments.size == 0) {
+  double num_rows = static_cast<double>(rows.size());
+  all_reduce_sum(ranks, {&num_rows, 1});
+  moments.num_rows = static_cast<int64_t>(num_rows);
+  if (moments.num_rows == 0 || moments.size == 0) {
     fail(ErrorCode::kInvalidArgument, "no tokens to fit the cache's predictors to");
   }
   const int64_t size = moments.size;
-  moments.mean = means_of(tables, rows, size);
+  moments.mean = means_of(tables, rows, size, moments.num_rows, ranks);
   std::vector<float> shift(index(size));
   for (int64_t i = 0; i < size; ++i) shift[index(i)] = static_cast<float>(moments.mean[index(i)]);
 
   moments.covariance.assign(index(size * size), 0.0);
-  Buffer chunk(std::min(kMomentRows, moments.num_rows) * size * int64_t{sizeof(float)});
+  Buffer chunk(std::min<int64_t>(kMomentRows, std::ssize(rows)) * size * int64_t{sizeof(float)});
   Buffer gram(size * size * int64_t{sizeof(float)});
   for (std::size_t first = 0; first < rows.size(); first += index(kMomentRows)) {
     const auto part = rows.subspan(first, std::min(rows.size() - first, index(kMomentRows)));
@@ -112,6 +118,8 @@ Moments collect_moments(std::span<const RowColumns> tables, std::span<const int3
       }
     });
   }
+  reduce_sum(ranks, 0, moments.covariance);
+  if (ranks.rank() != 0) return moments;
   const auto n = static_cast<double>(moments.num_rows);
   for (int64_t i = 0; i < size; ++i) {
     const double off_i = moments.mean[index(i)] - double{shift[index(i)]};

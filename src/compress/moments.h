@@ -13,6 +13,7 @@
 #include <span>
 #include <vector>
 
+#include "comm/communicator.h"
 #include "tensor/exec.h"
 
 namespace lathe {
@@ -43,9 +44,12 @@ struct Moments {
 // error of an element at most kMomentRows * 2^-24 of sqrt(C_ii C_jj). On AVX-512 the result does
 // not depend on the number of threads. Throws kInvalidArgument on a NaN or an infinity, or without
 // rows.
+//
+// ranks: each with rows of its own, possibly none; the moments are those of all rows, sums in the
+// order of ranks. The covariance is then whole on rank 0 only. null: this process alone.
 inline constexpr int64_t kMomentRows = 1024;
 Moments collect_moments(std::span<const RowColumns> tables, std::span<const int32_t> rows,
-                        Exec& exec);
+                        Exec& exec, Communicator* ranks = nullptr);
 
 // y = weight x + bias
 struct LinearFit {

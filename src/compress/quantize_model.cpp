@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "compress/embed_sequences.h"
+#include "compress/gram.h"
 #include "compress/hidden_store.h"
 #include "compress/residual_rotation.h"
 #include "formats/compressed_tensors_writer.h"
@@ -45,45 +46,75 @@ class ModelQuantizer {
         source_(*job.source),
         config_(source_.config()),
         callbacks_(callbacks),
+        ranks_(job.ranks != nullptr ? *job.ranks : solo_),
         exec_(exec),
         store_dtype_(store_dtype_of(source_)),
         calibrates_(options_.needs_calibration()) {}
 
   QuantizeResult run() {
     check();
-    if (job_.resume && finished_before()) {
-      result_.finished_before = true;
-      return std::move(result_);
-    }
+    if (ranks_.size() > 1) check_ranks();
+    result_.finished_before = leads() && job_.resume && finished_before();
+    broadcast_value(ranks_, 0, result_.finished_before);
+    if (result_.finished_before) return std::move(result_);
     if (options_.method == QuantizeMethod::kQuaRot) {
       rotation_.emplace(config_.hidden_size, options_.seed);
     }
-    CompressedTensorsWriter writer(writer_options());
-    first_layer_ = 0;
-    while (first_layer_ < config_.num_layers && writer.is_done(first_layer_)) ++first_layer_;
-    for (int64_t layer = 0; layer < first_layer_; ++layer) {
-      for (LinearReport& report : reports_from_json(writer.record(layer))) {
-        result_.reports.push_back(std::move(report));
-      }
-    }
+    if (leads()) open_output();
+    broadcast_value(ranks_, 0, first_layer_);
     if (calibrates_) open_calibration();
     for (int64_t layer = first_layer_; layer < config_.num_layers; ++layer) {
-      with_context(str("layer ", layer), [&] { quantize_one(layer, writer); });
+      with_context(str("layer ", layer), [&] { quantize_one(layer); });
     }
     // The working files are not part of the model, and finish() lists the directory.
     pass_.reset();
     if (store_) store_->remove();
     store_.reset();
-    if (!writer.is_done(config_.num_layers)) write_last_part(writer);
-    Manifest manifest = job_.manifest;
-    for (auto& setting : manifest_settings()) manifest.settings.push_back(std::move(setting));
-    manifest.quality.push_back(mean_error());
-    writer.finish(std::move(manifest));
+    if (leads()) finish_output();
     result_.seconds = seconds_since(start_);
     return std::move(result_);
   }
 
  private:
+  bool leads() const { return ranks_.rank() == 0; }
+
+  // Ranks that were given different things would wait for one another, or worse.
+  void check_ranks() {
+    if (exec_.on_cuda()) {
+      fail(ErrorCode::kUnsupported,
+           "several ranks compute on CPUs only; use --device cpu, or one "
+           "process on the GPU");
+    }
+    // Sums are made in parts that all of them divide alike.
+    const std::string own =
+        str(writer_options().settings, gram_divides() ? "" : ", without AVX-512");
+    std::string first = own;
+    broadcast_text(ranks_, 0, first);
+    if (own != first) {
+      fail(ErrorCode::kInvalidArgument,
+           "another model, calibration text, setting or processor than ", rank_name(ranks_, 0),
+           " has: ", own, " instead of ", first);
+    }
+  }
+
+  void open_output() {
+    writer_.emplace(writer_options());
+    while (first_layer_ < config_.num_layers && writer_->is_done(first_layer_)) ++first_layer_;
+    for (int64_t layer = 0; layer < first_layer_; ++layer) {
+      for (LinearReport& report : reports_from_json(writer_->record(layer))) {
+        result_.reports.push_back(std::move(report));
+      }
+    }
+  }
+
+  void finish_output() {
+    if (!writer_->is_done(config_.num_layers)) write_last_part(*writer_);
+    Manifest manifest = job_.manifest;
+    for (auto& setting : manifest_settings()) manifest.settings.push_back(std::move(setting));
+    manifest.quality.push_back(mean_error());
+    writer_->finish(std::move(manifest));
+  }
+
   void check() const {
     check_options(options_, !job_.dense_output);
     if (job_.dense_output && options_.activations != ActivationFormat::kNone) {
@@ -152,8 +183,8 @@ class ModelQuantizer {
   }
 
   void open_calibration() {
-    store_ =
-        std::make_unique<HiddenStore>(job_.out, lengths_of(job_.sequences), config_.hidden_size);
+    store_ = std::make_unique<HiddenStore>(job_.out, lengths_of(job_.sequences),
+                                           config_.hidden_size, &ranks_);
     if (first_layer_ == 0) {
       embed_all();
     } else if (first_layer_ < config_.num_layers && !store_->complete(first_layer_)) {
@@ -174,7 +205,7 @@ class ModelQuantizer {
     embed_sequences(source_, job_.sequences, store_dtype_, rotate, *store_, exec_);
   }
 
-  void quantize_one(int64_t layer, CompressedTensorsWriter& writer) {
+  void quantize_one(int64_t layer) {
     progress(str("layer ", layer, ": loading"), layer, 0);
     LayerWeights weights = load_layer_weights(source_, layer, DType::kF32);
     for (const LayerLinear& linear : weights.linears) {
@@ -199,7 +230,7 @@ class ModelQuantizer {
       progress(str("layer ", layer, ": ", stage), layer, std::min(of_layer, 0.9));
     };
     QuantizedLayer quantized = quantize_layer(std::move(weights), config_, options_, store_dtype_,
-                                              pass_.get(), on_stage, exec_);
+                                              pass_.get(), on_stage, ranks_, exec_);
     source_.release_pages();
     if (calibrates_ && layer + 1 < config_.num_layers) {
       const CalibrationLayer packed = pack_quantized_layer(quantized, *pass_, exec_);
@@ -214,7 +245,7 @@ class ModelQuantizer {
     }
     // Done already: an earlier layer was damaged on disk, and this one only had to pass its outputs
     // on.
-    if (!writer.is_done(layer)) write_layer(layer, quantized, writer);
+    if (leads() && !writer_->is_done(layer)) write_layer(layer, quantized, *writer_);
     for (LinearReport& report : quantized.reports) {
       if (callbacks_.on_linear) callbacks_.on_linear(report);
       result_.reports.push_back(std::move(report));
@@ -350,12 +381,15 @@ class ModelQuantizer {
   const Checkpoint& source_;
   const ModelConfig& config_;
   const QuantizeCallbacks& callbacks_;
+  SoloCommunicator solo_;
+  Communicator& ranks_;
   Exec& exec_;
   DType store_dtype_;
   bool calibrates_;
   Clock::time_point start_ = Clock::now();
   int64_t first_layer_ = 0;
   std::optional<ResidualRotation> rotation_;
+  std::optional<CompressedTensorsWriter> writer_;  // on rank 0
   std::unique_ptr<HiddenStore> store_;
   std::unique_ptr<LayerPass> pass_;
   QuantizeResult result_;
@@ -367,48 +401,6 @@ QuantizeResult quantize_model(const QuantizeJob& job, const QuantizeCallbacks& c
                               Exec& exec) {
   LATHE_CHECK(job.source != nullptr);
   return ModelQuantizer(job, callbacks, exec).run();
-}
-
-std::string reports_to_json(const std::vector<LinearReport>& reports) {
-  Json list = Json::array();
-  for (const LinearReport& report : reports) {
-    list.push_back({{"module", report.module},
-                    {"rows", report.rows},
-                    {"cols", report.cols},
-                    {"tokens", report.tokens},
-                    {"hadamard", report.hadamard},
-                    {"damping", report.damping},
-                    {"escalations", report.escalations},
-                    {"dead_columns", report.dead_columns},
-                    {"rtn_fallback", report.rtn_fallback},
-                    {"error", report.error},
-                    {"rtn_error", report.rtn_error}});
-  }
-  return dump_json(list);
-}
-
-std::vector<LinearReport> reports_from_json(const std::string& text) {
-  std::vector<LinearReport> reports;
-  try {
-    for (const Json& entry : parse_json(text, "quantization record")) {
-      LinearReport report;
-      report.module = entry.at("module").get<std::string>();
-      report.rows = entry.at("rows").get<int64_t>();
-      report.cols = entry.at("cols").get<int64_t>();
-      report.tokens = entry.at("tokens").get<int64_t>();
-      report.hadamard = entry.at("hadamard").get<int64_t>();
-      report.damping = entry.at("damping").get<double>();
-      report.escalations = entry.at("escalations").get<int>();
-      report.dead_columns = entry.at("dead_columns").get<int64_t>();
-      report.rtn_fallback = entry.at("rtn_fallback").get<bool>();
-      report.error = entry.at("error").get<double>();
-      report.rtn_error = entry.at("rtn_error").get<double>();
-      reports.push_back(std::move(report));
-    }
-  } catch (const Json::exception& error) {
-    fail(ErrorCode::kCorruptData, "quantization record: ", error.what());
-  }
-  return reports;
 }
 
 }  // namespace lathe

@@ -12,6 +12,10 @@
 // and ends with the same bytes: the inputs of that layer are on disk whole (hidden_store.h), and
 // nothing depends on time or on the number of threads but the last bits of OpenBLAS's sums, which
 // depend on the number of threads.
+//
+// Ranks (docs/decisions/0017-ranks.md) share the sequences, the sums and the linears of a layer;
+// rank 0 writes. The result has the same bytes whatever their number, and a run may go on with
+// another one.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -48,6 +52,7 @@ struct QuantizeJob {
   // Calibration token sequences (calibration_data.h); may be empty when nothing is calibrated.
   std::vector<std::vector<int32_t>> sequences;
   bool resume = false;
+  Communicator* ranks = nullptr;  // all of them have this same job; null: this process alone
   // Emulate: store the decoded weights as dense fp32 tensors instead of codes, for formats that
   // compressed-tensors does not have. Weight-only; the manifest's setting "emulates" says so.
   bool dense_output = false;
@@ -57,7 +62,7 @@ struct QuantizeJob {
 };
 
 struct QuantizeResult {
-  std::vector<LinearReport> reports;  // of all layers, those of earlier runs included
+  std::vector<LinearReport> reports;  // of all layers; those of earlier runs on rank 0 only
   double seconds = 0;                 // of this run
   bool finished_before = false;       // `resume`, and an earlier run had finished: no reports
 };
@@ -79,9 +84,5 @@ struct QuantizePlan {
 };
 QuantizePlan plan_quantization(const Checkpoint& source, const QuantizeOptions& options,
                                Exec& exec);
-
-// JSON text of reports, as kept in the journal, and back.
-std::string reports_to_json(const std::vector<LinearReport>& reports);
-std::vector<LinearReport> reports_from_json(const std::string& text);
 
 }  // namespace lathe

@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <numeric>
 
 #include "base/error.h"
+#include "comm/thread_ranks.h"
 #include "compress/default_calibration.h"
 #include "compress/hidden_store.h"
 #include "formats/temporary_directory.h"
@@ -110,6 +112,45 @@ TEST(HiddenStore, KeepsTwoGenerationsApart) {
   EXPECT_THROW(longer.read(1, 0, 2, more.data()), Error);
   store.remove();
   EXPECT_FALSE(std::filesystem::exists(directory / "calibration.0"));
+}
+
+TEST(HiddenStore, RanksWriteTheirSharesOfTheSameFiles) {
+  TemporaryDirectory directory;
+  const std::vector<int64_t> lengths = {2, 3, 1, 4, 2};
+  std::vector<float> values(12 * 4);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
+  ThreadRanks(2).run([&](Communicator& ranks) {
+    HiddenStore store(directory.path(), lengths, 4, &ranks);
+    EXPECT_FALSE(store.complete(0));
+    ranks.barrier();
+    store.begin(0);
+    for (int64_t i = 0; i < store.num_sequences(); ++i) {
+      EXPECT_EQ(store.owns(i), i % 2 == ranks.rank());
+      if (store.owns(i)) store.write(0, i, 1, values.data() + store.tokens_before(i) * 4);
+    }
+    store.finish(0);
+    ranks.barrier();
+    EXPECT_TRUE(store.complete(0));
+  });
+  // Any number of ranks goes on.
+  const HiddenStore store(directory.path(), lengths, 4);
+  EXPECT_TRUE(store.complete(0));
+  std::vector<float> out(12 * 4);
+  store.read(0, 0, 5, out.data());
+  EXPECT_EQ(out, values);
+}
+
+TEST(HiddenStore, ARankThatSeesOtherFilesSaysSo) {
+  TemporaryDirectory first, second;
+  { const HiddenStore of_an_earlier_run(second.path(), {2, 3}, 4); }
+  ThreadRanks(2).run([&](Communicator& ranks) {
+    const std::string directory = ranks.rank() == 0 ? first.path() : second.path();
+    if (ranks.rank() == 0) {
+      EXPECT_NO_THROW(HiddenStore(directory, {2, 3}, 4, &ranks));
+    } else {
+      EXPECT_THROW(HiddenStore(directory, {2, 3}, 4, &ranks), Error);
+    }
+  });
 }
 
 }  // namespace

@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "base/error.h"
+#include "comm/thread_ranks.h"
 #include "quant/hadamard.h"
 #include "support/all_close.h"
 
@@ -50,6 +52,38 @@ TEST_F(Statistics, HessianIsTwoOverNTimesTheGramMatrix) {
   }
   EXPECT_NEAR(double{statistics.mean_abs()[418]}, mean, 1e-6);
   EXPECT_EQ(statistics.amax()[418], amax);
+}
+
+// Each rank adds all rows to its part: the bits of one process, whoever is root and however many
+// threads a rank has. 3001^2 is more than one piece of the reduction, 50 less than a block.
+TEST_F(Statistics, PartsOfRanksAreThoseOfOneProcess) {
+  const int64_t tokens = 12;
+  for (const int64_t k : {3001, 50}) {
+    const auto x = normal_values(tokens * k, 3);
+    InputStatistics one(k, true);
+    one.add(x.data(), tokens, exec_);
+    const std::vector<float> mean = one.mean_abs();
+    const Buffer expected = one.take_hessian(exec_);
+    for (const int root : {0, 2}) {
+      ThreadRanks(3).run([&](Communicator& ranks) {
+        ThreadPool threads(1 + ranks.rank());
+        Workspace workspace;
+        Exec exec{threads, workspace};
+        const GramShare share = {.part = (ranks.rank() + 1) % 3, .parts = 3};
+        InputStatistics part(k, true);
+        part.add(x.data(), 7, exec, share);
+        part.add(x.data() + 7 * k, tokens - 7, exec, share);
+        part.join(ranks, root);
+        EXPECT_EQ(part.tokens(), tokens);
+        EXPECT_EQ(part.amax(), one.amax());
+        EXPECT_EQ(part.has_gram(), ranks.rank() == root);
+        if (ranks.rank() != root) return;
+        EXPECT_EQ(part.mean_abs(), mean);
+        const Buffer h = part.take_hessian(exec);
+        EXPECT_EQ(std::memcmp(h.data(), expected.data(), static_cast<std::size_t>(h.size())), 0);
+      });
+    }
+  }
 }
 
 // Rotating the Hessian is the same as rotating the inputs.

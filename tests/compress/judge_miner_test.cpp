@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <map>
 
 #include "base/atomic_file.h"
@@ -276,6 +277,56 @@ TEST(MiningJournal, GoesOnWhereItStopped) {
     expect_same(whole, expected.at(q.question));
   }
   EXPECT_EQ(row * static_cast<std::size_t>(width), features.size());
+}
+
+MinedQuestion mined_question(int64_t number, int64_t num_tokens) {
+  MinedQuestion q;
+  q.question = number;
+  q.used = true;
+  q.tokens.resize(static_cast<std::size_t>(num_tokens));
+  q.features.assign(static_cast<std::size_t>(num_tokens) * 4, static_cast<float>(number));
+  return q;
+}
+
+TEST(MiningJournal, TakesInTheJournalsOfRanks) {
+  const TemporaryDirectory directory;
+  const std::string work = directory / "work";
+  MiningJournal(work, "who", 4).append(mined_question(0, 1));
+  const std::string ranks[] = {MiningJournal::directory_of_rank(work, 1),
+                               MiningJournal::directory_of_rank(work, 2)};
+  {
+    MiningJournal one(ranks[0], "who", 4), two(ranks[1], "who", 4);
+    one.append(mined_question(1, 2));
+    one.append(mined_question(4, 0));
+    two.append(mined_question(2, 3));
+  }
+  // Killed between taking rank 1's in and removing it: question 1 is there already.
+  MiningJournal(work, "who", 4).append(mined_question(1, 2));
+  // Killed in the middle of a line.
+  const std::string torn = ranks[1] + "/journal.jsonl";
+  write_file_atomically(torn, read_file(torn) + "{\"question\":99,\"us");
+
+  MiningJournal journal(work, "who", 4);
+  journal.absorb_ranks();
+  const auto check = [](const MiningJournal& all) {
+    std::vector<int64_t> numbers;
+    std::vector<float> features;
+    for (const MinedQuestion& q : all.questions()) {
+      numbers.push_back(q.question);
+      features.insert(features.end(), q.tokens.size() * 4, static_cast<float>(q.question));
+    }
+    EXPECT_EQ(numbers, (std::vector<int64_t>{0, 1, 4, 2}));
+    EXPECT_EQ(all.load_features(), features);
+  };
+  check(journal);
+  check(MiningJournal(work, "who", 4));
+  for (const std::string& folder : ranks) EXPECT_FALSE(std::filesystem::exists(folder));
+  journal.absorb_ranks();  // nothing is left
+  check(journal);
+
+  MiningJournal(ranks[0], "someone else", 4).append(mined_question(7, 1));
+  expect_error(ErrorCode::kInvalidArgument, "other models", [&] { journal.absorb_ranks(); });
+  EXPECT_TRUE(std::filesystem::exists(ranks[0]));
 }
 
 TEST(MiningJournal, RefusesWhatIsNotItsOwn) {
