@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -21,7 +22,8 @@ constexpr char kMagic[8] = {'l', 'a', 't', 'h', 'e', 'k', 'v', '1'};
 constexpr int64_t kDigits = 64;
 constexpr const char* kSuffix = ".kv";
 constexpr const char* kPartial = ".partial";
-// A file under its temporary name that nobody has touched for so long belongs to a dead process.
+// Where files cannot be locked, one under its temporary name that nobody has touched for so long
+// belongs to a dead process.
 constexpr int64_t kStaleSeconds = 60;
 
 // What a file begins with; integers as this machine (little-endian x86-64) has them.
@@ -54,6 +56,8 @@ class File {
   File& operator=(const File&) = delete;
   bool is_open() const { return fd_ >= 0; }
   int fd() const { return fd_; }
+  // False when another process has it.
+  bool lock() const { return ::flock(fd_, LOCK_EX | LOCK_NB) == 0; }
 
   bool write_all(std::span<const std::byte> bytes) const {
     while (!bytes.empty()) {
@@ -79,6 +83,13 @@ class File {
  private:
   int fd_;
 };
+
+// Whether the process that was writing this file is gone: the kernel has dropped its lock.
+bool is_abandoned(const std::string& path, const struct stat& status) {
+  if (::time(nullptr) - status.st_mtim.tv_sec > kStaleSeconds) return true;
+  const File file(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+  return file.is_open() && file.lock();
+}
 
 }  // namespace
 
@@ -120,7 +131,6 @@ void ParkedStore::open_directory() {
     timespec used = {};
   };
   std::vector<Found> found;
-  const int64_t now = ::time(nullptr);
   while (const dirent* entry = ::readdir(directory)) {
     const std::string_view name = entry->d_name;
     const std::string path = options_.directory + "/" + std::string(name);
@@ -129,7 +139,7 @@ void ParkedStore::open_directory() {
     if (!is_key(name.substr(0, std::min<std::size_t>(name.size(), kDigits)))) continue;
     if (name.substr(kDigits) == kSuffix) {
       found.push_back({{std::string(name.substr(0, kDigits)), status.st_size}, status.st_mtim});
-    } else if (name.ends_with(kPartial) && now - status.st_mtim.tv_sec > kStaleSeconds) {
+    } else if (name.ends_with(kPartial) && is_abandoned(path, status)) {
       ::unlink(path.c_str());
     }
   }
@@ -143,7 +153,7 @@ void ParkedStore::open_directory() {
     on_disk_[disk_.back().key] = std::prev(disk_.end());
   }
   stats_.disk_pieces = static_cast<int64_t>(disk_.size());
-  shrink_disk();
+  shrink_disk(options_.disk_bytes);
 }
 
 bool ParkedStore::contains(const ParkedKey& key) const {
@@ -226,6 +236,7 @@ void ParkedStore::shrink_memory() {
 void ParkedStore::write_to_disk(const ParkedKey& key, std::span<const std::byte> piece) {
   const int64_t file_bytes = kHeaderBytes + static_cast<int64_t>(piece.size());
   if (file_bytes > options_.disk_bytes) return;
+  shrink_disk(options_.disk_bytes - file_bytes);
   FileHeader header = {};
   std::memcpy(header.magic, kMagic, sizeof kMagic);
   std::memcpy(header.key, key.data(), sizeof header.key);
@@ -237,10 +248,11 @@ void ParkedStore::write_to_disk(const ParkedKey& key, std::span<const std::byte>
   bool is_written = false;
   {
     const File file(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW);
-    is_written =
-        file.is_open() && file.write_all(bytes_of(&header, sizeof header)) && file.write_all(piece);
+    if (file.is_open()) file.lock();  // nobody else has this name
+    is_written = file.is_open() && file.write_all(bytes_of(&header, sizeof header)) &&
+                 file.write_all(piece) && ::rename(temporary.c_str(), path.c_str()) == 0;
   }
-  if (!is_written || ::rename(temporary.c_str(), path.c_str()) != 0) {
+  if (!is_written) {
     ::unlink(temporary.c_str());
     ++stats_.num_errors;
     return;
@@ -249,7 +261,6 @@ void ParkedStore::write_to_disk(const ParkedKey& key, std::span<const std::byte>
   on_disk_[key] = disk_.begin();
   stats_.disk_bytes += file_bytes;
   stats_.disk_pieces = static_cast<int64_t>(disk_.size());
-  shrink_disk();
 }
 
 // False, and the file is gone or not worth keeping, when it is not what its name says.
@@ -287,8 +298,8 @@ void ParkedStore::forget_on_disk(DiskList::iterator piece) {
   stats_.disk_pieces = static_cast<int64_t>(disk_.size());
 }
 
-void ParkedStore::shrink_disk() {
-  while (stats_.disk_bytes > options_.disk_bytes) {
+void ParkedStore::shrink_disk(int64_t max_bytes) {
+  while (stats_.disk_bytes > max_bytes) {
     if (!in_memory_.contains(disk_.back().key)) ++stats_.num_evicted;
     forget_on_disk(std::prev(disk_.end()));
   }

@@ -8,7 +8,9 @@
 // On disk every piece is a file of its own, KEY.kv, with its key, size and SHA-256 inside, written
 // under another name and renamed. A file that a crash has torn, that has a bit flipped, or that is
 // something else is deleted and counts as not there; the others are unharmed. Nothing is synced:
-// after a power cut some pieces may be missing. Two processes may share a directory.
+// after a power cut some pieces may be missing. Room is made before a piece is written, so the
+// directory of one process is never over its size. Two processes may share a directory; a lock on
+// what is being written tells the living from the dead.
 //
 // Losing a piece costs its computation, so nothing here throws once the store is open: what cannot
 // be written or read is counted (Stats::num_errors) and missing.
@@ -88,7 +90,7 @@ class ParkedStore {
   bool read_from_disk(const ParkedKey& key, std::vector<std::byte>& piece);
   void forget_on_disk(DiskList::iterator piece);
   void shrink_memory();
-  void shrink_disk();
+  void shrink_disk(int64_t max_bytes);
 
   const ParkedStoreOptions options_;
   MemoryList memory_;

@@ -1,6 +1,8 @@
 #include "cache/parked_store.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -220,13 +222,47 @@ TEST_F(ParkedStoreTest, AKilledWriterLeavesWholePiecesOnly) {
     EXPECT_EQ(store.stats().num_corrupt, 0);
     EXPECT_EQ(num_found, store.stats().disk_pieces);
   }
-  // What the killed ones were writing is removed once it is old enough.
-  for (const fs::path& path : files()) {
-    if (!path.string().ends_with(".partial")) continue;
-    fs::last_write_time(path, fs::file_time_type::clock::now() - std::chrono::hours(1));
-  }
+  // What the killed ones were writing is gone at once: nobody holds its lock.
   const ParkedStore store = open(0, int64_t{1} << 30);
   for (const fs::path& path : files()) EXPECT_TRUE(path.string().ends_with(".kv")) << path;
+}
+
+TEST_F(ParkedStoreTest, WhatAnotherProcessIsWritingStays) {
+  const std::string name = directory_ + "/" + key_of(1) + ".kv.1.partial";
+  const int fd = ::open(name.c_str(), O_WRONLY | O_CREAT, 0600);
+  ASSERT_EQ(::flock(fd, LOCK_EX | LOCK_NB), 0);
+  open(0, 10000);
+  EXPECT_EQ(files().size(), 1u);
+  ::close(fd);
+  open(0, 10000);
+  EXPECT_TRUE(files().empty());
+}
+
+// Looked at again and again, while the writer is stopped in whatever it was at.
+TEST_F(ParkedStoreTest, TheDirectoryIsNeverOverItsSize) {
+  constexpr int64_t kLimit = 1'000'000;
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ParkedStore store = open(0, kLimit);
+    for (int32_t i = 0;; ++i) store.put(key_of(i), piece_of(i, 240'000));
+  }
+  ASSERT_GT(child, 0);
+  std::uintmax_t most = 0;
+  for (int look = 0; look < 100; ++look) {
+    ::usleep(1000 + 137 * static_cast<unsigned>(look % 29));
+    ::kill(child, SIGSTOP);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, WUNTRACED), child);
+    ASSERT_TRUE(WIFSTOPPED(status));
+    std::uintmax_t sum = 0;
+    for (const fs::path& path : files()) sum += fs::file_size(path);
+    most = std::max(most, sum);
+    ::kill(child, SIGCONT);
+  }
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  EXPECT_GT(most, kLimit / 2);
+  EXPECT_LE(most, kLimit);
 }
 
 }  // namespace
