@@ -27,6 +27,10 @@ void merge_biases(std::vector<LogitBias>& biases) {
   biases.resize(count);
 }
 
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
 void check_judge_params(const SpeculativeParams& params, bool has_judge) {
   const auto check = [](const char* field, double value) {
     if (value >= 0 || value == -1) return;  // NaN fails
@@ -86,6 +90,7 @@ Engine::Engine(Model& model, std::unique_ptr<KvCache> cache, const Tokenizer* to
   kv_rows_.reserve(max_seqs);
   logit_rows_.reserve(max_rows);
   sampled_.reserve(max_rows);
+  verdicts_.reserve(max_rows);
   choices_.reserve(max_seqs);
   publish_stats();
 }
@@ -107,6 +112,7 @@ void Engine::set_drafter(std::unique_ptr<Drafter> drafter, const SpeculationOpti
 void Engine::set_parker(std::unique_ptr<PrefixParker> parker) {
   parker_ = std::move(parker);
   scheduler_.set_parker(parker_.get());
+  publish_stats();  // what the store has found
 }
 
 RequestId Engine::add_request(Request request) {
@@ -213,8 +219,10 @@ bool Engine::step() {
   const std::span<const ScheduledRows> rows = scheduler_.schedule();
   if (rows.empty()) return fail_stuck();
   build_batch(rows);
+  const auto start = std::chrono::steady_clock::now();
   if (forward(rows)) {
     sample();
+    if (logit_rows_.size() > choices_.size()) windows_.verify_seconds += seconds_since(start);
     deliver();
   }
   ++num_steps_;
@@ -248,7 +256,9 @@ void Engine::receive() {
 void Engine::propose_drafts() {
   if (speculator_ == nullptr) return;
   const StageTimer timer(profile_, Stage::kDraft);
+  const auto start = std::chrono::steady_clock::now();
   speculator_->propose(scheduler_.running(), options_.max_batch_tokens);
+  windows_.draft_seconds += seconds_since(start);
 }
 
 void Engine::build_batch(std::span<const ScheduledRows> rows) {
@@ -292,13 +302,14 @@ void Engine::build_batch(std::span<const ScheduledRows> rows) {
     }
     const bool wants_hidden = sequence.request.wants_hidden && sequence.num_output() == 0;
     const bool is_judged = scheduled.num_drafts > 0 && judge_ != nullptr &&
-                           judge_->needs_hidden() && judge_threshold(sequence) > 0;
+                           judge_->needs_hidden() && judge_threshold(choices_.back()) > 0;
     if (wants_hidden || is_judged) {
       keeps_hidden_ = true;
       samples_on_device_ = false;
     }
   }
   sampled_.resize(logit_rows_.size());
+  verdicts_.assign(logit_rows_.size(), {});
 }
 
 // False when the forward pass failed; the step's requests have then been ended.
@@ -386,9 +397,14 @@ void Engine::choose_tokens(Choice& choice, Sampler& sampler) {
     } else {
       verdict.sampled = sampler.sample(logits, params, sequence.counts, constraint, position, top);
     }
-    choice.num_accepted += verdict.accepted;
-    if (i < choice.num_drafts && !verdict.accepted) {
+    TokenSource& source = verdicts_[row].source;
+    if (i == choice.num_drafts) {
+      source = choice.num_drafts == 0 ? TokenSource::kPlain : TokenSource::kBonus;
+    } else if (verdict.accepted) {
+      source = TokenSource::kMatch;
+    } else {
       verdict.accepted = lets_pass(choice, i, logits, sampler, verdict);
+      source = verdict.accepted ? TokenSource::kJudge : TokenSource::kCorrection;
     }
     choice.num_passed += verdict.accepted;
     sampled_[row] = verdict.sampled;
@@ -398,14 +414,14 @@ void Engine::choose_tokens(Choice& choice, Sampler& sampler) {
   }
 }
 
-double Engine::judge_threshold(const Sequence& sequence) const {
+double Engine::judge_threshold(const Choice& choice) const {
   if (judge_ == nullptr) return 0;
-  const SpeculativeParams& params = sequence.request.speculative;
-  const SpeculationUsage& used = sequence.speculation;
-  if (params.max_judge_accepts >= 0 && used.judge_accepted >= params.max_judge_accepts) return 0;
-  if (params.max_logprob_deficit >= 0 && used.logprob_deficit >= params.max_logprob_deficit) {
-    return 0;
-  }
+  const SpeculativeParams& params = choice.sequence->request.speculative;
+  const SpeculationUsage& used = choice.sequence->speculation;
+  const int64_t accepted = used.judge_accepted + choice.judge_accepted;
+  const double deficit = used.logprob_deficit + choice.logprob_deficit;
+  if (params.max_judge_accepts >= 0 && accepted >= params.max_judge_accepts) return 0;
+  if (params.max_logprob_deficit >= 0 && deficit >= params.max_logprob_deficit) return 0;
   return params.judge_threshold >= 0 ? params.judge_threshold : judge_threshold_;
 }
 
@@ -413,10 +429,10 @@ double Engine::judge_threshold(const Sequence& sequence) const {
 // of the exact choice, and the window goes on: the rows behind it were computed with it. The hidden
 // state at the draft token is that of the row whose input it is, one behind the row that chose
 // against it.
-bool Engine::lets_pass(const Choice& choice, int64_t draft, std::span<const float> logits,
-                       const Sampler& sampler, Acceptance& exact) const {
-  Sequence& sequence = *choice.sequence;
-  const double threshold = judge_threshold(sequence);
+bool Engine::lets_pass(Choice& choice, int64_t draft, std::span<const float> logits,
+                       const Sampler& sampler, Acceptance& exact) {
+  const Sequence& sequence = *choice.sequence;
+  const double threshold = judge_threshold(choice);
   if (!(threshold > 0)) return false;
   JudgedToken token{.draft = sequence.draft.tokens[static_cast<std::size_t>(draft)],
                     .logits = logits,
@@ -425,14 +441,17 @@ bool Engine::lets_pass(const Choice& choice, int64_t draft, std::span<const floa
   if (keeps_hidden_) {
     token.hidden = hidden_row(choice.first_row + static_cast<std::size_t>(draft) + 1);
   }
-  ++sequence.speculation.judged;
+  ++choice.num_judged;
+  Verdict& verdict = verdicts_[choice.first_row + static_cast<std::size_t>(draft)];
+  verdict.probability = judge_->probability(token);
   // A grammar's word is law: what it forbids has no probability.
   const float logit = logits[static_cast<std::size_t>(token.draft)];
   if (!std::isfinite(logit) || !judge_->accepts(token, threshold)) return false;
-  ++sequence.speculation.judge_accepted;
-  sequence.speculation.logprob_deficit +=
+  verdict.logprob_deficit =
       static_cast<double>(logits[static_cast<std::size_t>(exact.sampled.token)]) -
       static_cast<double>(logit);
+  ++choice.judge_accepted;
+  choice.logprob_deficit += verdict.logprob_deficit;
   exact.sampled.token = token.draft;
   sampler.set_logprob(sequence.request.params, exact.sampled);
   return true;
@@ -449,12 +468,14 @@ void Engine::deliver() {
     Sequence& sequence = *choice.sequence;
     if (choice.num_drafts > 0) {
       // The length of windows follows from all that passes, whoever let it.
-      speculator_->learn(sequence, choice.num_drafts, choice.num_accepted, choice.num_passed);
+      speculator_->learn(sequence, choice.num_drafts, choice.num_passed);
+      count_window(choice);
       sequence.draft.clear();
     }
     bool goes_on = true;
     for (int64_t i = 0; goes_on && i < choice.num_tokens; ++i) {
       const std::size_t row = choice.first_row + static_cast<std::size_t>(i);
+      count_token(choice, i);
       goes_on = deliver_token(sequence, sampled_[row],
                               keeps_hidden_ ? hidden_row(row) : std::span<const float>());
     }
@@ -463,6 +484,56 @@ void Engine::deliver() {
     if (choice.num_drafts > 0) cache_->truncate(sequence.kv, sequence.size() - 1);
     if (choice.error != nullptr) finish(sequence, FinishReason::kError, choice.error.get());
   }
+}
+
+void Engine::count(Sequence& sequence, const SpeculationUsage& news) {
+  sequence.speculation += news;
+  speculation_ += news;
+}
+
+void Engine::count_window(const Choice& choice) {
+  SpeculationUsage news;
+  news.cycles = 1;
+  news.drafted = choice.num_drafts;
+  news.judged = choice.num_judged;
+  count(*choice.sequence, news);
+  ++windows_.windows_of[static_cast<std::size_t>(choice.num_drafts)];
+  if (choice.num_judged == 0) return;
+  constexpr auto& bounds = SpeculationStats::kJudgeScoreBounds;
+  for (int64_t i = 0; i < choice.num_tokens; ++i) {
+    const double p = verdicts_[choice.first_row + static_cast<std::size_t>(i)].probability;
+    if (std::isnan(p)) continue;
+    const auto bucket = std::lower_bound(bounds.begin(), bounds.end() - 1, p) - bounds.begin();
+    ++windows_.judge_scores[static_cast<std::size_t>(bucket)];
+    windows_.judge_score_sum += p;
+  }
+}
+
+// Before it is delivered: an output says how far it has come with the token.
+void Engine::count_token(const Choice& choice, int64_t idx) {
+  const Verdict& verdict = verdicts_[choice.first_row + static_cast<std::size_t>(idx)];
+  SpeculationUsage news;
+  switch (verdict.source) {
+    case TokenSource::kPlain:
+      return;
+    case TokenSource::kMatch:
+      news.accepted = 1;
+      break;
+    case TokenSource::kJudge:
+      news.judge_accepted = 1;
+      news.logprob_deficit = verdict.logprob_deficit;
+      break;
+    case TokenSource::kCorrection:
+      news.corrected = 1;
+      break;
+    case TokenSource::kBonus:
+      news.bonus = 1;
+      break;
+  }
+  if (news.accepted + news.judge_accepted > 0) {
+    ++windows_.accepted_at[static_cast<std::size_t>(idx)];
+  }
+  count(*choice.sequence, news);
 }
 
 // False when the sequence ended with it.
@@ -517,10 +588,7 @@ void Engine::retire(Sequence& sequence, bool keep_prefix) {
   if (sequence.kv.num_tokens >= sequence.size()) {
     cache_->truncate(sequence.kv, sequence.size() - 1);
   }
-  if (speculator_ != nullptr) {
-    speculator_->retire(sequence);
-    speculation_ += sequence.speculation;
-  }
+  if (speculator_ != nullptr) speculator_->retire(sequence);
   scheduler_.remove(&sequence, keep_prefix);
   sequences_.erase(id);
 }
@@ -554,6 +622,7 @@ void Engine::publish_stats() {
   stats_.running_cache_blocks = scheduler_.num_running_blocks();
   stats_.shared_prompt_tokens = scheduler_.num_shared_tokens();
   stats_.speculation = speculation_;
+  stats_.windows = windows_;
   if (parker_ != nullptr) stats_.parking = parker_->stats();
 }
 

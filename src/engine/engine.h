@@ -14,9 +14,11 @@
 // Threads: add_request(), abort(), has_work(), wait_for_work() and stats() may be called from any
 // thread at any time; step() from one thread at a time.
 #pragma once
+#include <array>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -36,6 +38,20 @@
 
 namespace lathe {
 
+// What /metrics wants to know beyond the sums of SpeculationUsage.
+struct SpeculationStats {
+  // [i]: windows whose draft token i (from 0) became part of an output.
+  std::array<int64_t, kMaxDraftTokens> accepted_at{};
+  std::array<int64_t, kMaxDraftTokens + 1> windows_of{};  // by number of draft tokens
+  // P(important) of judged tokens, where the judge has one: counts by kJudgeScoreBounds.
+  static constexpr std::array<double, 12> kJudgeScoreBounds = {.001, .005, .01, .02, .05, .1,
+                                                               .2,   .3,   .5,  .7,  .9,  1};
+  std::array<int64_t, kJudgeScoreBounds.size()> judge_scores{};
+  double judge_score_sum = 0;
+  double draft_seconds = 0;   // spent on proposing
+  double verify_seconds = 0;  // of steps with at least one window, from forward() to the choice
+};
+
 struct EngineStats {
   int64_t num_running = 0;
   int64_t num_waiting = 0;
@@ -47,8 +63,9 @@ struct EngineStats {
   int64_t free_cache_blocks = 0;     // the rest: running, or kept for later prompts
   int64_t running_cache_blocks = 0;  // blocks shared by several sequences count for each
   int64_t shared_prompt_tokens = 0;  // taken from earlier sequences instead of computed
-  SpeculationUsage speculation;      // of all requests that ended
-  ParkingStats parking;              // zeros without a parker
+  SpeculationUsage speculation;      // of all requests
+  SpeculationStats windows;
+  ParkingStats parking;  // zeros without a parker
 };
 
 class Engine {
@@ -126,6 +143,7 @@ class Engine {
   std::unique_ptr<Judge> judge_;            // null: exact
   double judge_threshold_ = 0;
   SpeculationUsage speculation_;
+  SpeculationStats windows_;
   StepProfile* profile_ = nullptr;
   int64_t num_prompt_tokens_ = 0;
   int64_t num_generated_ = 0;
@@ -142,18 +160,31 @@ class Engine {
     Sequence* sequence = nullptr;
     std::size_t first_row = 0;  // of logits, and of sampled_
     int64_t num_drafts = 0;
-    int64_t num_tokens = 0;    // chosen
-    int64_t num_accepted = 0;  // drafts, by the exact rule
-    int64_t num_passed = 0;    // drafts, by it or by the judge
+    int64_t num_tokens = 0;  // chosen
+    int64_t num_passed = 0;  // drafts, by the exact rule or by the judge
+    int64_t num_judged = 0;
+    int64_t judge_accepted = 0;
+    double logprob_deficit = 0;
     std::unique_ptr<Error> error;
   };
+  // How a row's token came about.
+  enum class TokenSource : char { kPlain, kMatch, kJudge, kCorrection, kBonus };
+  struct Verdict {
+    TokenSource source = TokenSource::kPlain;
+    double logprob_deficit = 0;                                     // with kJudge
+    double probability = std::numeric_limits<double>::quiet_NaN();  // of being important
+  };
   void choose_tokens(Choice& choice, Sampler& sampler);
-  bool lets_pass(const Choice& choice, int64_t draft, std::span<const float> logits,
-                 const Sampler& sampler, Acceptance& exact) const;
-  double judge_threshold(const Sequence& sequence) const;
+  void count(Sequence& sequence, const SpeculationUsage& news);
+  void count_window(const Choice& choice);
+  void count_token(const Choice& choice, int64_t idx);
+  bool lets_pass(Choice& choice, int64_t draft, std::span<const float> logits,
+                 const Sampler& sampler, Acceptance& exact);
+  double judge_threshold(const Choice& choice) const;
   std::span<const float> hidden_row(std::size_t row) const;
   std::vector<Choice> choices_;
   std::vector<SampledToken> sampled_;  // [logit_rows_.size()]
+  std::vector<Verdict> verdicts_;      // likewise
   bool samples_on_device_ = false;     // this step
   bool keeps_hidden_ = false;          // this step
   Buffer hidden_;                      // [logit_rows_.size(), hidden_size], with keeps_hidden_

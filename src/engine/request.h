@@ -26,13 +26,17 @@ enum class FinishReason {
 std::string_view to_string(FinishReason reason);  // "stop", "length", "abort", "error"
 
 // What speculative decoding did. (accepted + judge_accepted) / drafted is the acceptance rate; a
-// cycle emits its accepted tokens and one more.
+// cycle emits its accepted tokens and one more, unless one of them ends the text. Every token of
+// the output is one of accepted, judge_accepted, corrected, bonus, or comes from a step without
+// drafts; tokens of a window behind a stop string are in none of them.
 struct SpeculationUsage {
   int64_t cycles = 0;    // steps with at least one draft token
   int64_t drafted = 0;   // draft tokens that were computed by the target model
   int64_t accepted = 0;  // of these, by the exact rule
   int64_t judged = 0;    // rejected by it, and put before the judge
   int64_t judge_accepted = 0;
+  int64_t corrected = 0;  // tokens in place of a rejected draft token
+  int64_t bonus = 0;      // tokens behind a window that was accepted as a whole
   // Sum over these of log p(token that the exact rule takes) - log p(token that was taken); can be
   // negative for a request that samples.
   double logprob_deficit = 0;
@@ -43,6 +47,8 @@ struct SpeculationUsage {
     accepted += other.accepted;
     judged += other.judged;
     judge_accepted += other.judge_accepted;
+    corrected += other.corrected;
+    bonus += other.bonus;
     logprob_deficit += other.logprob_deficit;
     return *this;
   }
@@ -93,6 +99,7 @@ struct Request {
   OutputCallback on_output;
   std::unique_ptr<TokenConstraint> constraint;  // null: none
   bool wants_hidden = false;                    // RequestOutput::hidden with the first token
+  bool keeps_prefix = true;                     // its tokens stay in the cache for later prompts
 };
 
 }  // namespace lathe

@@ -28,6 +28,7 @@ void Scheduler::add(Sequence* sequence) {
 }
 
 void Scheduler::remove(Sequence* sequence, bool keep_prefix) {
+  keep_prefix = keep_prefix && sequence->request.keeps_prefix;
   if (keep_prefix) park(*sequence);
   if (keep_prefix && options_.prefix_cache && sequence->kv.num_tokens > 0) {
     prefixes_.add(std::move(sequence->tokens), std::move(sequence->kv));
@@ -127,7 +128,7 @@ void Scheduler::admit(int64_t budget) {
 }
 
 void Scheduler::park(const Sequence& sequence) {
-  if (parker_ == nullptr) return;
+  if (parker_ == nullptr || !sequence.request.keeps_prefix) return;
   const int64_t num_tokens = std::min(sequence.size(), sequence.kv.num_tokens);
   parker_->park(
       std::span<const int32_t>(sequence.tokens).first(static_cast<std::size_t>(num_tokens)),

@@ -84,6 +84,20 @@ TEST(PrefixParker, APromptThatWasParkedIsWoken) {
   EXPECT_TRUE(engine.tiny.cache_is_empty());
 }
 
+TEST(PrefixParker, ARequestMayLeaveNothingBehind) {
+  EngineOptions options = small_options();
+  options.prefix_cache = true;
+  ParkingEngine engine({.memory_bytes = 1 << 24, .directory = "", .disk_bytes = 0}, options);
+  Request request;
+  request.prompt = random_prompt(100, 3);
+  request.params = greedy(8);
+  request.keeps_prefix = false;
+  engine.tiny.engine.add_request(std::move(request));
+  engine.tiny.run();
+  EXPECT_EQ(engine.stats().parking.parked_tokens, 0);
+  EXPECT_TRUE(engine.tiny.cache_is_empty());
+}
+
 TEST(PrefixParker, LiveBlocksAreSharedFirstAndPiecesGoOnWhereTheyEnd) {
   EngineOptions options = small_options();
   options.prefix_cache = true;

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <map>
+#include <numeric>
 
 #include "engine/speculation_cases.h"
 #include "formats/expect_error.h"
@@ -331,6 +332,39 @@ TEST_F(SampledStrings, FollowTheModelWithAnyDraft) {
     tiny.engine.set_drafter(std::move(drafter), {.num_tokens = 2});
     EXPECT_LT(chi_squared(tiny, probs), kLimit);
     EXPECT_GT(tiny.engine.stats().speculation.accepted, 1000);
+  }
+}
+
+// Every token of an output is counted once, under the step that made it; what a window has behind
+// a stop string or an end token, nowhere.
+TEST(Speculation, UsageSaysWhereTokensCameFrom) {
+  const std::string text = alone(random_prompt(9, 5), greedy(30)).text;
+  for (const int64_t k : {1, 3, 8}) {
+    for (std::size_t length = 2; length < 20; ++length) {
+      TinyEngine tiny;
+      DraftModel other;
+      if (length % 3 == 0) {
+        tiny.engine.set_drafter(other.drafter(tiny), {.num_tokens = k});
+      } else {
+        tiny.engine.set_drafter(own_drafter(tiny), {.num_tokens = k});
+      }
+      SamplingParams params = greedy(30);
+      params.stop = {text.substr(length - 2, 2)};
+      const auto record = submit(tiny.engine, random_prompt(9, 5), params);
+      tiny.run();
+      EXPECT_TRUE(record->same_as(alone(random_prompt(9, 5), params)));
+      const SpeculationUsage usage = record->usage.speculation;
+      const int64_t emitted = usage.accepted + usage.judge_accepted + usage.corrected + usage.bonus;
+      EXPECT_EQ(record->usage.completion_tokens, 1 + emitted) << k << ' ' << length;
+      EXPECT_LE(usage.corrected + usage.bonus, usage.cycles);
+      EXPECT_GE(usage.corrected + usage.bonus, usage.cycles - 1);
+      const EngineStats stats = tiny.engine.stats();
+      EXPECT_EQ(stats.speculation.accepted, usage.accepted);
+      EXPECT_EQ(std::accumulate(stats.windows.accepted_at.begin(), stats.windows.accepted_at.end(),
+                                int64_t{0}),
+                usage.accepted);
+      EXPECT_EQ(stats.windows.windows_of[static_cast<std::size_t>(k)], usage.cycles);
+    }
   }
 }
 

@@ -12,7 +12,7 @@ namespace {
 
 constexpr double kUndecided = 0.9;  // of KlJudge: above, the target is sure and stays exact
 
-double probability(std::span<const float> logits, int32_t token) {
+double softmax_at(std::span<const float> logits, int32_t token) {
   const auto logit = static_cast<double>(logits[static_cast<std::size_t>(token)]);
   return std::exp(logit - log_sum_exp(logits));
 }
@@ -28,10 +28,14 @@ double LogisticJudge::score(std::span<const float> hidden) const {
 }
 
 bool LogisticJudge::accepts(const JudgedToken& token, double threshold) const {
-  if (!(threshold > 0) || probability(token.logits, token.draft) < floor_) return false;
+  if (!(threshold > 0) || softmax_at(token.logits, token.draft) < floor_) return false;
   const double limit = threshold < 1 ? std::log(threshold / (1 - threshold))
                                      : std::numeric_limits<double>::infinity();
   return score(token.hidden) < limit;  // false for NaN
+}
+
+double LogisticJudge::probability(const JudgedToken& token) const {
+  return 1 / (1 + std::exp(-score(token.hidden)));
 }
 
 bool TopKJudge::accepts(const JudgedToken& token, double threshold) const {
@@ -43,7 +47,7 @@ bool TopKJudge::accepts(const JudgedToken& token, double threshold) const {
     rank += is_before;
   }
   return static_cast<double>(rank) < threshold &&
-         probability(token.logits, token.draft) >= kJudgeFloor;
+         softmax_at(token.logits, token.draft) >= kJudgeFloor;
 }
 
 bool KlJudge::accepts(const JudgedToken& token, double threshold) const {
@@ -60,7 +64,7 @@ bool KlJudge::accepts(const JudgedToken& token, double threshold) const {
     if (p > 0) divergence += p * (log_p - static_cast<double>(token.draft_logits[i]) + q_total);
   }
   return divergence < threshold && most <= kUndecided &&
-         probability(token.logits, token.draft) >= kJudgeFloor;
+         softmax_at(token.logits, token.draft) >= kJudgeFloor;
 }
 
 bool TypicalJudge::accepts(const JudgedToken& token, double threshold) const {
@@ -73,7 +77,7 @@ bool TypicalJudge::accepts(const JudgedToken& token, double threshold) const {
     if (p > 0) entropy -= p * log_p;
   }
   const double d = std::max(0.0, 1 - threshold);
-  const double p = probability(token.logits, token.draft);
+  const double p = softmax_at(token.logits, token.draft);
   return p > std::min(d * d, d * std::exp(-entropy)) && p >= kJudgeFloor;
 }
 

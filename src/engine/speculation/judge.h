@@ -13,6 +13,7 @@
 // All are pure functions of one row, so results do not depend on the batch.
 #pragma once
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -36,6 +37,10 @@ class Judge {
   virtual bool needs_draft_logits() const { return false; }
   // threshold: in the judge's own measure, >= 0; larger accepts more, 0 accepts nothing.
   virtual bool accepts(const JudgedToken& token, double threshold) const = 0;
+  // P(important), where the judge has one, for statistics; NaN: it has none.
+  virtual double probability(const JudgedToken&) const {
+    return std::numeric_limits<double>::quiet_NaN();
+  }
 };
 
 // Guard of every judge: tokens less probable than this under the target are never accepted.
@@ -51,6 +56,7 @@ class LogisticJudge final : public Judge {
   std::string name() const override { return "logistic"; }
   bool needs_hidden() const override { return true; }
   bool accepts(const JudgedToken& token, double threshold) const override;
+  double probability(const JudgedToken& token) const override;
   // log(P / (1 - P)).
   double score(std::span<const float> hidden) const;
 

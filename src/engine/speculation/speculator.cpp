@@ -111,14 +111,10 @@ void Speculator::choose_lengths() {
   }
 }
 
-void Speculator::learn(Sequence& sequence, int64_t drafted, int64_t accepted, int64_t passed) {
+void Speculator::learn(Sequence& sequence, int64_t drafted, int64_t passed) {
   learn_acceptance(sequence.draft_state, drafted, passed);
   learn_acceptance(all_, drafted, passed);
   if (passed == drafted) sequence.draft_state.probe_after = 0;
-  SpeculationUsage& usage = sequence.speculation;
-  ++usage.cycles;
-  usage.drafted += drafted;
-  usage.accepted += accepted;
 }
 
 }  // namespace lathe

@@ -29,9 +29,8 @@ class Speculator {
   // Fills the drafts of those of `running` that decode; all windows together have at most max_rows
   // rows. When drafting fails, there are none.
   void propose(std::span<Sequence* const> running, int64_t max_rows);
-  // Of the sequence's `drafted` tokens, `accepted` passed the exact rule and `passed` that or the
-  // judge.
-  void learn(Sequence& sequence, int64_t drafted, int64_t accepted, int64_t passed);
+  // Of the sequence's `drafted` tokens, `passed` passed the exact rule or the judge.
+  void learn(Sequence& sequence, int64_t drafted, int64_t passed);
   // Whether drafts come with the logits they were chosen by, where the drafter has any.
   void keep_draft_logits(bool keep) { drafter_->keep_logits(keep); }
   void retire(Sequence& sequence) { drafter_->retire(sequence); }
