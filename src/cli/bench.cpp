@@ -26,7 +26,6 @@ namespace {
 struct BenchFlags {
   CommonFlags common;
   ModelFlags model;
-  KvFlags kv;
   std::string path;
   std::string random_weights;  // a format, or "bf16"; empty: the model's own
   SpeedOptions speed;
@@ -36,13 +35,12 @@ struct BenchFlags {
 // The model of the flags, with its own weights or with random ones.
 class BenchModel {
  public:
-  BenchModel(const BenchFlags& flags, Exec& exec)
-      : kv_(flags.model, flags.kv), kv_format_(live_kv_format(kv_.model_flags())) {
+  BenchModel(const BenchFlags& flags, Exec& exec) {
     if (flags.random_weights.empty()) {
-      loaded_.emplace(flags.path, kv_.model_flags(), exec, LoadOptions{.quiet = flags.common.json});
-      kv_.load(loaded_->checkpoint());
+      loaded_.emplace(flags.path, flags.model, exec, LoadOptions{.quiet = flags.common.json});
       return;
     }
+    random_kv_.emplace(flags.model);
     RandomWeights weights;
     if (flags.random_weights != "bf16") {
       weights.format = weight_format_from_name(flags.random_weights);
@@ -54,7 +52,7 @@ class BenchModel {
     options.on_layer_loaded = [&](int64_t done, int64_t) {
       progress.advance(done - progress.done());
     };
-    kv_.load(*checkpoint_);
+    random_kv_->load(*checkpoint_);
     random_ = Model::load(*checkpoint_, options, exec);
   }
 
@@ -62,18 +60,15 @@ class BenchModel {
   CacheMaker cache_maker(const SpeedOptions& speed) const {
     const int64_t max_rows = std::max(speed.chunk_tokens, speed.batch);
     return [this, max_rows](int64_t num_sequences, int64_t max_sequence_tokens) {
-      return kv_.make_cache(model(), kv_format_, num_sequences, max_sequence_tokens, max_rows);
+      return kv().make_batch_cache(model(), num_sequences, max_sequence_tokens, max_rows);
     };
   }
-  std::string kv_name() const {
-    return kv_.codec() != nullptr ? kv_.name() : std::string(kv_format_name(kv_format_));
-  }
+  const RunningKv& kv() const { return random_kv_ ? *random_kv_ : loaded_->kv(); }
   double load_seconds() const { return loaded_ ? loaded_->load_seconds() : 0; }
 
  private:
-  KvSetup kv_;
-  KvFormat kv_format_;
   std::optional<LoadedModel> loaded_;
+  std::optional<RunningKv> random_kv_;
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<Model> random_;
 };
@@ -184,7 +179,7 @@ void run_bench(const BenchFlags& flags) {
   result["generated_tokens"] = flags.speed.decode_tokens;
   result["batch"] = flags.speed.batch;
   result["depth"] = flags.speed.depth;
-  result["kv"] = loaded.kv_name();
+  result["kv"] = loaded.kv().name();
   result["repetitions"] = flags.speed.repetitions;
   result["prefill_tokens_per_second"] = speed_json(speed.prefill);
   result["decode_tokens_per_second"] = speed_json(speed.decode);

@@ -184,21 +184,21 @@ void run_chat(const ChatFlags& flags, bool seed_given) {
   }
   Runtime runtime(flags.common);
   LineReader reader;
-  KvSetup kv(flags.model, flags.kv);
-  const LoadedModel loaded(flags.path, kv.model_flags(), runtime.exec(),
+  KvParking parking(flags.model, flags.kv);
+  const LoadedModel loaded(flags.path, parking.model_flags(), runtime.exec(),
                            {.quiet = !reader.interactive(), .max_sequence_tokens = flags.context});
-  const LoadedDraft draft(flags.draft, loaded, kv.model_flags(), runtime.exec(),
+  const LoadedDraft draft(flags.draft, loaded, parking.model_flags(), runtime.exec(),
                           {.quiet = !reader.interactive(), .max_sequence_tokens = flags.context});
-  kv.load(loaded.checkpoint());
+  parking.load(loaded.checkpoint());
   const EngineOptions options = resolve({.max_num_seqs = 1,
                                          .max_sequence_tokens = flags.context,
-                                         .kv_format = loaded.kv_format(),
-                                         .kv_codec = kv.codec()},
+                                         .kv_format = loaded.kv().live_format(),
+                                         .kv_codec = loaded.kv().engine_codec()},
                                         loaded.model().config());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   draft.attach(engine);
-  kv.attach(engine, loaded.model(), loaded.checkpoint(), runtime.exec());
+  parking.attach(engine, loaded.model(), loaded.checkpoint(), runtime.exec());
   validate(params, loaded.model().config().vocab_size);
   converse(flags, reader, local_chat_model(loaded, engine), params, options.max_sequence_tokens,
            str(flags.path, ", ", options.max_sequence_tokens, " tokens of context"));

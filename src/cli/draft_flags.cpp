@@ -97,7 +97,7 @@ LoadedDraft::LoadedDraft(const DraftFlags& flags, const LoadedModel& target,
       options_(speculation_options(flags)),
       target_(target.checkpoint()),
       exec_(exec),
-      kv_format_(target.kv_format()) {
+      kv_format_(target.kv().live_format()) {
   choose_judge(flags, target_);  // before anything is loaded
   if (empty() || flags.draft == "ngram") return;
   if (flags.draft == "self") {
@@ -109,6 +109,7 @@ LoadedDraft::LoadedDraft(const DraftFlags& flags, const LoadedModel& target,
   }
   ModelFlags draft_flags = model_flags;
   draft_flags.kv = std::string(kv_format_name(kv_format_));
+  draft_flags.kv_codec.clear();
   loaded_ = std::make_unique<LoadedModel>(flags.draft, draft_flags, exec, options);
   check_draft_vocabulary(target, *loaded_);
 }

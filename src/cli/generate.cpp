@@ -76,10 +76,10 @@ std::shared_ptr<const Grammar> schema_grammar(const GenerateFlags& flags) {
 void run_generate(const GenerateFlags& flags) {
   const std::shared_ptr<const Grammar> grammar = schema_grammar(flags);
   Runtime runtime(flags.common);
-  KvSetup kv(flags.model, flags.kv);
-  const LoadedModel loaded(flags.path, kv.model_flags(), runtime.exec(),
+  KvParking parking(flags.model, flags.kv);
+  const LoadedModel loaded(flags.path, parking.model_flags(), runtime.exec(),
                            {.quiet = true, .max_sequence_tokens = flags.context});
-  const LoadedDraft draft(flags.draft, loaded, kv.model_flags(), runtime.exec(),
+  const LoadedDraft draft(flags.draft, loaded, parking.model_flags(), runtime.exec(),
                           {.quiet = true, .max_sequence_tokens = flags.context});
   std::vector<int32_t> prompt = prompt_ids(loaded, flags);
   std::unique_ptr<TokenConstraint> constraint;
@@ -88,16 +88,16 @@ void run_generate(const GenerateFlags& flags) {
         grammar,
         std::make_shared<TokenTrie>(loaded.tokenizer(), loaded.model().config().eos_token_ids)));
   }
-  kv.load(loaded.checkpoint());
+  parking.load(loaded.checkpoint());
   const EngineOptions options = resolve({.max_num_seqs = 1,
                                          .max_sequence_tokens = flags.context,
-                                         .kv_format = loaded.kv_format(),
-                                         .kv_codec = kv.codec()},
+                                         .kv_format = loaded.kv().live_format(),
+                                         .kv_codec = loaded.kv().engine_codec()},
                                         loaded.model().config());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   draft.attach(engine);
-  kv.attach(engine, loaded.model(), loaded.checkpoint(), runtime.exec());
+  parking.attach(engine, loaded.model(), loaded.checkpoint(), runtime.exec());
 
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();

@@ -58,15 +58,6 @@ KvChoice kv_choice(const ModelFlags& flags) {
   return choice;
 }
 
-KvFormat live_kv_format(const ModelFlags& flags) {
-  const KvChoice choice = kv_choice(flags);
-  if (choice.coded) {
-    fail(ErrorCode::kInvalidArgument, "--kv ", flags.kv.empty() ? flags.kv_codec : flags.kv,
-         ": this command reads live caches only; take bf16, int8, q4 or higgs4");
-  }
-  return choice.live_format;
-}
-
 LoadedKvCodec load_kv_codec(const KvChoice& choice, const ModelFlags& flags,
                             const Checkpoint& checkpoint) {
   LoadedKvCodec loaded;
@@ -120,23 +111,50 @@ void add_kv_flags(CLI::App& command, KvFlags& flags) {
       ->type_name("GB");
 }
 
-KvSetup::KvSetup(const ModelFlags& model, const KvFlags& flags)
-    : flags_(model), live_flags_(model), kv_flags_(flags), choice_(kv_choice(model)) {
-  if (choice_.coded) {
-    live_flags_.kv = kv_format_name(choice_.live_format);
-    live_flags_.kv_codec.clear();
-  }
+void RunningKv::load(const Checkpoint& checkpoint) {
+  if (choice_.coded) codec_ = load_kv_codec(choice_, flags_, checkpoint);
+}
+
+std::string RunningKv::name() const {
+  if (!codec_) return std::string(kv_format_name(choice_.live_format));
+  return str(codec_->file.method, codec_->file.bits);
+}
+
+std::unique_ptr<KvCache> RunningKv::make_cache(const Model& model, int64_t num_tokens,
+                                               int64_t max_sequence_tokens) const {
+  if (!codec_) return model.make_cache(choice_.live_format, num_tokens, max_sequence_tokens);
+  // Room for every token both ways, so that a prompt of any length fits in one step.
+  return model.make_coded_cache(*codec_->codec, {.live_format = choice_.live_format,
+                                                 .live_tokens = num_tokens + kBlockSize,
+                                                 .coded_tokens = num_tokens,
+                                                 .max_sequence_tokens = max_sequence_tokens});
+}
+
+std::unique_ptr<KvCache> RunningKv::make_batch_cache(const Model& model, int64_t num_sequences,
+                                                     int64_t max_sequence_tokens,
+                                                     int64_t max_rows) const {
+  const int64_t num_tokens = num_sequences * blocks_for(max_sequence_tokens) * kBlockSize;
+  if (!codec_) return model.make_cache(choice_.live_format, num_tokens, max_sequence_tokens);
+  return model.make_coded_cache(
+      *codec_->codec,
+      coded_cache_options(codec_->codec->policy(), choice_.live_format, num_sequences, max_rows,
+                          num_tokens, max_sequence_tokens));
+}
+
+KvParking::KvParking(const ModelFlags& model, const KvFlags& flags)
+    : codec_flags_(model), running_flags_(model), flags_(flags) {
+  const bool runs_coded = kv_choice(model).coded;
   if (!flags.park.empty()) {
-    if (!parse_codec_name(flags.park, park_choice_)) {
+    if (!parse_codec_name(flags.park, choice_)) {
       fail(ErrorCode::kInvalidArgument, "--park-kv ", flags.park,
            ": unknown; aqua4, aqua3 or aqua2");
     }
-    if (choice_.coded && model.kv.empty()) {
-      choice_.coded = false;  // --kv-codec is what --park-kv names
-    } else if (choice_.coded) {
+    if (runs_coded && !model.kv.empty()) {
       fail(ErrorCode::kInvalidArgument, "--park-kv ", flags.park, " with --kv ", model.kv,
            ": running sequences are coded already; leave one out");
     }
+    codec_flags_.kv = flags.park;
+    running_flags_.kv_codec.clear();  // --kv-codec is what --park-kv names
   } else if (!flags.directory.empty()) {
     fail(ErrorCode::kInvalidArgument, "--prefix-cache-dir ", flags.directory,
          ": what is kept there is parked; add --park-kv aqua2");
@@ -145,39 +163,25 @@ KvSetup::KvSetup(const ModelFlags& model, const KvFlags& flags)
   bytes_of("--prefix-cache-disk-gb", flags.disk_gb);
 }
 
-void KvSetup::load(const Checkpoint& checkpoint) {
-  if (choice_.coded) running_ = load_kv_codec(choice_, flags_, checkpoint);
-  if (!park_choice_.coded) return;
-  ModelFlags flags = flags_;
-  flags.kv = kv_flags_.park;
-  parking_ =
-      with_context("--park-kv", [&] { return load_kv_codec(park_choice_, flags, checkpoint); });
+void KvParking::load(const Checkpoint& checkpoint) {
+  if (!choice_.coded) return;
+  codec_ =
+      with_context("--park-kv", [&] { return load_kv_codec(choice_, codec_flags_, checkpoint); });
 }
 
-std::unique_ptr<KvCache> KvSetup::make_cache(const Model& model, KvFormat live_format,
-                                             int64_t num_sequences, int64_t max_sequence_tokens,
-                                             int64_t max_rows) const {
-  const int64_t num_tokens = num_sequences * blocks_for(max_sequence_tokens) * kBlockSize;
-  if (!running_) return model.make_cache(live_format, num_tokens, max_sequence_tokens);
-  return model.make_coded_cache(
-      *running_->codec, coded_cache_options(running_->codec->policy(), live_format, num_sequences,
-                                            max_rows, num_tokens, max_sequence_tokens));
-}
-
-void KvSetup::attach(Engine& engine, const Model& model, const Checkpoint& checkpoint,
-                     Exec& exec) const {
-  if (!parking_) return;
+void KvParking::attach(Engine& engine, const Model& model, const Checkpoint& checkpoint,
+                       Exec& exec) const {
+  if (!codec_) return;
   KvRopes ropes = model.kv_ropes(engine.options().max_sequence_tokens);
-  KvParker parker(engine.cache(), *parking_->codec, std::move(ropes.layers),
-                  std::move(ropes.memory));
+  KvParker parker(engine.cache(), *codec_->codec, std::move(ropes.layers), std::move(ropes.memory));
   const ParkedStoreOptions store = {
-      .memory_bytes = bytes_of("--prefix-cache-ram-gb", kv_flags_.memory_gb),
-      .directory = kv_flags_.directory,
-      .disk_bytes = bytes_of("--prefix-cache-disk-gb", kv_flags_.disk_gb)};
+      .memory_bytes = bytes_of("--prefix-cache-ram-gb", flags_.memory_gb),
+      .directory = flags_.directory,
+      .disk_bytes = bytes_of("--prefix-cache-disk-gb", flags_.disk_gb)};
   engine.set_parker(std::make_unique<PrefixParker>(
       std::move(parker), store,
       str("pieces 1, ", kv_format_name(engine.options().kv_format), ", ",
-          kv_model_fingerprint(checkpoint), ", ", kv_codec_fingerprint(parking_->file)),
+          kv_model_fingerprint(checkpoint), ", ", kv_codec_fingerprint(codec_->file)),
       exec));
 }
 

@@ -33,9 +33,6 @@ struct KvChoice {
 // Throws kInvalidArgument for a name that does not exist.
 KvChoice kv_choice(const ModelFlags& flags);
 
-// The format, for commands that read live caches only. Throws kInvalidArgument for a coded one.
-KvFormat live_kv_format(const ModelFlags& flags);
-
 struct LoadedKvCodec {
   std::string path;
   KvCodecFile file;
@@ -50,6 +47,34 @@ LoadedKvCodec load_kv_codec(const KvChoice& choice, const ModelFlags& flags,
 // latents), and the exact sinks, window and unfinished chunk at exact_bits.
 double kv_sequence_bits(const KvCodecFile& file, double exact_bits, int64_t num_tokens);
 
+// The cache of running sequences, as --kv and --kv-codec name it.
+class RunningKv {
+ public:
+  // Reads no file. Throws kInvalidArgument for a name that does not exist.
+  explicit RunningKv(const ModelFlags& flags) : flags_(flags), choice_(kv_choice(flags)) {}
+  // Reads the codec, if there is one. Throws what load_kv_codec() throws.
+  void load(const Checkpoint& checkpoint);
+
+  // Of the whole cache, or of its exact part.
+  KvFormat live_format() const { return choice_.live_format; }
+  // Null: every block is live. Behind load().
+  const LoadedKvCodec* codec() const { return codec_ ? &*codec_ : nullptr; }
+  // The same, as EngineOptions takes it.
+  const KvCodec* engine_codec() const { return codec_ ? codec_->codec.get() : nullptr; }
+  std::string name() const;  // "bf16", "aqua2", ...
+  // Empty caches; *this must outlive them. With room for num_tokens tokens, in steps of any size:
+  std::unique_ptr<KvCache> make_cache(const Model& model, int64_t num_tokens,
+                                      int64_t max_sequence_tokens) const;
+  // With room for so many sequences, in steps of up to max_rows rows.
+  std::unique_ptr<KvCache> make_batch_cache(const Model& model, int64_t num_sequences,
+                                            int64_t max_sequence_tokens, int64_t max_rows) const;
+
+ private:
+  ModelFlags flags_;
+  KvChoice choice_;
+  std::optional<LoadedKvCodec> codec_;
+};
+
 struct KvFlags {
   std::string park;       // --park-kv
   std::string directory;  // --prefix-cache-dir
@@ -59,37 +84,26 @@ struct KvFlags {
 // --park-kv and the prefix cache's, for commands with an engine.
 void add_kv_flags(CLI::App& command, KvFlags& flags);
 
-// The caches of a command with an engine: its running sequences', and where it parks the others.
-class KvSetup {
+// Where a command with an engine keeps the sequences that do not run.
+class KvParking {
  public:
   // Throws kInvalidArgument for names that do not exist or do not go together. Opens nothing.
-  KvSetup(const ModelFlags& model, const KvFlags& flags);
+  KvParking(const ModelFlags& model, const KvFlags& flags);
 
-  // With the exact part's format in place of a codec: for LoadedModel.
-  const ModelFlags& model_flags() const { return live_flags_; }
-  const std::string& name() const { return flags_.kv; }  // as --kv has it; empty: the default
-  // Reads what the names ask for. Throws what load_kv_codec() throws.
+  // For running sequences: without the codec that --kv-codec names for parking.
+  const ModelFlags& model_flags() const { return running_flags_; }
+  // Reads the codec. Throws what load_kv_codec() throws.
   void load(const Checkpoint& checkpoint);
-
-  // Of running sequences, null when all their blocks are live; behind load().
-  const KvCodec* codec() const { return running_ ? running_->codec.get() : nullptr; }
-  const KvCodecFile* codec_file() const { return running_ ? &running_->file : nullptr; }
-  // A cache with room for so many sequences of so many tokens. max_rows: of one step.
-  std::unique_ptr<KvCache> make_cache(const Model& model, KvFormat live_format,
-                                      int64_t num_sequences, int64_t max_sequence_tokens,
-                                      int64_t max_rows) const;
-  // Parks the engine's finished and preempted sequences, if --park-kv asks for it. This setup must
-  // outlive the engine. Throws kIo when the directory cannot be used.
+  // Parks the engine's finished and preempted sequences, if --park-kv asks for it; behind load().
+  // *this must outlive the engine. Throws kIo when the directory cannot be used.
   void attach(Engine& engine, const Model& model, const Checkpoint& checkpoint, Exec& exec) const;
 
  private:
-  const ModelFlags flags_;
-  ModelFlags live_flags_;
-  const KvFlags kv_flags_;
+  ModelFlags codec_flags_;  // that name the codec
+  ModelFlags running_flags_;
+  const KvFlags flags_;
   KvChoice choice_;
-  KvChoice park_choice_;
-  std::optional<LoadedKvCodec> running_;
-  std::optional<LoadedKvCodec> parking_;
+  std::optional<LoadedKvCodec> codec_;
 };
 
 }  // namespace lathe

@@ -73,14 +73,13 @@ PromptMaker TextModel::prompt_maker() const {
 
 LoadedModel::LoadedModel(const std::string& path, const ModelFlags& flags, Exec& exec,
                          const LoadOptions& options)
-    : LoadedModel(path, lathe::model_options(flags), flags, kv_choice(flags), exec, options) {}
+    : LoadedModel(path, lathe::model_options(flags), RunningKv(flags), exec, options) {}
 
 // Delegated to, so that wrong flags are found before the checkpoint is opened.
-LoadedModel::LoadedModel(const std::string& path, ModelOptions model_options,
-                         const ModelFlags& flags, KvChoice kv, Exec& exec,
-                         const LoadOptions& options)
+LoadedModel::LoadedModel(const std::string& path, ModelOptions model_options, RunningKv kv,
+                         Exec& exec, const LoadOptions& options)
     : TextModel(path), kv_(std::move(kv)) {
-  if (kv_.coded) codec_ = load_kv_codec(kv_, flags, checkpoint());
+  kv_.load(checkpoint());
   const auto start = std::chrono::steady_clock::now();
   model_options.max_sequence_tokens = options.max_sequence_tokens;
   Progress progress("loading " + path, checkpoint().config().num_layers, "layers", options.quiet);
@@ -92,26 +91,11 @@ LoadedModel::LoadedModel(const std::string& path, ModelOptions model_options,
 }
 
 KvFormat LoadedModel::kv_format() const {
-  if (codec_) {
+  if (kv_codec() != nullptr) {
     fail(ErrorCode::kInvalidArgument, "--kv ", kv_name(),
          ": this command reads live caches only; use bf16");
   }
-  return kv_.live_format;
-}
-
-std::string LoadedModel::kv_name() const {
-  if (!codec_) return std::string(kv_format_name(kv_.live_format));
-  return str(codec_->file.method, codec_->file.bits);
-}
-
-std::unique_ptr<KvCache> LoadedModel::make_cache(int64_t num_tokens,
-                                                 int64_t max_sequence_tokens) const {
-  if (!codec_) return model_->make_cache(kv_.live_format, num_tokens, max_sequence_tokens);
-  // Room for every token both ways, so that a prompt of any length fits in one step.
-  return model_->make_coded_cache(*codec_->codec, {.live_format = kv_.live_format,
-                                                   .live_tokens = num_tokens + kBlockSize,
-                                                   .coded_tokens = num_tokens,
-                                                   .max_sequence_tokens = max_sequence_tokens});
+  return kv_.live_format();
 }
 
 std::string LoadedModel::compute_path() const {

@@ -64,22 +64,23 @@ class LoadedModel : public TextModel {
   Model& model() const { return *model_; }
   // The cache's format where it is a live one. Throws kInvalidArgument when it is coded.
   KvFormat kv_format() const;
-  // The codec that --kv or --kv-codec named; null: the cache is live.
-  const LoadedKvCodec* kv_codec() const { return codec_ ? &*codec_ : nullptr; }
-  // "bf16", "aqua2", ...
-  std::string kv_name() const;
-  // An empty cache as --kv names it, with room for num_tokens tokens; *this must outlive it.
-  std::unique_ptr<KvCache> make_cache(int64_t num_tokens, int64_t max_sequence_tokens) const;
+  // The cache that --kv and --kv-codec named.
+  const RunningKv& kv() const { return kv_; }
+  const LoadedKvCodec* kv_codec() const { return kv_.codec(); }
+  std::string kv_name() const { return kv_.name(); }
+  // An empty one with room for num_tokens tokens; *this must outlive it.
+  std::unique_ptr<KvCache> make_cache(int64_t num_tokens, int64_t max_sequence_tokens) const {
+    return kv_.make_cache(*model_, num_tokens, max_sequence_tokens);
+  }
   // What decides the bits of the logits: version, kernels, cache format.
   std::string compute_path() const;
   std::string compute_path(KvFormat live) const;  // with another cache than --kv names
   double load_seconds() const { return load_seconds_; }
 
  private:
-  LoadedModel(const std::string& path, ModelOptions model_options, const ModelFlags& flags,
-              KvChoice kv, Exec& exec, const LoadOptions& options);
-  KvChoice kv_;
-  std::optional<LoadedKvCodec> codec_;
+  LoadedModel(const std::string& path, ModelOptions model_options, RunningKv kv, Exec& exec,
+              const LoadOptions& options);
+  RunningKv kv_;
   std::unique_ptr<Model> model_;
   double load_seconds_ = 0;
 };
