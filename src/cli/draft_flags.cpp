@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -70,12 +71,24 @@ ChosenJudge choose_judge(const DraftFlags& flags, const Checkpoint& target) {
     if (flags.judge_threshold < 0) {
       fail(ErrorCode::kInvalidArgument, "--judge ", flags.judge, " needs --judge-threshold");
     }
-    return {baseline_judge(flags.judge), flags.judge_threshold};
+    ChosenJudge chosen;
+    chosen.judge = baseline_judge(flags.judge);
+    chosen.threshold = flags.judge_threshold;
+    chosen.name = flags.judge;
+    return chosen;
   }
   const JudgeFile file = read_judge_file(flags.judge);
   check_judge_target(file, flags.judge, target);
-  return {std::make_unique<LogisticJudge>(file.weight, file.bias),
-          flags.judge_threshold >= 0 ? flags.judge_threshold : file.default_threshold};
+  ChosenJudge chosen;
+  chosen.judge = std::make_unique<LogisticJudge>(file.weight, file.bias);
+  chosen.file_threshold = file.default_threshold;
+  chosen.threshold = flags.judge_threshold >= 0 ? flags.judge_threshold : file.default_threshold;
+  chosen.name = std::filesystem::path(flags.judge).stem().string();
+  for (std::size_t i = 0; i < file.threshold.size(); ++i) {
+    chosen.calibration.emplace_back(file.threshold[i], file.recall[i]);
+  }
+  chosen.certified = file.certified;
+  return chosen;
 }
 
 SpeculationOptions speculation_options(const DraftFlags& flags) {
@@ -112,6 +125,10 @@ LoadedDraft::LoadedDraft(const DraftFlags& flags, const LoadedModel& target,
   draft_flags.kv_codec.clear();
   loaded_ = std::make_unique<LoadedModel>(flags.draft, draft_flags, exec, options);
   check_draft_vocabulary(target, *loaded_);
+}
+
+std::string LoadedDraft::method() const {
+  return empty() || flags_.draft == "ngram" || flags_.draft == "self" ? flags_.draft : "model";
 }
 
 void LoadedDraft::attach(Engine& engine) const {
@@ -168,6 +185,8 @@ Json speculation_json(const SpeculationUsage& usage) {
           {"accepted", usage.accepted},
           {"judged", usage.judged},
           {"judge_accepted", usage.judge_accepted},
+          {"corrected", usage.corrected},
+          {"bonus", usage.bonus},
           {"logprob_deficit", usage.logprob_deficit},
           {"lossy", usage.judge_accepted > 0},
           {"acceptance", acceptance(usage)},

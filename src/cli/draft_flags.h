@@ -23,6 +23,10 @@ void add_draft_flags(CLI::App& command, DraftFlags& flags);
 struct ChosenJudge {
   std::unique_ptr<Judge> judge;
   double threshold = 0;
+  std::string name;           // of the rule, or the file's without directory and suffix
+  double file_threshold = 0;  // the file's default
+  std::vector<std::pair<double, double>> calibration;  // threshold, recall
+  std::vector<double> certified;                       // thresholds with a bound on the risk
 };
 ChosenJudge choose_judge(const DraftFlags& flags, const Checkpoint& target);
 
@@ -41,6 +45,7 @@ class LoadedDraft {
   // Without the judge.
   void attach_exact(Engine& engine) const;
   bool empty() const { return flags_.draft.empty(); }
+  std::string method() const;  // "ngram", "self", "model"; empty: none
 
  private:
   DraftFlags flags_;

@@ -9,6 +9,7 @@
 #include <ctime>
 #include <iostream>
 #include <memory>
+#include <random>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -31,6 +32,8 @@ struct ServeFlags {
   CommonFlags common;
   ModelFlags model;
   DraftFlags draft;
+  double judge_shadow = 0;
+  double judge_alarm = -1;
   std::string path;
   std::string name;
   HttpServerOptions http;
@@ -59,6 +62,23 @@ void check_range(const char* flag, int64_t value, int64_t low, int64_t high) {
   fail(ErrorCode::kInvalidArgument, flag, " ", value, ": it must be in [", low, ", ", high, "]");
 }
 
+void check_judge_flags(const ServeFlags& flags) {
+  if (!(flags.judge_shadow >= 0 && flags.judge_shadow <= 1)) {
+    fail(ErrorCode::kInvalidArgument, "--judge-shadow ", flags.judge_shadow, ": 0 to 1");
+  }
+  if (flags.judge_shadow > 0 && flags.draft.judge.empty()) {
+    fail(ErrorCode::kInvalidArgument, "--judge-shadow watches a judge; it needs --judge");
+  }
+  if (flags.judge_alarm == -1) return;
+  if (!(flags.judge_alarm > 0 && flags.judge_alarm < 1)) {
+    fail(ErrorCode::kInvalidArgument, "--judge-alarm ", flags.judge_alarm, ": above 0 and below 1");
+  }
+  if (flags.judge_shadow == 0 || !(flags.draft.judge_threshold > 0)) {
+    fail(ErrorCode::kInvalidArgument,
+         "--judge-alarm lowers --judge-threshold by what --judge-shadow sees; it needs both");
+  }
+}
+
 // Checked before the model is loaded, which takes a while.
 void check(ServeFlags& flags) {
   flags.http.limits.idle_timeout = milliseconds("--idle-timeout", flags.idle_timeout);
@@ -81,6 +101,7 @@ void check(ServeFlags& flags) {
   if (flags.log != "json" && flags.log != "off") {
     fail(ErrorCode::kInvalidArgument, "--log ", flags.log, ": unknown; use json or off");
   }
+  check_judge_flags(flags);
   if (flags.tls_cert.empty() != flags.tls_key.empty()) {
     fail(ErrorCode::kInvalidArgument, "--tls-cert and --tls-key belong together; give both");
   }
@@ -161,6 +182,44 @@ std::string url_of(const ServeFlags& flags, int port) {
              v6 ? "]" : "", ":", port);
 }
 
+// The judge of the flags, and what requests may ask for. Exact is what a request gets that says
+// nothing, unless --judge-threshold says otherwise.
+ServedSpeculation set_up_speculation(const ServeFlags& flags, const LoadedDraft& draft,
+                                     const LoadedModel& loaded, Engine& engine) {
+  draft.attach_exact(engine);
+  ServedSpeculation served;
+  served.method = draft.method();
+  served.is_deterministic = loaded.model().batch_tolerance() == 0;
+  ChosenJudge chosen = choose_judge(flags.draft, loaded.checkpoint());
+  if (chosen.judge == nullptr) return served;
+  served.judge = chosen.name;
+  served.judge_threshold = std::max(0.0, flags.draft.judge_threshold);
+  served.named_threshold =
+      served.judge_threshold > 0 ? served.judge_threshold : chosen.file_threshold;
+  for (const auto& [threshold, recall] : chosen.calibration) {
+    served.calibration.push_back({threshold, recall});
+  }
+  served.certified_thresholds = chosen.certified;
+  engine.set_judge(std::move(chosen.judge), served.judge_threshold);
+  return served;
+}
+
+// Null without --judge-shadow.
+std::unique_ptr<JudgeShadow> make_shadow(const ServeFlags& flags, const ServedSpeculation& served,
+                                         Engine& engine, RequestLog& log) {
+  if (flags.judge_shadow == 0) return nullptr;
+  std::random_device device;
+  return std::make_unique<JudgeShadow>(
+      engine, JudgeShadowOptions{.share = flags.judge_shadow,
+                                 .alarm_rate = flags.judge_alarm,
+                                 .threshold = served.judge_threshold,
+                                 .certified = served.certified_thresholds,
+                                 .seed = (uint64_t{device()} << 32) | device(),
+                                 .on_alarm = [&log](double threshold) {
+                                   log.write("judge_alarm", {{"threshold", threshold}});
+                                 }});
+}
+
 void run_serve(ServeFlags flags) {
   check(flags);
   const AccessRules access(flags.api_keys, flags.http.host);
@@ -180,7 +239,7 @@ void run_serve(ServeFlags flags) {
   const EngineOptions options = resolve(flags.engine, config);
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
-  draft.attach(engine);
+  const ServedSpeculation speculation = set_up_speculation(flags, draft, loaded, engine);
   PromptPass prompt_pass(loaded.model(), loaded.kv_format(),
                          std::min(flags.max_embedding_tokens, options.max_sequence_tokens),
                          runtime.exec());
@@ -197,18 +256,21 @@ void run_serve(ServeFlags flags) {
     model.defaults =
         sampling_defaults(loaded.checkpoint().auxiliary_file("generation_config.json"));
   }
-  ServerMetrics metrics(model.id, options.max_sequence_tokens);
+  model.speculation = speculation;
+  ServerMetrics metrics(model.id, options.max_sequence_tokens, speculation);
   Admission admission(options.max_num_seqs, flags.limits.max_queue);
   RequestLog log(flags.log == "off"
                      ? std::function<void(std::string_view)>()
                      : [](std::string_view line) { std::cerr << line << std::flush; });
-  EngineRunner runner(engine, prompt_pass);
+  const std::unique_ptr<JudgeShadow> shadow = make_shadow(flags, speculation, engine, log);
+  EngineRunner runner(engine, prompt_pass, shadow.get());
   const ApiContext context{.runner = runner,
                            .metrics = metrics,
                            .admission = admission,
                            .model = model,
                            .limits = flags.limits,
-                           .pooling = flags.pooling == "mean" ? Pooling::kMean : Pooling::kLast};
+                           .pooling = flags.pooling == "mean" ? Pooling::kMean : Pooling::kLast,
+                           .shadow = shadow.get()};
   Api api(context, access, log);
   HttpServer server(flags.http, tls ? &*tls : nullptr, api);
   api.set_http_stats([&server] { return server.stats(); });
@@ -292,6 +354,20 @@ void add_serve_command(CLI::App& app, Invocation& invocation) {
                     "Sampling defaults of the API, not of the model's generation_config.json");
   add("--log", flags->log, "json: a line for each request on standard error; off", "KIND");
   add_draft_flags(*command, flags->draft);
+  command->get_option("--judge-threshold")
+      ->description(
+          "Of requests that do not name the judge; larger lets more pass (default: 0, exact). "
+          "top-k: k; kl: nats; typical: 0 to 1");
+  add("--judge-shadow", flags->judge_shadow,
+      "Compute this share of judged answers once more, exactly, while nobody waits, and count "
+      "those "
+      "that differ (/metrics)",
+      "SHARE");
+  command
+      ->add_option("--judge-alarm", flags->judge_alarm,
+                   "Lower --judge-threshold when more than this share of them differ (a test at "
+                   "5 %)")
+      ->type_name("SHARE");
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(

@@ -57,6 +57,24 @@ double number_field(const Json& json, const char* name, const std::string& path)
   return value.get<double>();
 }
 
+// {"risk": {"certified": [{"epsilon", "threshold"}, ...]}}; risk may be missing or null.
+std::vector<double> certified_thresholds(const Json& json, const std::string& path) {
+  std::vector<double> thresholds;
+  const auto risk = json.find("risk");
+  if (risk == json.end() || risk->is_null()) return thresholds;
+  const Json& list = field(*risk, "certified", path);
+  if (!list.is_array()) fail(ErrorCode::kCorruptData, path, ": 'certified' is no list");
+  for (const Json& row : list) {
+    const double threshold = number_field(row, "threshold", path);
+    if (!(threshold >= 0 && threshold <= 1)) {
+      fail(ErrorCode::kCorruptData, path, ": a certified threshold is ", threshold,
+           "; it must be in [0, 1]");
+    }
+    thresholds.push_back(threshold);
+  }
+  return thresholds;
+}
+
 }  // namespace
 
 JudgeTarget judge_target(const Checkpoint& checkpoint) {
@@ -154,6 +172,7 @@ JudgeFile read_judge_file(const std::string& path) {
     fail(ErrorCode::kCorruptData, path, ": default_threshold is ", judge.default_threshold,
          "; it must be in [0, 1]");
   }
+  judge.certified = certified_thresholds(json, path);
   const Json& target = field(json, "target", path);
   judge.target = {.config_sha256 = text_field(target, "config_sha256", path),
                   .weights_sha256 = text_field(target, "weights_fingerprint", path),

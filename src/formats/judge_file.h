@@ -28,7 +28,8 @@ struct JudgeFile {
   std::vector<float> threshold, recall, rho;   // [m], the calibration table
   JudgeTarget target;
   double default_threshold = 0;
-  std::string metadata;  // the JSON
+  std::vector<double> certified;  // thresholds of the metadata's risk certificate; read only
+  std::string metadata;           // the JSON
 };
 
 void write_judge_file(const std::string& path, const JudgeFile& judge);

@@ -244,9 +244,9 @@ HttpResponse Api::health() const {
 HttpResponse Api::metrics() const {
   HttpResponse response;
   response.content_type = "text/plain; version=0.0.4; charset=utf-8";
-  response.body =
-      context_.metrics.text(context_.runner.engine().stats(),
-                            http_stats_ ? http_stats_() : HttpServerStats{}, kBlockSize);
+  response.body = context_.metrics.text(context_.runner.engine().stats(),
+                                        http_stats_ ? http_stats_() : HttpServerStats{}, kBlockSize,
+                                        context_.shadow);
   return response;
 }
 

@@ -36,11 +36,30 @@ void check_context(const ServedModel& model, int64_t prompt_tokens,
       param, "context_length_exceeded");
 }
 
-Json usage_json(const Usage& usage) {
-  return {{"prompt_tokens", usage.prompt_tokens},
-          {"completion_tokens", usage.completion_tokens},
-          {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
-          {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
+Json usage_json(const Usage& usage, bool with_speculation) {
+  Json json = {{"prompt_tokens", usage.prompt_tokens},
+               {"completion_tokens", usage.completion_tokens},
+               {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
+               {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
+  if (!with_speculation) return json;
+  const SpeculationUsage& speculation = usage.speculation;
+  json["speculative"] = {{"cycles", speculation.cycles},
+                         {"drafted", speculation.drafted},
+                         {"accepted_match", speculation.accepted},
+                         {"accepted_judge", speculation.judge_accepted},
+                         {"corrected", speculation.corrected},
+                         {"bonus", speculation.bonus},
+                         {"logprob_deficit", speculation.logprob_deficit},
+                         {"lossy", speculation.judge_accepted > 0}};
+  return json;
+}
+
+HttpResponse event_stream(std::function<void(const StreamWrite&)> stream) {
+  HttpResponse response;
+  response.content_type = "text/event-stream; charset=utf-8";
+  response.headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}};
+  response.stream = std::move(stream);
+  return response;
 }
 
 HttpResponse json_response(const Json& json) {

@@ -8,6 +8,7 @@
 #include "server/admission.h"
 #include "server/engine_runner.h"
 #include "server/http.h"
+#include "server/judge_shadow.h"
 #include "server/request_fields.h"
 #include "server/served_model.h"
 #include "server/server_metrics.h"
@@ -23,6 +24,7 @@ struct ApiContext {
   ServedModel model;
   ApiLimits limits;
   Pooling pooling = Pooling::kLast;
+  JudgeShadow* shadow = nullptr;  // null: there is no judge, or none is watched
 
   // When a request that begins now has to end.
   std::optional<std::chrono::steady_clock::time_point> deadline() const;
@@ -39,7 +41,10 @@ void check_model(const RequestFields& fields, const ServedModel& model);
 void check_context(const ServedModel& model, int64_t prompt_tokens,
                    std::optional<int64_t> max_tokens, const std::string& param);
 
-nlohmann::ordered_json usage_json(const Usage& usage);
+// with_speculation: of a server that has a draft.
+nlohmann::ordered_json usage_json(const Usage& usage, bool with_speculation);
+// Answers in server-sent events.
+HttpResponse event_stream(std::function<void(const StreamWrite&)> stream);
 HttpResponse json_response(const nlohmann::ordered_json& json);
 // One server-sent event: "data: JSON\n\n".
 std::string event(const nlohmann::ordered_json& json);

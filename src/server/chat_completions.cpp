@@ -5,9 +5,8 @@
 #include "base/json.h"
 #include "server/api_error.h"
 #include "server/chat_prompt.h"
-#include "server/choices.h"
+#include "server/choices_request.h"
 #include "server/output_format.h"
-#include "server/sampling_fields.h"
 #include "server/stream_options.h"
 #include "server/token_json.h"
 
@@ -149,9 +148,14 @@ struct ChatAnswer {
   AnswerHead head;
   Admission::Ticket ticket;
   StreamOptions stream;
+  bool speculates = false;
   std::vector<ChatChoice> parts;
   std::unique_ptr<Choices> choices;  // last: it ends first
 };
+
+Json usage_of(const ChatAnswer& answer) {
+  return usage_json(answer.choices->usage(), answer.speculates);
+}
 
 Json chunk(const ChatAnswer& answer, Json choices, const Json& usage) {
   Json json = answer.head.json("chat.completion.chunk");
@@ -164,13 +168,12 @@ void stream_answer(ChatAnswer& answer, const StreamWrite& write) {
   const auto on_news = [&](const ChoiceNews& news) {
     Json choice = answer.parts[static_cast<std::size_t>(news.choice)].delta(news);
     if (choice.is_null()) return true;
-    const Json usage =
-        answer.stream.continuous_usage ? usage_json(answer.choices->usage()) : Json();
+    const Json usage = answer.stream.continuous_usage ? usage_of(answer) : Json();
     return write(event(chunk(answer, Json::array({std::move(choice)}), usage)));
   };
   if (!stream_news(*answer.choices, write, on_news)) return;
   if (answer.stream.include_usage) {
-    write(event(chunk(answer, Json::array(), usage_json(answer.choices->usage()))));
+    write(event(chunk(answer, Json::array(), usage_of(answer))));
   }
   write("data: [DONE]\n\n");
 }
@@ -182,7 +185,7 @@ HttpResponse whole_answer(ChatAnswer& answer) {
   Json json = answer.head.json("chat.completion");
   json["choices"] = Json::array();
   for (ChatChoice& part : answer.parts) json["choices"].push_back(part.whole());
-  json["usage"] = usage_json(answer.choices->usage());
+  json["usage"] = usage_of(answer);
   return json_response(json);
 }
 
@@ -193,11 +196,7 @@ HttpResponse chat_completions(const ApiContext& context, const HttpRequest& requ
   const Json body = parse_body(request, context.limits.json);
   const RequestFields fields(body);
   const ServedModel& model = context.model;
-  check_model(fields, model);
-  refuse_unsupported(fields);
-
-  ChoicesRequest wanted;
-  wanted.params = sampling_params(fields, model);
+  ChoicesRequest wanted = choices_request(context, fields);
   wanted.n = fields.integer("n", 1, context.limits.max_choices).value_or(1);
   const bool wants_logprobs = fields.boolean("logprobs").value_or(false);
   const std::optional<int64_t> top = fields.integer("top_logprobs", 0, kMaxTopLogprobs);
@@ -224,6 +223,7 @@ HttpResponse chat_completions(const ApiContext& context, const HttpRequest& requ
       AnswerHead{"chatcmpl-" + request.id, std::time(nullptr), model.id},
       context.admission.admit(wanted.n));
   answer->stream = stream;
+  answer->speculates = !model.speculation.method.empty();
   for (int64_t i = 0; i < wanted.n; ++i) {
     answer->parts.emplace_back(i, *model.tokenizer, wants_logprobs,
                                format.make_parser ? format.make_parser() : nullptr);
@@ -231,11 +231,7 @@ HttpResponse chat_completions(const ApiContext& context, const HttpRequest& requ
   answer->choices = std::make_unique<Choices>(context.runner, context.metrics, std::move(wanted),
                                               client, context.deadline());
   if (!stream.enabled) return whole_answer(*answer);
-  HttpResponse response;
-  response.content_type = "text/event-stream; charset=utf-8";
-  response.headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}};
-  response.stream = [answer](const StreamWrite& write) { stream_answer(*answer, write); };
-  return response;
+  return event_stream([answer](const StreamWrite& write) { stream_answer(*answer, write); });
 }
 
 }  // namespace lathe

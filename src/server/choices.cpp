@@ -39,11 +39,12 @@ struct Choices::Channel {
 
 namespace {
 
-ChoiceNews copy_of(const RequestOutput& output, int64_t choice) {
+ChoiceNews copy_of(const RequestOutput& output, int64_t choice, bool with_ids) {
   ChoiceNews news;
   news.choice = choice;
   news.text = output.text;
   news.num_tokens = static_cast<int64_t>(output.token_ids.size());
+  if (with_ids) news.token_ids.assign(output.token_ids.begin(), output.token_ids.end());
   for (const SampledToken& token : output.logprobs) {
     news.tokens.push_back({token.token, token.logprob, {token.top.begin(), token.top.end()}});
   }
@@ -68,6 +69,7 @@ Choices::Choices(EngineRunner& runner, ServerMetrics& metrics, ChoicesRequest re
       metrics_(metrics),
       client_(client),
       deadline_(deadline),
+      shadow_(request.shadow),
       n_(request.n),
       channel_(std::make_shared<Channel>()) {
   const auto num_prompts = static_cast<int64_t>(request.prompts.size());
@@ -80,15 +82,20 @@ Choices::Choices(EngineRunner& runner, ServerMetrics& metrics, ChoicesRequest re
     made.prompt = request.prompts[static_cast<std::size_t>(choice / n_)];
     made.params = request.params;
     made.params.seed += static_cast<uint64_t>(choice % n_);
+    made.speculative = request.speculative;
     if (request.make_constraint) made.constraint = request.make_constraint();
+    std::unique_ptr<ShadowJob>& shadow = progress_[static_cast<std::size_t>(choice)].shadow;
+    shadow = shadow_job(made);
+    if (shadow != nullptr) shadow->make_constraint = request.make_constraint;
     const bool leads = choice % n_ == 0 && n_ > 1;
     const int64_t end_of_group = choice + n_;
     made.on_output = [channel = channel_, &engine, &metrics, choice, leads, end_of_group,
+                      with_ids = shadow != nullptr,
                       followed = false](const RequestOutput& output) mutable {
       try {
         std::vector<Request> followers;
         const std::lock_guard lock(channel->mutex);
-        channel->news.push_back(copy_of(output, choice));
+        channel->news.push_back(copy_of(output, choice, with_ids));
         // An error of the first (no room for its prompt) is an error of the others too: they start
         // all the same and report it themselves.
         if (leads && !followed && !channel->aborted) {
@@ -182,6 +189,7 @@ Choices::Wait Choices::next(ChoiceNews& news) {
 void Choices::note(const ChoiceNews& news) {
   Progress& progress = progress_[static_cast<std::size_t>(news.choice)];
   progress.usage = news.usage;
+  if (progress.shadow != nullptr) note_shadow(progress, news);
   const Clock::time_point now = Clock::now();
   const double queued = news.usage.queue_seconds;
   if (news.num_tokens > 0) {
@@ -212,11 +220,34 @@ void Choices::note(const ChoiceNews& news) {
   if (generated > 1) metrics_.time_per_output_token.observe(decode / (generated - 1));
 }
 
+std::unique_ptr<ShadowJob> Choices::shadow_job(const Request& request) const {
+  if (shadow_ == nullptr || !(request.speculative.judge_threshold > 0)) return nullptr;
+  if (!shadow_->wants(request.params)) return nullptr;
+  auto job = std::make_unique<ShadowJob>();
+  job->prompt = request.prompt;
+  job->params = request.params;
+  job->threshold = request.speculative.judge_threshold;
+  return job;
+}
+
+void Choices::note_shadow(Progress& progress, const ChoiceNews& news) {
+  ShadowJob& job = *progress.shadow;
+  job.text += news.text;
+  job.token_ids.insert(job.token_ids.end(), news.token_ids.begin(), news.token_ids.end());
+  if (!news.finish_reason) return;
+  job.judge_accepted = news.usage.speculation.judge_accepted;
+  const bool is_whole =
+      *news.finish_reason == FinishReason::kStop || *news.finish_reason == FinishReason::kLength;
+  if (is_whole) shadow_->submit(std::move(job));
+  progress.shadow.reset();
+}
+
 Usage Choices::usage() const {
   Usage sum;
   for (int64_t choice = 0; choice < num_choices_; ++choice) {
     const Usage& usage = progress_[static_cast<std::size_t>(choice)].usage;
     sum.completion_tokens += usage.completion_tokens;
+    sum.speculation += usage.speculation;
     if (choice % n_ != 0) continue;  // the others share its prompt
     sum.prompt_tokens += usage.prompt_tokens;
     sum.cached_tokens += usage.cached_tokens;

@@ -16,6 +16,7 @@
 #include "engine/engine.h"
 #include "server/connection.h"
 #include "server/engine_runner.h"
+#include "server/judge_shadow.h"
 #include "server/server_metrics.h"
 
 namespace lathe {
@@ -31,7 +32,8 @@ struct ChoiceNews {
   int64_t choice = 0;  // prompt_idx * n + sample_idx
   std::string text;
   std::vector<ChoiceToken> tokens;
-  int64_t num_tokens = 0;  // new ones
+  int64_t num_tokens = 0;          // new ones
+  std::vector<int32_t> token_ids;  // for a shadow
   std::optional<FinishReason> finish_reason;
   std::string error;  // with kError
   ErrorCode error_code = ErrorCode::kInternal;
@@ -42,6 +44,8 @@ struct ChoicesRequest {
   std::vector<std::vector<int32_t>> prompts;
   int64_t n = 1;
   SamplingParams params;  // sample i of a prompt uses seed + i
+  SpeculativeParams speculative;
+  JudgeShadow* shadow = nullptr;  // compares judged answers; null: nobody does
   // Of each choice; empty: none.
   std::function<std::unique_ptr<TokenConstraint>()> make_constraint = nullptr;
 };
@@ -70,7 +74,15 @@ class Choices {
 
  private:
   struct Channel;  // outlives this object in the engine's callbacks
+  struct Progress {
+    Usage usage;
+    std::optional<Clock::time_point> first_token, last_token;
+    bool ended = false;
+    std::unique_ptr<ShadowJob> shadow;  // null: the answer is not compared
+  };
+  std::unique_ptr<ShadowJob> shadow_job(const Request& request) const;
   void note(const ChoiceNews& news);
+  void note_shadow(Progress& progress, const ChoiceNews& news);
   void abort_all();
 
   EngineRunner& runner_;
@@ -78,15 +90,11 @@ class Choices {
   const ClientWatch& client_;
   const std::optional<Clock::time_point> deadline_;
   const Clock::time_point start_ = Clock::now();
+  JudgeShadow* const shadow_;
   const int64_t n_;
   int64_t num_choices_ = 0;
   int64_t num_ended_ = 0;
   std::shared_ptr<Channel> channel_;
-  struct Progress {
-    Usage usage;
-    std::optional<Clock::time_point> first_token, last_token;
-    bool ended = false;
-  };
   std::vector<Progress> progress_;
 };
 

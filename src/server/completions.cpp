@@ -6,10 +6,9 @@
 #include "base/json.h"
 #include "server/api_error.h"
 #include "server/chat_prompt.h"
-#include "server/choices.h"
+#include "server/choices_request.h"
 #include "server/output_format.h"
 #include "server/prompt_runs.h"
-#include "server/sampling_fields.h"
 #include "server/stream_options.h"
 #include "server/token_json.h"
 
@@ -89,6 +88,7 @@ struct Answer {
   std::string model;
   Admission::Ticket ticket;
   Wanted wanted;
+  bool speculates = false;
   std::vector<CompletionChoice> parts;
   int64_t prompt_tokens = 0;         // of all prompts
   std::unique_ptr<Choices> choices;  // null: max_tokens is 0. Last: it ends first
@@ -110,10 +110,10 @@ Json choice_json(const Answer& answer, int64_t index, const std::string& text,
 }
 
 Json usage_of(const Answer& answer) {
-  if (answer.choices != nullptr) return usage_json(answer.choices->usage());
+  if (answer.choices != nullptr) return usage_json(answer.choices->usage(), answer.speculates);
   Usage usage;
   usage.prompt_tokens = answer.prompt_tokens;
-  return usage_json(usage);
+  return usage_json(usage, answer.speculates);
 }
 
 void add_news(CompletionChoice& part, const ChoiceNews& news) {
@@ -223,10 +223,7 @@ HttpResponse completions(const ApiContext& context, const HttpRequest& request,
   const Json body = parse_body(request, context.limits.json);
   const RequestFields fields(body);
   const ServedModel& model = context.model;
-  check_model(fields, model);
-  refuse_unsupported(fields);
-  ChoicesRequest choices;
-  choices.params = sampling_params(fields, model);
+  ChoicesRequest choices = choices_request(context, fields);
   const OutputFormat format = output_format(fields, model, /*may_call=*/false);
   Wanted wanted = read_wanted(context, fields);
   const auto num_choices = static_cast<int64_t>(wanted.prompts.size()) * wanted.n;
@@ -239,6 +236,7 @@ HttpResponse completions(const ApiContext& context, const HttpRequest& request,
   answer->created = std::time(nullptr);
   answer->model = model.id;
   answer->wanted = std::move(wanted);
+  answer->speculates = !model.speculation.method.empty();
   for (int64_t i = 0; i < num_choices; ++i) {
     answer->parts.emplace_back(*model.tokenizer, answer->wanted.logprobs > 0);
   }
@@ -258,11 +256,7 @@ HttpResponse completions(const ApiContext& context, const HttpRequest& request,
                                                 client, context.deadline());
   }
   if (!answer->wanted.stream.enabled) return whole_answer(*answer);
-  HttpResponse response;
-  response.content_type = "text/event-stream; charset=utf-8";
-  response.headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}};
-  response.stream = [answer](const StreamWrite& write) { stream_answer(*answer, write); };
-  return response;
+  return event_stream([answer](const StreamWrite& write) { stream_answer(*answer, write); });
 }
 
 }  // namespace lathe

@@ -11,8 +11,11 @@ constexpr int64_t kRowsWhileIdle = 512;
 
 }  // namespace
 
-EngineRunner::EngineRunner(Engine& engine, PromptPass& prompt_pass)
-    : engine_(engine), prompt_pass_(prompt_pass), thread_([this] { run(); }) {}
+EngineRunner::EngineRunner(Engine& engine, PromptPass& prompt_pass, IdleWork* idle_work)
+    : engine_(engine),
+      prompt_pass_(prompt_pass),
+      idle_work_(idle_work),
+      thread_([this] { run(); }) {}
 
 EngineRunner::~EngineRunner() {
   stopping_ = true;
@@ -31,6 +34,7 @@ void EngineRunner::run() {
       if (!prompt_pass_.has_work()) engine_.wait_for_work(std::chrono::milliseconds(200));
       const bool is_busy = engine_.step();
       prompt_pass_.step(is_busy ? kRowsWhileBusy : kRowsWhileIdle);
+      if (idle_work_ != nullptr) idle_work_->between_steps(prompt_pass_.has_work());
     }
   } catch (...) {
     is_healthy_ = false;

@@ -8,13 +8,14 @@
 
 #include "engine/engine.h"
 #include "engine/prompt_pass.h"
+#include "server/idle_work.h"
 
 namespace lathe {
 
 class EngineRunner {
  public:
-  // Borrows both. Starts at once.
-  EngineRunner(Engine& engine, PromptPass& prompt_pass);
+  // Borrows all. Starts at once. idle_work: null: none.
+  EngineRunner(Engine& engine, PromptPass& prompt_pass, IdleWork* idle_work = nullptr);
   ~EngineRunner();  // after the step in progress
   EngineRunner(const EngineRunner&) = delete;
   EngineRunner& operator=(const EngineRunner&) = delete;
@@ -32,6 +33,7 @@ class EngineRunner {
 
   Engine& engine_;
   PromptPass& prompt_pass_;
+  IdleWork* idle_work_;
   std::atomic<bool> stopping_{false};
   std::atomic<bool> is_healthy_{true};
   std::thread thread_;

@@ -42,6 +42,12 @@ std::string escaped(std::string_view value) {
 Histogram::Histogram(std::vector<double> bounds)
     : bounds_(std::move(bounds)), counts_(bounds_.size() + 1) {}
 
+Histogram::Histogram(std::vector<double> bounds, std::span<const int64_t> counts, double sum)
+    : Histogram(std::move(bounds)) {
+  for (std::size_t i = 0; i < counts.size(); ++i) counts_[i].add(counts[i]);
+  sum_ = sum;
+}
+
 void Histogram::observe(double value) {
   const auto bucket = std::lower_bound(bounds_.begin(), bounds_.end(), value) - bounds_.begin();
   counts_[static_cast<std::size_t>(bucket)].add();

@@ -6,6 +6,7 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -26,6 +27,8 @@ class Histogram {
  public:
   // bounds: upper ends of the buckets, ascending; one for everything above is added.
   explicit Histogram(std::vector<double> bounds);
+  // Of what was counted elsewhere: so many values in each bucket, none above.
+  Histogram(std::vector<double> bounds, std::span<const int64_t> counts, double sum);
   void observe(double value);
   const std::vector<double>& bounds() const { return bounds_; }
   int64_t count_in(std::size_t bucket) const { return counts_[bucket].value(); }  // not cumulative

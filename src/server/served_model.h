@@ -8,6 +8,7 @@
 #include "engine/sampling_params.h"
 #include "formats/model_config.h"
 #include "grammar/token_trie.h"
+#include "server/served_speculation.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -22,6 +23,7 @@ struct ServedModel {
   int64_t vocab_size = 0;                       // of the logits
   int64_t max_tokens = 0;                       // prompt and output of one choice
   SamplingParams defaults;                      // what a request leaves open
+  ServedSpeculation speculation{};
 };
 
 // Every field has a flag of `lathe serve` and its default in docs/server.md.

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "server/engine_metrics.h"
+
 namespace lathe {
 namespace {
 
@@ -24,7 +26,8 @@ constexpr FinishReason kReasons[] = {FinishReason::kStop, FinishReason::kLength,
 
 }  // namespace
 
-ServerMetrics::ServerMetrics(std::string model_name, int64_t max_sequence_tokens)
+ServerMetrics::ServerMetrics(std::string model_name, int64_t max_sequence_tokens,
+                             ServedSpeculation speculation)
     : time_to_first_token(first_token_bounds()),
       inter_token_latency(token_bounds()),
       time_per_output_token(token_bounds()),
@@ -37,7 +40,8 @@ ServerMetrics::ServerMetrics(std::string model_name, int64_t max_sequence_tokens
       generation_tokens(buckets_1_2_5(max_sequence_tokens)),
       params_n({1, 2, 5, 10, 20}),
       params_max_tokens(buckets_1_2_5(max_sequence_tokens)),
-      model_name_(std::move(model_name)) {}
+      model_name_(std::move(model_name)),
+      speculation_(std::move(speculation)) {}
 
 void ServerMetrics::count_http(const std::string& path, int status) {
   const std::lock_guard lock(mutex_);
@@ -45,7 +49,7 @@ void ServerMetrics::count_http(const std::string& path, int status) {
 }
 
 std::string ServerMetrics::text(const EngineStats& engine, const HttpServerStats& http,
-                                int64_t block_tokens) const {
+                                int64_t block_tokens, const JudgeShadow* shadow) const {
   MetricText out;
   const MetricLabels labels = {{"engine", "0"}, {"model_name", model_name_}};
   const auto one = [&](const char* name, const char* type, const char* help, double value) {
@@ -114,6 +118,9 @@ std::string ServerMetrics::text(const EngineStats& engine, const HttpServerStats
               {"block_size", std::to_string(block_tokens)},
               {"num_gpu_blocks", std::to_string(engine.cache_blocks)}},
              1);
+
+  add_speculation_metrics(out, labels, speculation_, engine, shadow);
+  add_parking_metrics(out, labels, engine.parking);
 
   counter("lathe_steps_total", "Steps of the engine.", engine.steps);
   gauge("lathe_cache_blocks", "Blocks of the cache.", static_cast<double>(engine.cache_blocks));

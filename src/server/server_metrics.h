@@ -14,21 +14,25 @@
 
 #include "engine/engine.h"
 #include "server/http_server.h"
+#include "server/judge_shadow.h"
 #include "server/metrics.h"
+#include "server/served_speculation.h"
 
 namespace lathe {
 
 class ServerMetrics {
  public:
-  ServerMetrics(std::string model_name, int64_t max_sequence_tokens);
+  ServerMetrics(std::string model_name, int64_t max_sequence_tokens,
+                ServedSpeculation speculation = {});
 
   // An answered HTTP request. path: of a route, or "other": a client cannot make new labels.
   void count_http(const std::string& path, int status);
   // A choice that ended.
   void count_finished(FinishReason reason) { finished_[static_cast<std::size_t>(reason)].add(); }
 
-  std::string text(const EngineStats& engine, const HttpServerStats& http,
-                   int64_t block_tokens) const;
+  // shadow: null: there is none.
+  std::string text(const EngineStats& engine, const HttpServerStats& http, int64_t block_tokens,
+                   const JudgeShadow* shadow = nullptr) const;
 
   Counter choices_started;
   Counter rejected_full;  // 429
@@ -48,6 +52,7 @@ class ServerMetrics {
 
  private:
   const std::string model_name_;
+  const ServedSpeculation speculation_;
   std::array<Counter, 4> finished_;  // by FinishReason
   mutable std::mutex mutex_;
   std::map<std::pair<std::string, int>, int64_t> http_requests_;

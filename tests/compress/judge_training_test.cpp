@@ -292,6 +292,12 @@ TEST_F(JudgeFileTest, RoundTripsWithTheSameBytes) {
   EXPECT_EQ(read.threshold, written.threshold);
   EXPECT_EQ(read.target, written.target);
   EXPECT_EQ(read.default_threshold, written.default_threshold);
+  const Json certificate = parse_json(written.metadata, "metadata")["risk"]["certified"];
+  ASSERT_FALSE(certificate.empty());
+  ASSERT_EQ(read.certified.size(), certificate.size());
+  for (std::size_t i = 0; i < certificate.size(); ++i) {
+    EXPECT_EQ(read.certified[i], certificate[i]["threshold"].get<double>());
+  }
 }
 
 TEST_F(JudgeFileTest, DamagedFilesAreRefused) {
@@ -337,6 +343,16 @@ TEST_F(JudgeFileTest, DamagedFilesAreRefused) {
   renamed.replace(renamed.find("\"bias\""), 6, "\"bios\"");
   expect_error(ErrorCode::kCorruptData, "no tensor 'bias'",
                [&] { read_judge_file(directory_.write("missing", renamed)); });
+  for (const Json& risk : {Json{{"certified", 3}}, Json::object(), Json("low"),
+                           Json{{"certified", {{{"threshold", 1.5}}}}},
+                           Json{{"certified", {{{"threshold", "0.5"}}}}}}) {
+    broken = judge();
+    Json metadata = parse_json(broken.metadata, "metadata");
+    metadata["risk"] = risk;
+    broken.metadata = dump_json(metadata);
+    write_judge_file(directory_ / "risk", broken);
+    expect_error(ErrorCode::kCorruptData, "risk", [&] { read_judge_file(directory_ / "risk"); });
+  }
 }
 
 }  // namespace

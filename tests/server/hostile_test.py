@@ -69,13 +69,18 @@ class Hostile(unittest.TestCase):
                    "repetition_penalty", "n", "max_tokens", "max_completion_tokens", "top_logprobs", "logprobs", "stop",
                    "stop_token_ids", "logit_bias", "stream", "stream_options", "messages", "tools", "response_format",
                    "tool_choice", "chat_template_kwargs", "model", "ignore_eos", "add_generation_prompt",
-                   "continue_final_message", "best_of", "echo", "prompt", "user", "unknown")
+                   "continue_final_message", "best_of", "echo", "prompt", "user", "speculative", "unknown")
         for name in numbers:
             for value in extremes:
                 if name == "stream" and value is True:
                     continue  # well formed: an answer in events
                 status = self.status(chat(**{name: value}))
                 self.assertIn(status, (200, 400, 404), (name, value))
+
+        for name in ("method", "num_tokens", "auto", "judge", "judge_threshold", "judge_recall", "max_judge_accepts",
+                     "max_logprob_deficit", "deterministic"):
+            for value in extremes:
+                self.assertIn(self.status(chat(speculative={name: value})), (200, 400), (name, value))
 
     def test_n(self):
         for n in (10**9, 10**18, 129, 100, 39):

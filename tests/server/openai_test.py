@@ -1,6 +1,7 @@
 """The official `openai` client against `lathe serve`: every route and option."""
 import concurrent.futures
 import json
+import time
 import unittest
 
 import serving
@@ -214,6 +215,118 @@ class OpenAiClient(unittest.TestCase):
                                                    messages=[{"role": "user", "content": str(i)}]) for i in range(8)))
                 return [a.usage.completion_tokens for a in answers]
         self.assertEqual(len(asyncio.run(run())), 8)
+
+
+class SpeculativeClient(unittest.TestCase):
+    """Drafts from the text so far, and a judge that requests may ask for."""
+    PROMPT = "to be or not to be or not to be or not to be or "
+    # Three letters, each less likely with every use: a text that repeats itself, and then does not.
+    LIVELY = {"logit_bias": {"97": 50, "98": 50, "99": 50}, "frequency_penalty": 2}
+
+    @classmethod
+    def setUpClass(cls):
+        cls.openai = load()
+        cls.plain = serving.Server()
+        cls.server = serving.Server("--draft", "ngram", "--draft-tokens", "4", "--judge", "top-k", "--judge-threshold", "0",
+                                    "--judge-shadow", "1")
+        cls.clients = []
+        for server in (cls.plain, cls.server):
+            server.__enter__()
+            cls.clients.append(cls.openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0))
+
+    @classmethod
+    def tearDownClass(cls):
+        for server, client in zip((cls.plain, cls.server), cls.clients):
+            client.close()
+            server.__exit__(None, None, None)
+
+    def complete(self, client=1, **options):
+        """(texts, usage.speculative or None, usage)"""
+        speculative = options.pop("speculative", None)
+        extra = {"ignore_eos": True, **({"speculative": speculative} if speculative is not None else {})}
+        answer = self.clients[client].completions.create(
+            **{"model": "tiny", "prompt": self.PROMPT, "max_tokens": 40, "temperature": 0, "extra_body": extra, **options})
+        return [c.text for c in answer.choices], (answer.usage.model_extra or {}).get("speculative"), answer.usage
+
+    def test_exact_speculation_changes_no_text(self):
+        expected, none, _ = self.complete(client=0)
+        self.assertIsNone(none)
+        for speculative in (None, {}, {"num_tokens": 1}, {"num_tokens": 16}, {"num_tokens": "auto"}, {"judge_threshold": 0},
+                            {"judge": "top-k", "judge_threshold": 0}, {"judge": None}, {"deterministic": True}):
+            texts, usage, _ = self.complete(speculative=speculative)
+            self.assertEqual(texts, expected, speculative)
+            self.assertFalse(usage["lossy"])
+            self.assertEqual(usage["accepted_judge"], 0)
+        self.assertEqual(self.complete(speculative={"method": "none"})[1]["cycles"], 0)
+        whole = self.clients[0].chat.completions.create(model="tiny", max_tokens=20, temperature=0, n=2,
+                                                        messages=[{"role": "user", "content": self.PROMPT}])
+        drafted = self.clients[1].chat.completions.create(model="tiny", max_tokens=20, temperature=0, n=2,
+                                                          messages=[{"role": "user", "content": self.PROMPT}])
+        self.assertEqual([c.message.content for c in whole.choices], [c.message.content for c in drafted.choices])
+
+    def test_deterministic_sampling(self):
+        options = {"temperature": 1.2, "seed": 11, "n": 3}
+        expected = self.complete(client=0, speculative={"deterministic": True}, **options)[0]
+        for num_tokens in (0, 2, 9):
+            self.assertEqual(self.complete(speculative={"deterministic": True, "num_tokens": num_tokens}, **options)[0],
+                             expected)
+
+    def test_judge_and_budgets(self):
+        judge = {"judge": "top-k", "judge_threshold": "inf", "num_tokens": 4}
+        _, usage, whole = self.complete(speculative=judge, **self.LIVELY)
+        self.assertGreater(usage["accepted_judge"], 2)
+        self.assertTrue(usage["lossy"])
+        emitted = sum(usage[k] for k in ("accepted_match", "accepted_judge", "corrected", "bonus"))
+        self.assertTrue(1 <= whole.completion_tokens - emitted <= 40 - usage["cycles"])
+        self.assertLessEqual(usage["accepted_match"] + usage["accepted_judge"], usage["drafted"])
+        budget = self.complete(speculative={**judge, "max_judge_accepts": 2}, **self.LIVELY)
+        self.assertEqual(budget[1]["accepted_judge"], 2)
+        self.assertEqual(self.complete(speculative={**judge, "max_logprob_deficit": 0}, **self.LIVELY)[0],
+                         self.complete(client=0, **self.LIVELY)[0])
+
+    def test_streamed_usage(self):
+        for route in ("chat", "completions"):
+            options = {"model": "tiny", "max_tokens": 30, "temperature": 0, "stream": True,
+                       "stream_options": {"include_usage": True}, "extra_body": {"ignore_eos": True}}
+            if route == "chat":
+                events = self.clients[1].chat.completions.create(messages=[{"role": "user", "content": self.PROMPT}], **options)
+            else:
+                events = self.clients[1].completions.create(prompt=self.PROMPT, **options)
+            usages = [e.usage for e in events if e.usage]
+            self.assertEqual(len(usages), 1)
+            usage = usages[0].model_extra["speculative"]
+            self.assertEqual(set(usage), {"cycles", "drafted", "accepted_match", "accepted_judge", "corrected", "bonus",
+                                          "logprob_deficit", "lossy"})
+
+    def test_errors(self):
+        for client, speculative, param in (
+                (1, {"judge": "other"}, "judge"), (1, {"judge_recall": 0.9}, "judge_recall"),
+                (1, {"judge": "top-k"}, "judge_threshold"), (1, {"method": "self"}, "method"),
+                (1, {"num_tokens": 65}, "num_tokens"), (1, {"typo": 1}, "typo"),
+                (1, {"max_judge_accepts": -1}, "max_judge_accepts"), (0, {"num_tokens": 3}, "num_tokens"),
+                (0, {"judge_threshold": 0.5}, "judge_threshold"), (0, {"judge": "top-k"}, "judge")):
+            with self.assertRaises(self.openai.BadRequestError) as caught:
+                self.complete(client=client, speculative=speculative)
+            self.assertEqual(caught.exception.param, "speculative." + param)
+
+    def test_metrics(self):
+        before = self.server.metric("lathe_shadow_requests_total")
+        self.complete(speculative={"judge_threshold": 1000}, **self.LIVELY)
+        self.server.wait_until_idle()
+        for _ in range(600):
+            if self.server.metric("lathe_shadow_requests_total") > before:
+                break
+            time.sleep(0.05)
+        else:
+            self.fail("no judged answer was compared")
+        values = self.server.metrics()
+        self.assertGreater(values['vllm:spec_decode_num_drafts_total{engine="0",model_name="tiny"}'], 0)
+        self.assertGreater(self.server.metric("lathe_judge_accept_total"), 0)
+        self.assertGreater(self.server.metric("lathe_shadow_disagree_total"), 0)
+        self.assertEqual(self.server.metric("lathe_judge_threshold_effective"), 0)
+        self.assertEqual(self.server.metric("vllm:spec_decode_num_accepted_tokens_total"),
+                         self.server.metric("vllm:spec_decode_num_accepted_tokens_per_pos_total"))
+        self.assertFalse([k for k in self.plain.metrics() if "spec_" in k or "judge" in k or "parked" in k])
 
 
 if __name__ == "__main__":

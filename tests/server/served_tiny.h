@@ -36,15 +36,27 @@ struct FakeClient : ClientWatch {
   std::atomic<bool> gone{false};
 };
 
+// Makes the engine speculate before it runs, and says what requests may ask for.
+using TinySpeculation = std::function<ServedSpeculation(TinyEngine&)>;
+
 struct TinyApi {
   explicit TinyApi(const EngineOptions& options = small_options(), const ApiLimits& limits = {},
-                   int64_t max_queue = 8, std::vector<std::string> keys = {})
+                   int64_t max_queue = 8, std::vector<std::string> keys = {},
+                   const TinySpeculation& speculate = nullptr, double shadow_share = 0)
       : tiny(options),
+        speculation(speculate ? speculate(tiny) : ServedSpeculation{}),
+        shadow(shadow_share > 0
+                   ? std::make_unique<JudgeShadow>(
+                         tiny.engine, JudgeShadowOptions{.share = shadow_share,
+                                                         .threshold = speculation.judge_threshold,
+                                                         .certified = {},
+                                                         .on_alarm = nullptr})
+                   : nullptr),
         chat_template(kTinyTemplate, "", ""),
         prompt_pass(*tiny.loaded.model, KvFormat::kF32, 64, tiny.loaded.owned.exec),
-        metrics("tiny", tiny.options.max_sequence_tokens),
+        metrics("tiny", tiny.options.max_sequence_tokens, speculation),
         admission(tiny.options.max_num_seqs, max_queue),
-        runner(tiny.engine, prompt_pass),
+        runner(tiny.engine, prompt_pass, shadow.get()),
         context{.runner = runner,
                 .metrics = metrics,
                 .admission = admission,
@@ -56,8 +68,10 @@ struct TinyApi {
                                                                     std::vector<int64_t>{300}),
                           .vocab_size = tiny.loaded.config().vocab_size,
                           .max_tokens = tiny.options.max_sequence_tokens,
-                          .defaults = {}},
-                .limits = limits},
+                          .defaults = {},
+                          .speculation = speculation},
+                .limits = limits,
+                .shadow = shadow.get()},
         access(keys, "127.0.0.1"),
         log([this](std::string_view line) { log_lines.emplace_back(line); }),
         api(context, access, log) {}
@@ -114,6 +128,8 @@ struct TinyApi {
   }
 
   TinyEngine tiny;
+  ServedSpeculation speculation;
+  std::unique_ptr<JudgeShadow> shadow;
   ChatTemplate chat_template;
   PromptPass prompt_pass;
   ServerMetrics metrics;
