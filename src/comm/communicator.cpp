@@ -11,7 +11,8 @@
 namespace lathe {
 namespace {
 
-constexpr std::size_t kPiece = std::size_t{1} << 18;  // numbers on their way at a time: 2 MiB at the most
+constexpr std::size_t kPiece = std::size_t{1}
+                               << 18;  // numbers on their way at a time: 2 MiB at the most
 
 // root's values become combine(... combine(value of rank 0, value of rank 1) ...).
 template <typename T, typename Sum, typename Combine>

@@ -1,8 +1,8 @@
-// Processes that work on one job together, called ranks: what they exchange, whatever carries it. One implementation
-// for a process alone, one for MPI (make_communicator(), launch.h).
+// Processes that work on one job together, called ranks: what they exchange, whatever carries it.
+// One implementation for a process alone, one for MPI (make_communicator(), launch.h).
 //
-// Every rank makes the same calls in the same order. A rank that fails does not tell the others through these
-// functions: it ends the job (abort()), since they may be waiting for it anywhere.
+// Every rank makes the same calls in the same order. A rank that fails does not tell the others
+// through these functions: it ends the job (abort()), since they may be waiting for it anywhere.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -13,8 +13,8 @@
 
 namespace lathe {
 
-// Used by one thread. Sizes are equal on both ends. Throw kIo, naming the other rank and its host, where the connection
-// fails before the launcher ends the job.
+// Used by one thread. Sizes are equal on both ends. Throw kIo, naming the other rank and its host,
+// where the connection fails before the launcher ends the job.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -48,9 +48,9 @@ class SoloCommunicator : public Communicator {
 // "rank 1 of 2 (host a)", for messages.
 std::string rank_name(const Communicator& ranks, int rank);
 
-// Sums over the ranks, in double and in the order of ranks, rounded once to the type at the end: so a result depends on
-// how the work was split, but not on which rank is `root` or on the network. The sums replace root's values; those of
-// the others are left alone.
+// Sums over the ranks, in double and in the order of ranks, rounded once to the type at the end: so
+// a result depends on how the work was split, but not on which rank is `root` or on the network.
+// The sums replace root's values; those of the others are left alone.
 void reduce_sum(Communicator& ranks, int root, std::span<float> values);
 void reduce_sum(Communicator& ranks, int root, std::span<double> values);
 // The same sums on all ranks.
@@ -74,7 +74,8 @@ void broadcast_vector(Communicator& ranks, int root, std::vector<T>& values) {
   ranks.broadcast(root, std::as_writable_bytes(std::span(values)));
 }
 
-// Which of `count` pieces of work, in their order, are a rank's: consecutive ones, as many for each as can be.
+// Which of `count` pieces of work, in their order, are a rank's: consecutive ones, as many for each
+// as can be.
 struct RankShare {
   int64_t begin = 0;
   int64_t end = 0;

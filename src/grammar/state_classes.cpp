@@ -36,8 +36,8 @@ StateClasses::StateClasses(const Grammar& grammar, const Grammar::Table& table, 
     });
     int32_t count = 0;
     for (std::size_t i = 0; i < num_states_; ++i) {
-      if (i > 0 && !std::equal(key(order[i]).begin(), key(order[i]).end(),
-                               key(order[i - 1]).begin())) {
+      if (i > 0 &&
+          !std::equal(key(order[i]).begin(), key(order[i]).end(), key(order[i - 1]).begin())) {
         ++count;
       }
       current[static_cast<std::size_t>(order[i])] = count;

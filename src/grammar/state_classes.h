@@ -1,10 +1,10 @@
-// Which states of a lexeme's table no short text tells apart. A pattern such as ^.{1,300}$ has states
-// for each number of characters that may still come, and all that are far from the end allow the
-// same tokens.
+// Which states of a lexeme's table no short text tells apart. A pattern such as ^.{1,300}$ has
+// states for each number of characters that may still come, and all that are far from the end allow
+// the same tokens.
 //
-// Moore's refinement (1956): the first classes are by whether a state accepts; each round splits them
-// by the classes that the bytes lead to. States in one class of round i agree on every text of up
-// to i bytes: whether it stays in the lexeme, and whether the lexeme is complete behind it.
+// Moore's refinement (1956): the first classes are by whether a state accepts; each round splits
+// them by the classes that the bytes lead to. States in one class of round i agree on every text of
+// up to i bytes: whether it stays in the lexeme, and whether the lexeme is complete behind it.
 #pragma once
 #include <cstdint>
 #include <vector>

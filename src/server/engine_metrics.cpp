@@ -65,9 +65,10 @@ void add_judge_metrics(Families& families, const ServedSpeculation& served,
   families.gauge("lathe_judge_threshold_effective", "Of requests that leave it to the server.",
                  shadow != nullptr ? shadow->threshold() : served.judge_threshold);
   if (shadow == nullptr) return;
-  families.gauge("lathe_judge_alarm",
-                 "1: answers differed more often than --judge-alarm allows; the threshold is lower.",
-                 shadow->alarmed() ? 1 : 0);
+  families.gauge(
+      "lathe_judge_alarm",
+      "1: answers differed more often than --judge-alarm allows; the threshold is lower.",
+      shadow->alarmed() ? 1 : 0);
   families.counter("lathe_shadow_requests_total",
                    "Judged answers that were compared with the exact ones.",
                    shadow->compared.value());
@@ -130,8 +131,7 @@ void add_speculation_metrics(MetricText& out, const MetricLabels& labels,
   if (!served.judge.empty()) add_judge_metrics(ours, served, engine, shadow);
 }
 
-void add_parking_metrics(MetricText& out, const MetricLabels& labels,
-                         const ParkingStats& parking) {
+void add_parking_metrics(MetricText& out, const MetricLabels& labels, const ParkingStats& parking) {
   if (parking.piece_tokens == 0) return;
   const ParkedStore::Stats& store = parking.store;
   Families families(out, labels);

@@ -1,5 +1,5 @@
-// The engine's speculation and parking as /metrics shows them: vLLM's names where it has them, those
-// of AutoJudge's specification behind lathe_ otherwise.
+// The engine's speculation and parking as /metrics shows them: vLLM's names where it has them,
+// those of AutoJudge's specification behind lathe_ otherwise.
 #pragma once
 #include "engine/engine.h"
 #include "server/judge_shadow.h"

@@ -14,9 +14,15 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kMaxDouble = std::numeric_limits<double>::max();
 constexpr int64_t kMaxInt64 = std::numeric_limits<int64_t>::max();
 
-constexpr const char* kKnown[] = {
-    "method",       "num_tokens",        "auto",                "judge",        "judge_threshold",
-    "judge_recall", "max_judge_accepts", "max_logprob_deficit", "deterministic"};
+constexpr const char* kKnown[] = {"method",
+                                  "num_tokens",
+                                  "auto",
+                                  "judge",
+                                  "judge_threshold",
+                                  "judge_recall",
+                                  "max_judge_accepts",
+                                  "max_logprob_deficit",
+                                  "deterministic"};
 
 // A misspelled field would make a request silently exact, or silently lossy.
 void refuse_unknown(const RequestFields& fields) {
@@ -72,7 +78,8 @@ int64_t num_tokens(const RequestFields& fields, const ServedSpeculation& served)
 double threshold_of_recall(double recall, const ServedSpeculation& served) {
   double best = 0;
   for (const ServedSpeculation::RecallRow& row : served.calibration) {
-    if (static_cast<float>(row.recall) >= static_cast<float>(recall)) best = std::max(best, row.threshold);
+    if (static_cast<float>(row.recall) >= static_cast<float>(recall))
+      best = std::max(best, row.threshold);
   }
   return best;
 }

@@ -192,6 +192,12 @@ TEST(Eval, TasksRunToTheEnd) {
   EXPECT_NE(answers.find("detectable_format:title=no"), std::string::npos) << answers;
   EXPECT_EQ(std::count(answers.begin(), answers.end(), '\n'), 2);
 
+  write_file_atomically(directory + "/none.jsonl", "\n");
+  const ProgramResult none = run_lathe(
+      {"eval", "ifeval", tiny_checkpoint(), "--data", directory + "/none.jsonl", "--json"});
+  EXPECT_EQ(none.exit_code, 2);
+  EXPECT_NE(none.err.find("none.jsonl: holds no items"), std::string::npos) << none.err;
+
   write_file_atomically(directory + "/humaneval.jsonl",
                         dump_json({{"task_id", "toy/0"},
                                    {"prompt", "def one():\n"},

@@ -76,7 +76,6 @@ TEST(Usage, WrongCommandLinesExitWith2) {
       {{"eval", "perplexity", model, model, model, "--data", "/dev/null"}, "3"},
       {{"eval", "kld", model, "--data", "/dev/null"}, "reference"},
       {{"eval", "ifeval", model}, "--data"},
-      {{"eval", "ifeval", model, "--data", "/dev/null"}, "no items"},
       {{"bench", model, "-b", "0"}, "-b"},
       {{"bench", model, "-n", "10000"}, "10000"},
       {{"quantize", model}, "OUT"},

@@ -12,8 +12,8 @@ namespace lathe {
 namespace {
 
 TEST(Communicator, SumsAreThoseOfTheRanksInTheirOrderWhoeverIsRoot) {
-  // In double, 2^60 + 1 - 2^60 is 0 and 2^60 - 2^60 + 1 is 1: the order of ranks shows. And a sum in
-  // float would lose 2^-30 beside 1.
+  // In double, 2^60 + 1 - 2^60 is 0 and 2^60 - 2^60 + 1 is 1: the order of ranks shows. And a sum
+  // in float would lose 2^-30 beside 1.
   const double values[3] = {0x1p60, -0x1p60, 1.0};
   const float floats[3] = {1.0f, 0x1p-30f, -1.0f};
   for (const int root : {0, 1, 2}) {
@@ -44,7 +44,8 @@ TEST(Communicator, SumsOfMoreThanOnePieceAndOfNothing) {
     std::vector<double> all = {0.5};
     all_reduce_sum(ranks, all);
     EXPECT_EQ(all[0], 1.0);
-    std::vector<float> largest = {ranks.rank() == 0 ? -3.0f : -7.0f, ranks.rank() == 0 ? 1.0f : 2.0f};
+    std::vector<float> largest = {ranks.rank() == 0 ? -3.0f : -7.0f,
+                                  ranks.rank() == 0 ? 1.0f : 2.0f};
     all_reduce_max(ranks, largest);
     EXPECT_EQ(largest, (std::vector<float>{-3.0f, 2.0f}));
   });

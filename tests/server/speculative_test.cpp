@@ -85,9 +85,9 @@ TEST(Speculative, ExactDraftsChangeNoText) {
   TinyApi plain;
   for (const TinySpeculation& speculate : {own_drafts(), judged()}) {
     SpeculativeApi api(speculate);
-    for (const Json& fields : {Json(nullptr), Json::object(), Json{{"num_tokens", 1}},
-                               Json{{"num_tokens", 64}}, Json{{"num_tokens", "auto"}},
-                               Json{{"auto", true}}, Json{{"method", "none"}}}) {
+    for (const Json& fields :
+         {Json(nullptr), Json::object(), Json{{"num_tokens", 1}}, Json{{"num_tokens", 64}},
+          Json{{"num_tokens", "auto"}}, Json{{"auto", true}}, Json{{"method", "none"}}}) {
       Json body = with(with(speculative(fields), "n", 2), "stop", {"zz"});
       const Json answer = api.answer(kChat, body);
       EXPECT_EQ(answer["choices"], plain.answer(kChat, with(hello(), "n", 2))["choices"]) << fields;
@@ -111,11 +111,10 @@ TEST(Speculative, ThresholdZeroIsExact) {
   // A server whose default is lossy, and one whose default is exact.
   for (const double server_threshold : {0.5, 0.0}) {
     SpeculativeApi api(judged(server_threshold));
-    for (const Json& fields :
-         {Json{{"judge_threshold", 0}}, Json{{"judge", nullptr}},
-          Json{{"judge", "yes"}, {"judge_threshold", 0}}, Json{{"max_judge_accepts", 0}},
-          Json{{"max_logprob_deficit", 0}}, Json{{"num_tokens", 0}},
-          Json{{"deterministic", true}}}) {
+    for (const Json& fields : {Json{{"judge_threshold", 0}}, Json{{"judge", nullptr}},
+                               Json{{"judge", "yes"}, {"judge_threshold", 0}},
+                               Json{{"max_judge_accepts", 0}}, Json{{"max_logprob_deficit", 0}},
+                               Json{{"num_tokens", 0}}, Json{{"deterministic", true}}}) {
       const Json answer = api.answer(kChat, speculative(fields));
       EXPECT_EQ(text_of(answer), exact) << fields;
       EXPECT_EQ(number(answer["usage"], "accepted_judge"), 0) << fields;
@@ -213,15 +212,11 @@ TEST(Speculative, ThresholdsReachTheJudge) {
   const double inf = std::numeric_limits<double>::infinity();
   const std::pair<Json, double> cases[] = {
       {{{"judge", "yes"}}, 0.4},  // its own
-      {{{"judge_threshold", 0.7}}, 0.7},
-      {{{"judge", "yes"}, {"judge_threshold", "inf"}}, inf},
-      {{{"judge_recall", 0.9}}, 0.1},
-      {{{"judge_recall", 0.85}}, 0.1},
-      {{{"judge_recall", 0.8}}, 0.2},
-      {{{"judge_recall", 0.1}}, 0.2},
+      {{{"judge_threshold", 0.7}}, 0.7}, {{{"judge", "yes"}, {"judge_threshold", "inf"}}, inf},
+      {{{"judge_recall", 0.9}}, 0.1},    {{{"judge_recall", 0.85}}, 0.1},
+      {{{"judge_recall", 0.8}}, 0.2},    {{{"judge_recall", 0.1}}, 0.2},
       {{{"judge_recall", 0.95}}, -1},  // no threshold stops so many: exact
-      {{{"judge_recall", 1}}, -1},
-      {Json::object(), -1},
+      {{{"judge_recall", 1}}, -1},       {Json::object(), -1},
   };
   for (const auto& [fields, threshold] : cases) {
     asked = -1;
@@ -304,9 +299,9 @@ TEST(Speculative, WrongFieldsAreRefused) {
   check(bare, {{{"judge_recall", 0.9}}, "speculative.judge_recall"});
   check(bare, {{{"deterministic", true}}, "speculative.deterministic"});
   // Nothing that asks for something: allowed everywhere.
-  for (const Json& fields : {Json{{"num_tokens", 0}}, Json{{"num_tokens", "auto"}},
-                             Json{{"method", "none"}}, Json{{"judge_threshold", 0}},
-                             Json{{"judge", nullptr}}, Json{{"max_judge_accepts", 3}}}) {
+  for (const Json& fields :
+       {Json{{"num_tokens", 0}}, Json{{"num_tokens", "auto"}}, Json{{"method", "none"}},
+        Json{{"judge_threshold", 0}}, Json{{"judge", nullptr}}, Json{{"max_judge_accepts", 3}}}) {
     const Json answer = plain.answer(kChat, speculative(fields));
     EXPECT_FALSE(answer["usage"].contains("speculative"));
   }
@@ -323,8 +318,8 @@ double metric(TinyApi& api, const std::string& start) {
 
 TEST(Speculative, MetricsAgreeWithUsage) {
   SpeculativeApi api(judged());
-  const Json usage = api.answer(kChat, speculative({{"judge", "yes"}, {"max_judge_accepts", 5}}))
-                         ["usage"];
+  const Json usage =
+      api.answer(kChat, speculative({{"judge", "yes"}, {"max_judge_accepts", 5}}))["usage"];
   ASSERT_TRUE(eventually([&] { return metric(api, "vllm:num_requests_running") == 0; }));
   const std::string vllm = "{engine=\"0\",model_name=\"tiny\"";
   const std::string ours = vllm + ",draft=\"ngram\",judge=\"yes\"";
