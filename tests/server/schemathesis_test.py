@@ -16,7 +16,8 @@ def main():
     examples = os.environ.get("LATHE_SCHEMATHESIS_EXAMPLES", "40")
     # In a directory of its own: it leaves a cache where it runs.
     with tempfile.TemporaryDirectory() as directory, \
-            serving.Server("--max-num-seqs", "8", "--draft", "ngram", "--judge", "top-k", "--judge-threshold", "0") as server:
+            serving.Server("--max-num-seqs", "8", "--context", "1024", "--draft", "ngram", "--judge", "top-k",
+                           "--judge-threshold", "0") as server:
         done = subprocess.run(
             [program, "run", server.url + "/openapi.json", "--url", server.url, "--checks", "all",
              "--exclude-checks", "positive_data_acceptance", "--max-examples", examples, "--seed", "1",
