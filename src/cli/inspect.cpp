@@ -9,6 +9,7 @@
 #include "base/progress.h"
 #include "cli/command.h"
 #include "cli/flags.h"
+#include "cli/gpu_forecast.h"
 #include "cli/loaded_model.h"
 #include "cli/output.h"
 #include "formats/manifest.h"
@@ -26,6 +27,7 @@ struct InspectFlags {
   ModelFlags model;
   std::string path;
   bool quick = false;
+  GpuForecastFlags forecast;
 };
 
 int64_t bytes_on_disk(const std::string& path) {
@@ -224,6 +226,17 @@ std::string inspect_text(const Json& json) {
   return text;
 }
 
+void run_forecast(const InspectFlags& flags) {
+  GpuForecastFlags forecast = flags.forecast;
+  forecast.path = flags.path;
+  const Json json = gpu_forecast_json(forecast);
+  if (flags.common.json) {
+    print_json(json);
+  } else {
+    print(gpu_forecast_text(json));
+  }
+}
+
 void run_inspect(const InspectFlags& flags) {
   Runtime runtime(flags.common);
   Json json;
@@ -270,12 +283,36 @@ void add_inspect_command(CLI::App& app, Invocation& invocation) {
   add_model_argument(*command, flags->path);
   command->add_flag("--quick", flags->quick,
                     "Do not load the weights, measure the machine or compute checksums");
+  CLI::Option* gpus =
+      command
+          ->add_option(
+              "--gpus", flags->forecast.num_gpus,
+              "Only forecast memory and speed on so many GPUs of one host; MODEL may then be "
+              "a shape of Llama 3.1: 8b, 70b, 405b")
+          ->type_name("N");
+  command->add_option("--gpu", flags->forecast.card, "Which GPU: h200 or h100")
+      ->needs(gpus)
+      ->capture_default_str()
+      ->type_name("NAME");
+  command->add_option("--context", flags->forecast.context, "Tokens behind each decoded one")
+      ->needs(gpus)
+      ->capture_default_str()
+      ->type_name("N");
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(
       "Exit code 1 when the model is damaged or incomplete.\n\n"
-      "Example:\n  lathe inspect smollm2.gguf");
-  command->callback([flags, &invocation] { invocation.run = [flags] { run_inspect(*flags); }; });
+      "Examples:\n  lathe inspect smollm2.gguf\n  lathe inspect 70b --gpus 2");
+  command->callback([flags, gpus, &invocation] {
+    const bool forecasts = gpus->count() > 0;
+    invocation.run = [flags, forecasts] {
+      if (forecasts) {
+        run_forecast(*flags);
+      } else {
+        run_inspect(*flags);
+      }
+    };
+  });
 }
 
 }  // namespace lathe

@@ -214,5 +214,39 @@ TEST(Eval, TasksRunToTheEnd) {
   EXPECT_EQ(humaneval["pass_at_1"], 0.0);  // random weights do not write Python
 }
 
+TEST(Inspect, ForecastsGpusAndSaysWhatItRestsOn) {
+  const ProgramResult result =
+      run_lathe({"inspect", "70b", "--gpus", "2", "--gpu", "h100", "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const Json json = parse_json(result.out, "output");
+  const Json one = parse_json(
+      run_lathe({"inspect", "70b", "--gpus", "1", "--gpu", "h100", "--json"}).out, "output");
+  ASSERT_EQ(json["weights"].size(), 4u);
+  EXPECT_EQ(one["weights"][0]["format"], "bf16");
+  EXPECT_EQ(one["weights"][0]["fits"], false);  // 141 GB
+  EXPECT_EQ(json["weights"][0]["fits"], true);
+  const Json& mxfp4 = json["weights"][3];
+  EXPECT_EQ(mxfp4["weight_bytes_per_gpu"].get<double>() * 2,
+            one["weights"][3]["weight_bytes_per_gpu"].get<double>());
+  EXPECT_GT(mxfp4["decode"][1]["all_reduce_seconds"].get<double>(), 0);
+  for (const Json& figure : json["figures"]) {
+    EXPECT_TRUE(figure["basis"] == "measured" || figure["basis"] == "assumed");
+    EXPECT_FALSE(figure["source"].get<std::string>().empty());
+  }
+  const ProgramResult model = run_lathe({"inspect", tiny_checkpoint(), "--gpus", "1"});
+  EXPECT_EQ(model.exit_code, 0) << model.err;
+  EXPECT_NE(model.out.find("assumed"), std::string::npos);
+  for (const std::vector<std::string>& wrong :
+       {std::vector<std::string>{"inspect", "70b", "--gpus", "3"},
+        {"inspect", "70b", "--gpus", "0"},
+        {"inspect", "70b", "--gpus", "2", "--gpu", "b200"},
+        {"inspect", "70b", "--gpus", "2", "--context", "0"},
+        {"inspect", "70b", "--gpu", "h100"}}) {
+    const ProgramResult refused = run_lathe(wrong);
+    EXPECT_EQ(refused.exit_code, 2) << wrong.back();
+    EXPECT_EQ(std::count(refused.err.begin(), refused.err.end(), '\n'), 1) << refused.err;
+  }
+}
+
 }  // namespace
 }  // namespace lathe
