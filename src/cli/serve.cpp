@@ -16,6 +16,7 @@
 #include "cli/command.h"
 #include "cli/draft_flags.h"
 #include "cli/flags.h"
+#include "cli/kv_flags.h"
 #include "cli/loaded_model.h"
 #include "cli/output.h"
 #include "cli/version.h"
@@ -31,6 +32,7 @@ namespace {
 struct ServeFlags {
   CommonFlags common;
   ModelFlags model;
+  KvFlags kv;
   DraftFlags draft;
   double judge_shadow = 0;
   double judge_alarm = -1;
@@ -228,19 +230,23 @@ void run_serve(ServeFlags flags) {
   const TerminationSignals signals;
   allow_descriptors(flags.http.limits.max_connections);
   Runtime runtime(flags.common);
+  KvParking parking(flags.model, flags.kv);
   const LoadedModel loaded(
-      flags.path, flags.model, runtime.exec(),
+      flags.path, parking.model_flags(), runtime.exec(),
       {.quiet = false, .max_sequence_tokens = flags.engine.max_sequence_tokens});
+  parking.load(loaded.checkpoint());
   const LoadedDraft draft(
-      flags.draft, loaded, flags.model, runtime.exec(),
+      flags.draft, loaded, parking.model_flags(), runtime.exec(),
       {.quiet = false, .max_sequence_tokens = flags.engine.max_sequence_tokens});
   const ModelConfig& config = loaded.model().config();
-  flags.engine.kv_format = loaded.kv_format();
+  flags.engine.kv_format = loaded.kv().live_format();
+  flags.engine.kv_codec = loaded.kv().engine_codec();
   const EngineOptions options = resolve(flags.engine, config);
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   const ServedSpeculation speculation = set_up_speculation(flags, draft, loaded, engine);
-  PromptPass prompt_pass(loaded.model(), loaded.kv_format(),
+  parking.attach(engine, loaded.model(), loaded.checkpoint(), runtime.exec());
+  PromptPass prompt_pass(loaded.model(), loaded.kv().live_format(),
                          std::min(flags.max_embedding_tokens, options.max_sequence_tokens),
                          runtime.exec());
 
@@ -369,6 +375,7 @@ void add_serve_command(CLI::App& app, Invocation& invocation) {
                    "5 %)")
       ->type_name("SHARE");
   add_model_flags(*command, flags->model);
+  add_kv_flags(*command, flags->kv);
   add_common_flags(*command, flags->common);
   command->footer(
       "Listens until SIGTERM or Ctrl-C, then answers what is open and ends. docs/server.md has the "

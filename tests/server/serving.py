@@ -83,6 +83,14 @@ class Server:
         if kind is not None:
             sys.stderr.write(text[-3000:])
 
+    def kill(self):
+        """kill -9, instead of leaving the block."""
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+        self.process.stdout.close()
+        self.directory.cleanup()
+
     def log_lines(self):
         return [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
 
