@@ -25,8 +25,8 @@ double tokens_per_second(const char* shape, const GpuCostOptions& options, int64
 }
 
 // docs/results/hopper.md, "End to end". Within 10 %: the line through the linears' times misses
-// single shapes by as much. The first, the second and the prefill of MXFP4 fixed a constant each;
-// the others are predictions.
+// single shapes by as much. The first two decode figures and both prefills fixed the constants; the
+// third and the fourth are predictions.
 TEST(GpuCost, AgreesWithWhatOneGpuMeasured) {
   EXPECT_NEAR(tokens_per_second("8b", on_h200("mxfp4", 1), 1, 512) / 228, 1, 0.1);
   EXPECT_NEAR(tokens_per_second("8b", on_h200("mxfp4", 1), 64, 512) / 3680, 1, 0.1);
