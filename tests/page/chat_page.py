@@ -16,6 +16,7 @@ for program in ("chromium", "chromedriver"):
         sys.exit(serving.SKIPPED)
 serving.enter_python_with_packages()
 from selenium import webdriver  # noqa: E402
+from selenium.common.exceptions import WebDriverException  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
@@ -37,6 +38,15 @@ def browser(width=1100, height=800, dark=False):
     return driver
 
 
+def require_browser():
+    """Skips, with the reason, where Chromium is there but cannot run (a container without what it needs)."""
+    try:
+        browser().quit()
+    except WebDriverException as error:
+        print("Chromium does not start: " + (error.msg or "no reason given").splitlines()[0])
+        sys.exit(serving.SKIPPED)
+
+
 class ChatPage(unittest.TestCase):
     """A test case whose class has a `driver` on the page. Complaints of the browser fail it."""
 
@@ -46,7 +56,7 @@ class ChatPage(unittest.TestCase):
         self.assertEqual(problems, [])
         self.assertNotEqual(self.driver.title, "broken")
 
-    def wait(self, condition, seconds=10):
+    def wait(self, condition, seconds=40):
         WebDriverWait(self.driver, seconds, 0.05).until(lambda _: condition())
 
     def find(self, selector):

@@ -15,7 +15,7 @@ import unittest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from chat_page import ChatPage, Keys, browser
+from chat_page import ChatPage, Keys, browser, require_browser
 
 SOURCE = Path(sys.argv.pop(1))
 SCREENSHOTS = Path(sys.argv.pop(1)) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else Path("screenshots")
@@ -325,4 +325,5 @@ class Page(ChatPage):
 
 
 if __name__ == "__main__":
+    require_browser()
     unittest.main(verbosity=1)

@@ -11,7 +11,7 @@ import os
 import tempfile
 import unittest
 
-from chat_page import ChatPage, Keys, browser, serving
+from chat_page import ChatPage, Keys, browser, require_browser, serving
 
 CHAT = "/v1/chat/completions"
 SAMPLING = {"temperature": 1, "seed": 7, "max_tokens": 60}  # greedily, the tiny model repeats one letter
@@ -132,4 +132,5 @@ class ServedPage(ChatPage):
 
 
 if __name__ == "__main__":
+    require_browser()
     unittest.main(verbosity=1)
