@@ -1,12 +1,12 @@
 #include "cli/eval_report.h"
 
 #include <cmath>
-#include <cstdio>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/json.h"
 #include "cli/draft_flags.h"
+#include "cli/format.h"
 #include "eval/statistics.h"
 
 namespace lathe {
@@ -14,13 +14,6 @@ namespace {
 
 // JSON has no NaN: null where a number cannot be known.
 Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
-
-template <typename... Args>
-std::string format(const char* pattern, Args... args) {
-  char text[256];
-  std::snprintf(text, sizeof text, pattern, args...);
-  return text;
-}
 
 std::string plus_minus(const Json& error, const char* pattern = " ± %.3f") {
   return error.is_null() ? "" : format(pattern, error.get<double>());

@@ -5,18 +5,12 @@
 
 #include "base/json.h"
 #include "base/progress.h"
+#include "cli/format.h"
 #include "cli/html_page.h"
 #include "cli/svg_plot.h"
 
 namespace lathe {
 namespace {
-
-template <typename... Args>
-std::string format(const char* pattern, Args... args) {
-  char text[240];
-  std::snprintf(text, sizeof text, pattern, args...);
-  return text;
-}
 
 double number(const Json& json) { return json.is_null() ? 0.0 : json.get<double>(); }
 long long whole(const Json& json) { return json.get<long long>(); }

@@ -1,7 +1,6 @@
 #include "cli/report.h"
 
 #include <cmath>
-#include <cstdio>
 #include <limits>
 #include <map>
 
@@ -9,19 +8,13 @@
 #include "base/json.h"
 #include "base/progress.h"
 #include "cli/eval_report.h"
+#include "cli/format.h"
 #include "cli/html_page.h"
 #include "cli/svg_plot.h"
 #include "compress/quantize_model.h"
 
 namespace lathe {
 namespace {
-
-template <typename... Args>
-std::string format(const char* pattern, Args... args) {
-  char text[256];
-  std::snprintf(text, sizeof text, pattern, args...);
-  return text;
-}
 
 // "model.layers.12.mlp.down_proj" -> 12; -1 for lm_head and the like.
 int64_t layer_of(const std::string& module) {
