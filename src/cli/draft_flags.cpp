@@ -10,7 +10,6 @@
 #include "base/json.h"
 #include "engine/speculation/model_drafter.h"
 #include "engine/speculation/ngram_drafter.h"
-#include "formats/judge_file.h"
 #include "formats/requantized_checkpoint.h"
 
 namespace lathe {
@@ -27,6 +26,34 @@ double acceptance(const SpeculationUsage& usage) {
   return usage.drafted == 0 ? 0
                             : static_cast<double>(usage.accepted + usage.judge_accepted) /
                                   static_cast<double>(usage.drafted);
+}
+
+// Throws for a judge that was not made for this checkpoint, and what read_judge_file() throws.
+ChosenJudge choose_judge(const DraftFlags& flags, const Checkpoint& target) {
+  if (flags.judge.empty()) {
+    if (flags.judge_threshold == -1) return {};
+    fail(ErrorCode::kInvalidArgument, "--judge-threshold needs --judge");
+  }
+  if (flags.draft.empty()) {
+    fail(ErrorCode::kInvalidArgument, "--judge decides about draft tokens; it needs --draft");
+  }
+  if (!(flags.judge_threshold >= 0) && flags.judge_threshold != -1) {
+    fail(ErrorCode::kInvalidArgument, "--judge-threshold ", flags.judge_threshold,
+         ": must be at least 0");
+  }
+  if (flags.judge == "top-k" || flags.judge == "kl" || flags.judge == "typical") {
+    if (flags.judge_threshold < 0) {
+      fail(ErrorCode::kInvalidArgument, "--judge ", flags.judge, " needs --judge-threshold");
+    }
+    return {.name = flags.judge, .threshold = flags.judge_threshold, .file = std::nullopt};
+  }
+  JudgeFile file = read_judge_file(flags.judge);
+  check_judge_target(file, flags.judge, target);
+  const double threshold =
+      flags.judge_threshold >= 0 ? flags.judge_threshold : file.default_threshold;
+  return {.name = std::filesystem::path(flags.judge).stem().string(),
+          .threshold = threshold,
+          .file = std::move(file)};
 }
 
 }  // namespace
@@ -55,40 +82,9 @@ void add_draft_flags(CLI::App& command, DraftFlags& flags) {
       ->type_name("X");
 }
 
-ChosenJudge choose_judge(const DraftFlags& flags, const Checkpoint& target) {
-  if (flags.judge.empty()) {
-    if (flags.judge_threshold == -1) return {};
-    fail(ErrorCode::kInvalidArgument, "--judge-threshold needs --judge");
-  }
-  if (flags.draft.empty()) {
-    fail(ErrorCode::kInvalidArgument, "--judge decides about draft tokens; it needs --draft");
-  }
-  if (!(flags.judge_threshold >= 0) && flags.judge_threshold != -1) {
-    fail(ErrorCode::kInvalidArgument, "--judge-threshold ", flags.judge_threshold,
-         ": must be at least 0");
-  }
-  if (flags.judge == "top-k" || flags.judge == "kl" || flags.judge == "typical") {
-    if (flags.judge_threshold < 0) {
-      fail(ErrorCode::kInvalidArgument, "--judge ", flags.judge, " needs --judge-threshold");
-    }
-    ChosenJudge chosen;
-    chosen.judge = baseline_judge(flags.judge);
-    chosen.threshold = flags.judge_threshold;
-    chosen.name = flags.judge;
-    return chosen;
-  }
-  const JudgeFile file = read_judge_file(flags.judge);
-  check_judge_target(file, flags.judge, target);
-  ChosenJudge chosen;
-  chosen.judge = std::make_unique<LogisticJudge>(file.weight, file.bias);
-  chosen.file_threshold = file.default_threshold;
-  chosen.threshold = flags.judge_threshold >= 0 ? flags.judge_threshold : file.default_threshold;
-  chosen.name = std::filesystem::path(flags.judge).stem().string();
-  for (std::size_t i = 0; i < file.threshold.size(); ++i) {
-    chosen.calibration.emplace_back(file.threshold[i], file.recall[i]);
-  }
-  chosen.certified = file.certified;
-  return chosen;
+std::unique_ptr<Judge> ChosenJudge::make() const {
+  if (file) return std::make_unique<LogisticJudge>(file->weight, file->bias);
+  return name.empty() ? nullptr : baseline_judge(name);
 }
 
 SpeculationOptions speculation_options(const DraftFlags& flags) {
@@ -108,10 +104,9 @@ LoadedDraft::LoadedDraft(const DraftFlags& flags, const LoadedModel& target,
                          const ModelFlags& model_flags, Exec& exec, const LoadOptions& options)
     : flags_(flags),
       options_(speculation_options(flags)),
-      target_(target.checkpoint()),
+      judge_(choose_judge(flags, target.checkpoint())),  // before anything is loaded
       exec_(exec),
       kv_format_(target.kv().live_format()) {
-  choose_judge(flags, target_);  // before anything is loaded
   if (empty() || flags.draft == "ngram") return;
   if (flags.draft == "self") {
     checkpoint_ = requantized_checkpoint(target.checkpoint(), weight_format_from_name("mxfp4"));
@@ -133,8 +128,7 @@ std::string LoadedDraft::method() const {
 
 void LoadedDraft::attach(Engine& engine) const {
   attach_exact(engine);
-  ChosenJudge chosen = choose_judge(flags_, target_);
-  if (chosen.judge != nullptr) engine.set_judge(std::move(chosen.judge), chosen.threshold);
+  if (auto judge = judge_.make()) engine.set_judge(std::move(judge), judge_.threshold);
 }
 
 void LoadedDraft::attach_exact(Engine& engine) const {

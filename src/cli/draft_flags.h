@@ -3,10 +3,12 @@
 #include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 
 #include "cli/loaded_model.h"
 #include "engine/engine.h"
+#include "formats/judge_file.h"
 
 namespace lathe {
 
@@ -18,17 +20,15 @@ struct DraftFlags {
 };
 void add_draft_flags(CLI::App& command, DraftFlags& flags);
 
-// The judge of the flags and its threshold; null without --judge. Throws kInvalidArgument for one
-// that was not made for this checkpoint, and what read_judge_file() throws.
+// The judge of the flags and its threshold.
 struct ChosenJudge {
-  std::unique_ptr<Judge> judge;
+  std::string name;  // of the rule, or the file's without directory and suffix; empty: none
   double threshold = 0;
-  std::string name;           // of the rule, or the file's without directory and suffix
-  double file_threshold = 0;  // the file's default
-  std::vector<std::pair<double, double>> calibration;  // threshold, recall
-  std::vector<double> certified;                       // thresholds with a bound on the risk
+  std::optional<JudgeFile> file;  // none: a rule without training
+
+  // A judge for one engine; null when there is none.
+  std::unique_ptr<Judge> make() const;
 };
-ChosenJudge choose_judge(const DraftFlags& flags, const Checkpoint& target);
 
 // Checks the flags. Throws kInvalidArgument.
 SpeculationOptions speculation_options(const DraftFlags& flags);
@@ -37,7 +37,8 @@ SpeculationOptions speculation_options(const DraftFlags& flags);
 class LoadedDraft {
  public:
   // Loads what the flags name; nothing for no --draft. Throws what loading throws, and
-  // kInvalidArgument for a draft model with another vocabulary.
+  // kInvalidArgument for a draft model with another vocabulary, or a judge that was not made for
+  // this checkpoint.
   LoadedDraft(const DraftFlags& flags, const LoadedModel& target, const ModelFlags& model_flags,
               Exec& exec, const LoadOptions& options);
   // Makes the engine (of the target) speculate, if there is a draft.
@@ -46,11 +47,12 @@ class LoadedDraft {
   void attach_exact(Engine& engine) const;
   bool empty() const { return flags_.draft.empty(); }
   std::string method() const;  // "ngram", "self", "model"; empty: none
+  const ChosenJudge& judge() const { return judge_; }
 
  private:
   DraftFlags flags_;
   SpeculationOptions options_;
-  const Checkpoint& target_;
+  ChosenJudge judge_;
   Exec& exec_;
   KvFormat kv_format_;
   std::unique_ptr<LoadedModel> loaded_;     // --draft MODEL

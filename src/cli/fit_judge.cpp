@@ -38,9 +38,8 @@ struct FitJudgeFlags {
 };
 
 // What must be the same for a run to go on where it stopped. More questions may be asked for.
-std::string identity(const FitJudgeFlags& flags, const LoadedModel& target,
+std::string identity(const FitJudgeFlags& flags, const JudgeTarget& t, const LoadedModel& target,
                      const LoadedModel& draft) {
-  const JudgeTarget t = judge_target(target.checkpoint());
   const JudgeTarget d = judge_target(draft.checkpoint());
   return dump_json({{"target", {t.config_sha256, t.weights_sha256}},
                     {"draft", {d.config_sha256, d.weights_sha256}},
@@ -154,8 +153,9 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
   const int64_t hidden_size = target.model().config().hidden_size;
   const std::string work = flags.work.empty() ? flags.output + ".mining" : flags.work;
   const int64_t num_questions = std::ssize(task.mining().prompts);
+  const JudgeTarget fingerprint = judge_target(target.checkpoint());
   std::optional<MiningJournal> journal;
-  open_journal(work, identity(flags, target, draft), hidden_size, ranks, journal);
+  open_journal(work, identity(flags, fingerprint, target, draft), hidden_size, ranks, journal);
   std::vector<int64_t> left;
   if (ranks.rank() == 0) left = questions_left(*journal, num_questions);
   broadcast_vector(ranks, 0, left);
@@ -209,7 +209,7 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
   }
   FittedJudge fitted =
       fit_judge(sorted, features, hidden_size, mining_json(flags, sorted), flags.fit, exec.threads);
-  fitted.file.target = judge_target(target.checkpoint());
+  fitted.file.target = fingerprint;
   write_judge_file(flags.output, fitted.file);
   Json report = parse_json(fitted.file.metadata, "report");
   report["judge"] = flags.output;

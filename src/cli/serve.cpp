@@ -192,17 +192,21 @@ ServedSpeculation set_up_speculation(const ServeFlags& flags, const LoadedDraft&
   ServedSpeculation served;
   served.method = draft.method();
   served.is_deterministic = loaded.model().batch_tolerance() == 0;
-  ChosenJudge chosen = choose_judge(flags.draft, loaded.checkpoint());
-  if (chosen.judge == nullptr) return served;
+  const ChosenJudge& chosen = draft.judge();
+  auto judge = chosen.make();
+  if (judge == nullptr) return served;
   served.judge = chosen.name;
   served.judge_threshold = std::max(0.0, flags.draft.judge_threshold);
-  served.named_threshold =
-      served.judge_threshold > 0 ? served.judge_threshold : chosen.file_threshold;
-  for (const auto& [threshold, recall] : chosen.calibration) {
-    served.calibration.push_back({threshold, recall});
+  served.named_threshold = served.judge_threshold > 0 || !chosen.file
+                               ? served.judge_threshold
+                               : chosen.file->default_threshold;
+  if (chosen.file) {
+    for (std::size_t i = 0; i < chosen.file->threshold.size(); ++i) {
+      served.calibration.push_back({chosen.file->threshold[i], chosen.file->recall[i]});
+    }
+    served.certified_thresholds = chosen.file->certified;
   }
-  served.certified_thresholds = chosen.certified;
-  engine.set_judge(std::move(chosen.judge), served.judge_threshold);
+  engine.set_judge(std::move(judge), served.judge_threshold);
   return served;
 }
 
