@@ -243,9 +243,10 @@ class Ending(unittest.TestCase):
         with serving.Server() as server:
             status, headers, _ = server.request("GET", "/v1/models", headers={"X-Request-Id": "mine-1"})
             self.assertEqual((status, headers["X-Request-Id"]), (200, "mine-1"))
+            server.wait_for_log_lines("request", 1)  # two connections' lines may otherwise come in either order
             status, headers, _ = server.request("GET", "/nothing", headers={"X-Request-Id": "not plain!"})
             self.assertEqual((status, len(headers["X-Request-Id"])), (404, 32))
-            lines = [line for line in server.log_lines() if line["event"] == "request"]
+            lines = server.wait_for_log_lines("request", 2)
             self.assertEqual([(x["id"] == "mine-1", x["status"], x["path"]) for x in lines],
                              [(True, 200, "/v1/models"), (False, 404, "/nothing")])
 

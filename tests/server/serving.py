@@ -92,7 +92,18 @@ class Server:
         self.directory.cleanup()
 
     def log_lines(self):
-        return [json.loads(line) for line in self.log_path.read_text().splitlines() if line.startswith("{")]
+        text = self.log_path.read_text()
+        whole = text[: text.rfind("\n") + 1]  # the last line may be half written
+        return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+
+    def wait_for_log_lines(self, event, count, seconds=30):
+        """The lines of an event, as soon as there are `count` (a request's is written after its response)."""
+        end = time.time() + seconds
+        while True:
+            lines = [line for line in self.log_lines() if line["event"] == event]
+            if len(lines) >= count or time.time() > end:
+                return lines
+            time.sleep(0.01)
 
     def request(self, method, path, body=None, headers=None, timeout=60):
         """(status, headers, text) over a connection of its own."""
