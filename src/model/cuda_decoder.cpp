@@ -62,8 +62,9 @@ class CudaDecoder final : public Model {
   bool can_sample() const override { return true; }
   void forward_and_sample(const ForwardBatch& batch, KvCache& cache, const SampleBatch& sampling,
                           const SampledBatch& sampled, Exec& exec) override;
-  // bf16 between the kernels, and FP8 inputs of MXFP4 layers in steps of more than 16 rows.
-  double batch_tolerance() const override { return element_ == CudaElement::kF32 ? 1e-4 : 0.1; }
+  // bf16 between the kernels, and FP8 inputs of MXFP4 layers in steps of more than 16 rows: those
+  // are off by 2.6 % each (rms), which 32 layers of random weights were seen to make 12 % of.
+  double batch_tolerance() const override { return element_ == CudaElement::kF32 ? 1e-4 : 0.2; }
 
  private:
   // What a graph remembers of the cache it reads.

@@ -9,7 +9,6 @@
 #include "base/rng.h"
 #include "kernels/linear/dequantize_cuda.h"
 #include "kernels/linear/linear_fp4_small_sm90.h"
-#include "kernels/linear/linear_mxfp4_sm90.h"
 #include "kernels/linear/pack_fp4.h"
 #include "quant/encode.h"
 #include "support/all_close.h"
@@ -187,29 +186,22 @@ struct Problem {
     if (format == "int4") w = from_bf16(to_bf16(w));
     const PackPart part{&matrix, bias.data()};
     packed = pack_fp4(std::span(&part, 1), nullptr);
-    if (format == "mxfp4") {
-      DeviceArray<uint8_t> exponents((n + 63) / 64 * 64);
-      mxfp4_row_exponents(packed.tiles(), exponents.data(), nullptr);
-    }
   }
 };
 
 // y of rows [first, first + count) of x, fp32.
 template <typename T>
 std::vector<T> run(Problem& p, const SmallLinearConfig& config, bool extras, int64_t first,
-                   int64_t count, bool split = false) {
+                   int64_t count) {
   Fp4Tiles tiles = p.packed.tiles();
   if (!extras) tiles.bias = nullptr;
   const int64_t stride = p.n + 3;
   DeviceArray<T> y(count * stride);
-  DeviceArray<float> workspace(small_linear_workspace_bytes(config, p.n) / 4);
   const CudaLinearInput input{CudaElement::kBF16, p.x_device.data() + first * p.k,
                               extras ? p.x_scales_device.data() + first : nullptr, count, p.k};
   const CudaLinearOutput output{sizeof(T) == 4 ? CudaElement::kF32 : CudaElement::kBF16, y.data(),
                                 stride};
-  linear_fp4_small_sm90(
-      tiles, input, output, config, split,
-      config.passes > 1 ? reinterpret_cast<std::byte*>(workspace.data()) : nullptr, nullptr);
+  linear_fp4_small_sm90(tiles, input, output, config, nullptr);
   const auto padded = y.host();
   std::vector<T> result;
   for (int64_t t = 0; t < count; ++t) {
@@ -224,43 +216,12 @@ std::vector<T> run(Problem& p, const SmallLinearConfig& config, bool extras, int
   return result;
 }
 
-// What a split x adds to the error of one sum. x is off by 2^-22 of the row's largest in a block's
-// part of k, at most. A step of 32 columns adds its products to the sum of its chunk of 256, each
-// of the 33 terms and the result cut to 13 bits below the largest exponent among them; columns of
-// low parts, a sixteenth of the high ones or less, do the same.
-double split_error(const Problem& p, const SmallLinearConfig& config, const float* x,
-                   const float* w) {
-  const int64_t k_tiles = p.k / 64, pieces = int64_t{config.cluster} * config.passes;
-  double error = 0;
-  for (int64_t piece = 0; piece < pieces; ++piece) {
-    const int64_t begin = piece * k_tiles / pieces * 64, end = (piece + 1) * k_tiles / pieces * 64;
-    double largest_x = 0, weights = 0;
-    for (int64_t i = begin; i < end; ++i) {
-      largest_x = std::max(largest_x, std::fabs(double{x[i]}));
-      weights += std::fabs(double{w[i]});
-    }
-    error += largest_x * weights * 0x1p-22;
-    double sum = 0;
-    for (int64_t i = begin; i < end; i += 32) {
-      if ((i - begin) % 256 == 0) sum = 0;
-      double largest = std::fabs(sum);
-      for (int64_t j = i; j < i + 32; ++j) {
-        const double product = double{x[j]} * double{w[j]};
-        largest = std::max(largest, std::fabs(product));
-        sum += product;
-      }
-      error += 34 * 0x1p-13 * std::max(largest, std::fabs(sum)) * (1 + 1.0 / 16 + 1.0 / 8);
-    }
-  }
-  return error;
-}
-
 // Products of bf16 are exact in fp32. One instruction adds 16 of them to a sum, each cut to 2^-24
-// of the largest: so k products leave at most (k + k / 16) 2^-24 of the sum of magnitudes; adding
-// up the parts, two factors and the bias are each an fp32 rounding.
-void expect_right(const Problem& p, bool extras, const std::vector<float>& y, int parts,
-                  double output_rounding, int64_t column_step,
-                  const SmallLinearConfig* split = nullptr) {
+// of the largest: so k products leave at most (k + k / 16) 2^-24 of the sum of magnitudes; scaling
+// and adding up the groups (k / 32) and the warps' parts (8), two factors and the bias are each an
+// fp32 rounding.
+void expect_right(const Problem& p, bool extras, const std::vector<float>& y,
+                  double output_rounding, int64_t column_step) {
   for (int64_t t = 0; t < p.m; ++t) {
     for (int64_t j = 0; j < p.n; j += column_step) {
       double sum = 0, magnitudes = 0;
@@ -274,11 +235,8 @@ void expect_right(const Problem& p, bool extras, const std::vector<float>& y, in
       const double factor = extras ? double{p.x_scales[static_cast<std::size_t>(t)]} : 1.0;
       const double bias = extras ? double{p.bias[static_cast<std::size_t>(j)]} : 0.0;
       const double expected = sum * factor + bias;
-      const double split_part = split == nullptr ? 0 : split_error(p, *split, x, w);
       const double tolerance =
-          std::fabs(factor) *
-              (magnitudes * (static_cast<double>(p.k) * 1.0625 + parts + 4) * 0x1p-24 +
-               split_part) +
+          std::fabs(factor) * magnitudes * (static_cast<double>(p.k) * 1.125 + 12) * 0x1p-24 +
           std::fabs(bias) * 0x1p-22 + std::fabs(expected) * output_rounding;
       const double got = y[static_cast<std::size_t>(t * p.n + j)];
       ASSERT_TRUE(std::fabs(got - expected) <= tolerance)
@@ -291,95 +249,46 @@ void expect_right(const Problem& p, bool extras, const std::vector<float>& y, in
 TEST(LinearFp4Small, MatchesTheReferenceForEveryNumberOfRows) {
   LATHE_NEEDS_GPU();
   for (const char* format : kFp4Formats) {
-    Problem p(format, 64, 131, 448, 10);
-    for (int64_t m = 1; m <= 64; ++m) {
+    Problem p(format, kSmallLinearMaxRows, 131, 448, 10);
+    for (int64_t m = 1; m <= kSmallLinearMaxRows; ++m) {
       SCOPED_TRACE(testing::Message() << format << " m=" << m);
-      const auto config = choose_fp4_small_config(m, p.n, p.k, kHopperSms);
+      const auto config = choose_small_linear_config(m, p.n, kHopperSms);
       p.m = m;
       const bool extras = m % 2 == 1;
-      expect_right(p, extras, run<float>(p, config, extras, 0, m), 4 * config.cluster, 0x1p-23, 1);
-      expect_right(p, extras, from_bf16(run<uint16_t>(p, config, extras, 0, m)), 4 * config.cluster,
-                   0x1p-8, 1);
+      expect_right(p, extras, run<float>(p, config, extras, 0, m), 0x1p-23, 1);
+      expect_right(p, extras, from_bf16(run<uint16_t>(p, config, extras, 0, m)), 0x1p-8, 1);
       if (HasFatalFailure()) return;
     }
   }
 }
 
-TEST(LinearFp4Small, MatchesTheReferenceForEveryShapeOfCluster) {
+// The order of a row's sums is the same in all versions, so their bits are.
+TEST(LinearFp4Small, EveryVersionGivesTheSameBits) {
   LATHE_NEEDS_GPU();
   const struct {
     int64_t m, n, k;
-  } sizes[] = {{3, 64, 64},      {9, 1, 64},      {17, 200, 128},  {64, 65, 704},
-               {8, 4096, 576},   {16, 9000, 320}, {33, 700, 4096}, {64, 513, 14336},
-               {1, 1000, 28672}, {16, 300, 14336}};
+  } sizes[] = {{3, 64, 64},     {9, 1, 64},     {16, 200, 128},  {7, 65, 704},     {8, 4096, 576},
+               {16, 9000, 320}, {4, 700, 4096}, {12, 513, 1088}, {1, 1000, 28672}, {1, 30000, 192}};
   for (const auto& size : sizes) {
     for (const char* format : kFp4Formats) {
       Problem p(format, size.m, size.n, size.k, 20);
-      for (const int cluster : {1, 2, 4, 8}) {
-        auto config =
-            small_linear_candidate(p.m, p.n, p.k, kTileCodeBytes + 256, kHopperSms, cluster).config;
-        for (const int passes : {config.passes, config.passes * 2}) {
-          config.passes = passes;
-          SCOPED_TRACE(testing::Message() << format << ' ' << p.m << " x " << p.n << " x " << p.k
-                                          << ": " << to_string(config));
+      std::vector<float> first;
+      for (const int strips : {1, 2, 4}) {
+        auto config = small_linear_config(p.m, p.n, strips, kHopperSms);
+        SCOPED_TRACE(testing::Message() << format << ' ' << p.m << " x " << p.n << " x " << p.k
+                                        << ": " << to_string(config));
+        const auto y = run<float>(p, config, true, 0, p.m);
+        if (first.empty()) {
           const int64_t step = std::max<int64_t>(1, p.m * p.n * p.k / 4000000) | 1;
-          expect_right(p, true, run<float>(p, config, true, 0, p.m), 4 * cluster * passes, 0x1p-23,
-                       step);
-          if (HasFatalFailure()) return;
+          expect_right(p, true, y, 0x1p-23, step);
+          first = y;
         }
-      }
-    }
-  }
-}
-
-TEST(LinearFp4Small, ASplitInputMatchesTheReference) {
-  LATHE_NEEDS_GPU();
-  for (const int64_t k : {64, 448, 4096, 14336}) {
-    Problem p("mxfp4", kSplitRows, 131, k, 60);
-    for (int64_t m = 1; m <= kSplitRows; m += m < 9 ? 1 : 3) {
-      p.m = m;
-      for (const int cluster : {1, 2, 4}) {
-        auto config =
-            small_linear_candidate(m, p.n, k, kTileCodeBytes + 256, kHopperSms, cluster).config;
-        for (const int passes : {config.passes, config.passes * 2}) {
-          config.passes = passes;
-          SCOPED_TRACE(testing::Message() << "m " << m << " k " << k << ": " << to_string(config));
-          const bool extras = m % 2 == 1;
-          expect_right(p, extras, run<float>(p, config, extras, 0, m, true), 4 * cluster * passes,
-                       0x1p-23, 7, &config);
-          if (HasFatalFailure()) return;
-        }
-      }
-    }
-  }
-}
-
-// Small integers, whose sums are exact in any order and in 13 bits: every weight meets its x.
-TEST(LinearFp4Small, ASplitInputIsExactWhereSumsAre) {
-  LATHE_NEEDS_GPU();
-  for (const int64_t k : {64, 320, 4096}) {
-    Problem p("mxfp4", kSplitRows, 200, k, 70);
-    QuantizedMatrix matrix = random_matrix("mxfp4", p.n, k, 71);
-    std::fill_n(matrix.scales.as<uint8_t>(), matrix.scales.size(), uint8_t{127});
-    matrix.global_scale = 1;
-    p.w = dequantized(matrix);
-    const PackPart part{&matrix};
-    p.packed = pack_fp4(std::span(&part, 1), nullptr);
-    Rng rng(72);
-    for (float& x : p.x) x = rng.below(8) == 0 ? static_cast<float>(rng.below(7)) - 3 : 0.0f;
-    p.x_device = DeviceArray<uint16_t>(to_bf16(p.x));
-    for (const int64_t m : {1, 8, 16}) {
-      const auto config = choose_fp4_small_config(m, p.n, k, kHopperSms);
-      const auto y = run<float>(p, config, false, 0, m, true);
-      for (int64_t t = 0; t < m; ++t) {
-        for (int64_t j = 0; j < p.n; ++j) {
-          double sum = 0;
-          for (int64_t i = 0; i < k; ++i) {
-            sum += double{p.x[static_cast<std::size_t>(t * k + i)]} *
-                   double{p.w[static_cast<std::size_t>(j * k + i)]};
-          }
-          ASSERT_EQ(y[static_cast<std::size_t>(t * p.n + j)], sum) << "k " << k << " row " << t;
-        }
+        ASSERT_EQ(0, std::memcmp(y.data(), first.data(), y.size() * 4));
+        config.blocks = (config.blocks + 2) / 3;  // more panels each
+        config.rows = 16;
+        const auto again = run<float>(p, config, true, 0, p.m);
+        ASSERT_EQ(0, std::memcmp(y.data(), again.data(), y.size() * 4));
+        if (HasFatalFailure()) return;
       }
     }
   }
@@ -388,21 +297,18 @@ TEST(LinearFp4Small, ASplitInputIsExactWhereSumsAre) {
 TEST(LinearFp4Small, ARowDoesNotDependOnTheOthers) {
   LATHE_NEEDS_GPU();
   for (const char* format : kFp4Formats) {
-    for (const int64_t m : {8, 16, 32, 64}) {
+    for (const int64_t m : {2, 8, 9, 16}) {
       SCOPED_TRACE(testing::Message() << format << " m=" << m);
       Problem p(format, m, 520, 2048, 30);
-      const auto config = choose_fp4_small_config(m, p.n, p.k, kHopperSms);
+      const auto config = choose_small_linear_config(m, p.n, kHopperSms);
       const auto all = run<float>(p, config, true, 0, m);
+      const auto config_of_one = choose_small_linear_config(1, p.n, kHopperSms);
       for (const int64_t row : {int64_t{0}, m / 2, m - 1}) {
-        const auto alone = run<float>(p, config, true, row, 1);
+        const auto alone = run<float>(p, config_of_one, true, row, 1);
         EXPECT_EQ(0, std::memcmp(alone.data(), all.data() + row * p.n, alone.size() * 4)) << row;
       }
       const auto again = run<float>(p, config, true, 0, m);
       EXPECT_EQ(0, std::memcmp(again.data(), all.data(), all.size() * 4));
-      if (std::string(format) != "mxfp4" || m > kSplitRows) continue;
-      const auto split = run<float>(p, config, true, 0, m, true);
-      const auto alone = run<float>(p, config, true, m - 1, 1, true);
-      EXPECT_EQ(0, std::memcmp(alone.data(), split.data() + (m - 1) * p.n, alone.size() * 4));
     }
   }
 }
@@ -414,16 +320,15 @@ TEST(LinearFp4Small, InfinityAndNanStayInTheirRow) {
   x[256 + 7] = NAN;
   x[3 * 256 + 9] = INFINITY;
   p.x_device = DeviceArray<uint16_t>(to_bf16(x));
-  const auto config = choose_fp4_small_config(5, p.n, p.k, kHopperSms);
-  for (const bool split : {false, true}) {
-    const auto y = run<float>(p, config, false, 0, 5, split);
-    for (std::size_t i = 0; i < y.size(); ++i) {
-      const std::size_t row = i / 100;
-      if (row == 1 || (split && row == 3)) {
-        EXPECT_TRUE(std::isnan(y[i])) << i;
-      } else if (row % 2 == 0) {
-        EXPECT_TRUE(std::isfinite(y[i])) << i;
-      }
+  const auto y = run<float>(p, choose_small_linear_config(5, p.n, kHopperSms), false, 0, 5);
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    const std::size_t row = i / 100;
+    if (row == 1) {
+      EXPECT_TRUE(std::isnan(y[i])) << i;
+    } else if (row == 3) {
+      EXPECT_FALSE(std::isfinite(y[i])) << i;
+    } else {
+      EXPECT_TRUE(std::isfinite(y[i])) << i;
     }
   }
 }
@@ -431,30 +336,31 @@ TEST(LinearFp4Small, InfinityAndNanStayInTheirRow) {
 TEST(LinearFp4Small, BadArgumentsAreErrors) {
   LATHE_NEEDS_GPU();
   Problem p("mxfp4", 9, 64, 64, 50);
-  const auto config = choose_fp4_small_config(8, p.n, p.k, kHopperSms);
+  auto config = choose_small_linear_config(8, p.n, kHopperSms);
   EXPECT_THROW(run<float>(p, config, false, 0, 9), Error);
-  EXPECT_THROW(run<float>(p, choose_fp4_small_config(17, p.n, p.k, kHopperSms), false, 0, 9, true),
-               Error);
+  config.strips = 3;
+  EXPECT_THROW(run<float>(p, config, false, 0, 8), Error);
+  config.strips = 1;
+  config.blocks = 0;
+  EXPECT_THROW(run<float>(p, config, false, 0, 8), Error);
   const QuantizedMatrix matrix = random_matrix("mxfp8", 64, 64, 51);
   const PackPart part{&matrix};
   EXPECT_THROW(pack_fp4(std::span(&part, 1), nullptr), Error);
 }
 
-TEST(SmallLinearConfig, FitsAndUsesTheMachine) {
-  for (const int64_t m : {1, 8, 9, 16, 17, 32, 33, 64}) {
+TEST(SmallLinearConfig, CoversTheRowsOfWWithBlocksThatFit) {
+  for (const int64_t m : {1, 8, 9, 16}) {
     for (const int64_t n : {1, 576, 4096, 6144, 28672, 57344, 151936}) {
-      for (const int64_t k : {64, 576, 4096, 8192, 14336, 28672}) {
-        const auto config = choose_fp4_small_config(m, n, k, kHopperSms);
-        SCOPED_TRACE(testing::Message() << m << ' ' << n << ' ' << k << ": " << to_string(config));
-        EXPECT_GE(config.rows, m);
-        EXPECT_LE(config.cluster * config.num_clusters, kHopperSms);
-        EXPECT_GE(config.slots, 5);
-        // Rows of one class, one config: what a row's bits may not depend on.
-        EXPECT_EQ(config, choose_fp4_small_config(config.rows, n, k, kHopperSms));
-        if (m <= 8 && k <= 8192) {
-          EXPECT_EQ(config.passes, 1);
-        }
-      }
+      const auto config = choose_small_linear_config(m, n, kHopperSms);
+      SCOPED_TRACE(testing::Message() << m << ' ' << n << ": " << to_string(config));
+      EXPECT_GE(config.rows, m);
+      const int64_t panels = (n + 16 * config.strips - 1) / (16 * config.strips);
+      EXPECT_GE(config.blocks, 1);
+      EXPECT_LE(config.blocks, panels);
+      EXPECT_LE(config.blocks, kHopperSms * kSmallLinearResidents);
+      // As even as it can be: no fewer blocks would need as few rounds.
+      const int64_t rounds = (panels + config.blocks - 1) / config.blocks;
+      EXPECT_LT(int64_t{config.blocks - 1} * rounds, panels);
     }
   }
 }

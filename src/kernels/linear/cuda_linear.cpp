@@ -23,8 +23,7 @@ namespace {
 
 // Steps of more rows than this go to the wgmma kernels, whose smallest tile of 128 rows costs less
 // than the memory-bound kernel does beyond here (docs/results/hopper.md).
-constexpr int64_t kFewRows = 16;
-static_assert(kFewRows <= kSplitRows);
+constexpr int64_t kFewRows = kSmallLinearMaxRows;
 
 // What is alike for all weights: sizes, scheme, factors of y's columns.
 class CudaWeight : public CudaLinear {
@@ -318,10 +317,8 @@ class TiledCudaWeight final : public CudaWeight {
       linear_mxfp4_sm90(tiles, row_exponents_.as<uint8_t>(), x, y,
                         choose_mxfp4_config(x.m, n(), k(), num_sms), context_.stream());
     } else if (x.m <= kFewRows) {
-      const SmallLinearConfig config = choose_fp4_small_config(x.m, n(), k(), num_sms);
-      const int64_t bytes = small_linear_workspace_bytes(config, n());
-      std::byte* scratch = bytes > 0 ? context_.workspace().allocate(bytes) : nullptr;
-      linear_fp4_small_sm90(tiles, x, y, config, is_mxfp4(), scratch, context_.stream());
+      linear_fp4_small_sm90(tiles, x, y, choose_small_linear_config(x.m, n(), num_sms),
+                            context_.stream());
     } else if (!is_mxfp4()) {
       linear_nvfp4_sm90(tiles, x, y, choose_nvfp4_config(x.m, n(), k(), num_sms),
                         context_.stream());

@@ -1,21 +1,27 @@
-#include "kernels/linear/fp4_gemm_check.h"
 #include "kernels/linear/linear_fp4_small_sm90.h"
+
+#include "kernels/linear/fp4_gemm_check.h"
 #include "kernels/linear/small_linear_sm90.h"
 
 namespace lathe {
 
-SmallLinearConfig choose_fp4_small_config(int64_t m, int64_t n, int64_t k, int num_sms) {
-  return choose_small_linear_config(m, n, k, kTileCodeBytes + 256, num_sms);
-}
-
 void linear_fp4_small_sm90(const Fp4Tiles& w, const CudaLinearInput& x, const CudaLinearOutput& y,
-                           const SmallLinearConfig& config, bool split, std::byte* workspace,
-                           CudaStream stream) {
+                           const SmallLinearConfig& config, CudaStream stream) {
   check_fp4_gemm(w, x, y, CudaElement::kBF16);
   if (x.m == 0) return;
-  const SmallLinearArgs args =
-      small_linear_args(w.codes, w.scales, w.row_scales, w.bias, w.n, w.k, x, y, config, workspace);
-  if (split) return run_split_linear(w, args, config, stream);
+  SmallLinearArgs args = {};
+  args.codes = w.codes;
+  args.scales = w.scales;
+  args.row_scales = w.row_scales;
+  args.bias = w.bias;
+  args.x = static_cast<const __nv_bfloat16*>(x.data);
+  args.x_scales = x.row_scales;
+  args.y = y.data;
+  args.y_stride = y.stride;
+  args.n = w.n;
+  args.k_tiles = static_cast<int>(w.k / kTileColumns);
+  args.m = static_cast<int>(x.m);
+  args.y_is_f32 = y.element == CudaElement::kF32;
   switch (w.scale) {
     case ScaleType::kE8M0:
       return run_small_linear<SmallDecodeMxfp4>(args, config, stream);

@@ -1,18 +1,18 @@
-// From packed weights to the bf16 registers of wgmma's left operand, for few rows of x. Here the
-// decoding is what competes with the memory, 36 weights a clock and multiprocessor: so it counts
-// instructions, and pairs of weights that lie 16 bits apart in a word go into one register as they
-// lie. Which columns those are is undone in x (XOrder), whose order along k is free.
-//
-// MXFP4 can go to E5M2 instead, with less than half the work, and x to pairs of E4M3.
+// From packed weights to the bf16 registers of mma.m16n8k16's left operand, for few rows of x. Here
+// the decoding is what competes with the memory, 36 weights a clock and multiprocessor on an H200:
+// so it counts instructions, above all those of the integer unit, which takes two a clock. Which
+// columns of x a register's halves meet is free (XOrder).
 //
 // A decoder has
 //   kCodeBytes, kScaleBytes   of a tile of 64 x 64 weights
-//   kSplitsX                  x is multiplied as pairs of E4M3 (small_split_sm90.h), else as bf16
 //   kOrder                    what x has to look like
 //   kOutputScale              the power of two that the decoded weights lack
-//   load()                    this thread's share of a tile, from addresses in shared memory
+//   load()                    this thread's share of a tile, from shared memory: 16 bytes of codes
+//                             and kScaleBytes / 32 of scales
 //   decode<half>()            the left operands of two steps of 16 columns: half of the tile
-//   decode()                  with kSplitsX: of two steps of 32 columns, the whole tile
+//   kScalesSums               the scales are not in the operands; the sum of two steps is to be
+//                             multiplied by
+//   row_scales<half>()        of rows g and g + 8
 #pragma once
 #include <cstdint>
 
@@ -20,13 +20,12 @@
 
 namespace lathe {
 
-// Which columns of x stand where among those that a step, or a pair of steps, multiplies. A word of
-// the right operand is two neighbours along k; the words of thread t = 0..3 are, first then second
-// of a step:
-//   kNatural    2t, 2t + 1       2t + 8, 2t + 9
-//   kBytePairs  4t, 4t + 2       4t + 1, 4t + 3
+// Which columns of x stand where among the 16 that a step, or the 32 that a pair of steps,
+// multiplies. A word of the right operand is two neighbours along k; the words of thread t = 0..3
+// are, first then second of a step:
+//   kQuads      4t, 4t + 1       4t + 2, 4t + 3
 //   kHalfPairs  2t, 2t + 16      2t + 1, 2t + 17     then 2t + 8, 2t + 24   2t + 9, 2t + 25
-enum class XOrder { kNatural, kBytePairs, kHalfPairs };
+enum class XOrder { kQuads, kHalfPairs };
 
 __device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
   uint32_t result;
@@ -49,13 +48,16 @@ __device__ __forceinline__ uint32_t select_bits(uint32_t a, uint32_t b, uint32_t
   asm("lop3.b32 %0, %1, %2, %3, 0xE4;" : "=r"(result) : "r"(a), "r"(b), "r"(mask));
   return result;
 }
-// a & mask, out of the compiler's sight: it would mask anew what is shifted later.
-__device__ __forceinline__ uint32_t keep_bits(uint32_t a, uint32_t mask) {
-  uint32_t result;
-  asm("and.b32 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(mask));
-  return result;
+// Copies from global to shared memory past the registers.
+__device__ __forceinline__ void copy_async_16(uint32_t to, const std::byte* from) {
+  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(to), "l"(from)
+               : "memory");
 }
-// From shared memory.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(uint32_t to, const std::byte* from) {  // 4 or 8
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes)
+               : "memory");
+}
 __device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
   uint4 v;
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -74,26 +76,28 @@ __device__ __forceinline__ uint32_t load_shared_4(uint32_t address) {
   return v;
 }
 constexpr uint32_t kTwoToThe112 = 0x77807780;  // as two bf16
-constexpr uint32_t kTwoToThe120 = 0x7B807B80;
 constexpr uint32_t kTwoToThe127 = 0x7F007F00;
 
-// The codes of a word as bf16, times 2^-126: a magnitude's three bits are the low bits of an
-// exponent and the first of a mantissa, subnormals included. Two ways to pair them; signs come as
-// words whose other bits are zero or lie under kMagnitudes.
-constexpr uint32_t kMagnitudes = 0x01C001C0, kByteSigns = 0x80808080;
+constexpr uint32_t kByteSigns = 0x80808080;
 
-// A0 A2, A1 A3, B0 B2, B1 B3. Least work for the integer unit, which is the one that is short.
-__device__ __forceinline__ void e2m1_pairs_apart_2(uint32_t word, uint32_t (&pairs)[4]) {
-  const uint32_t a_signs = keep_bits(word, kByteSigns);       // of A_i at the top of byte i
-  const uint32_t b_signs = keep_bits(word << 4, kByteSigns);  // of B_i
-  const uint32_t a = permute_bytes(word, word, 0x1100);
-  const uint32_t b = permute_bytes(word, word, 0x3322);
-  pairs[0] = select_bits(a << 6, a_signs << 8, kMagnitudes);
-  pairs[1] = select_bits(a << 2, a_signs, kMagnitudes);
-  pairs[2] = select_bits(b << 6, b_signs << 8, kMagnitudes);
-  pairs[3] = select_bits(b << 2, b_signs, kMagnitudes);
+// The codes of a word as pairs of bf16: A0 A1, A2 A3, B0 B1, B2 B3. Upper and lower bytes of the
+// eight magnitudes come from tables that the codes are selectors of.
+__device__ __forceinline__ void e2m1_neighbours(uint32_t word, uint32_t (&pairs)[4]) {
+  const uint32_t selectors = word & 0x77777777u;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {  // A, B
+    const uint32_t selector = i == 0 ? selectors : selectors >> 16;
+    const uint32_t signs = (i == 0 ? word : word << 4) & kByteSigns;
+    const uint32_t upper = permute_bytes(0x3F3F3F00u, 0x40404040u, selector) | signs;
+    const uint32_t lower = permute_bytes(0xC0800000u, 0xC0804000u, selector);
+    pairs[2 * i] = permute_bytes(lower, upper, 0x5140);
+    pairs[2 * i + 1] = permute_bytes(lower, upper, 0x7362);
+  }
 }
-// A_i B_i: pairs whose halves belong to two groups of 16, which need one word of scales.
+// A_i B_i: pairs whose halves belong to two groups of 16, which need one word of scales. Times
+// 2^-126: a magnitude's three bits are the low bits of an exponent and the first of a mantissa,
+// subnormals included. Signs are words whose other bits are zero or lie under kMagnitudes.
+constexpr uint32_t kMagnitudes = 0x01C001C0;
 __device__ __forceinline__ void e2m1_pairs_apart_16(uint32_t word, uint32_t (&pairs)[4]) {
   const uint32_t a_signs = word & kByteSigns, b_signs = word << 4 & kByteSigns;
   const uint32_t upper = word >> 8;
@@ -106,19 +110,19 @@ __device__ __forceinline__ void e2m1_pairs_apart_16(uint32_t word, uint32_t (&pa
 }
 
 struct SmallDecodeMxfp4 {
-  static constexpr bool kSplitsX = false;
+  static constexpr bool kScalesSums = true;
   static constexpr int kCodeBytes = kTileCodeBytes;
   static constexpr int kScaleBytes = 128;
-  static constexpr XOrder kOrder = XOrder::kBytePairs;
+  static constexpr XOrder kOrder = XOrder::kQuads;
   static constexpr float kOutputScale = 1;
   struct Raw {
     uint4 codes;
     uint32_t scales;
   };
-  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales, int thread) {
-    return {load_shared_16(codes + thread * 16), load_shared_4(scales + thread / 4 * 4)};
+  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales) {
+    return {load_shared_16(codes), load_shared_4(scales)};
   }
-  // half: columns 32 half .. 32 half + 31, the left operands of two steps.
+  // half: columns 32 half .. 32 half + 31, which is a group.
   template <int kHalf>
   static __device__ __forceinline__ void decode(const Raw& raw, uint32_t (&a)[2][4]) {
     const uint32_t words[2] = {kHalf == 0 ? raw.codes.x : raw.codes.z,
@@ -126,46 +130,26 @@ struct SmallDecodeMxfp4 {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {  // g, g + 8
       uint32_t pairs[4];
-      e2m1_pairs_apart_2(words[row], pairs);
-      // 2^(byte - 127 + 126) twice; byte <= 127, so that the exponent field does not run over.
-      const uint32_t byte = permute_bytes(raw.scales, 0, 0x4040u + 0x101u * (2 * kHalf + row));
-      const uint32_t scale = byte * 128 + 0x3F003F00u;
+      e2m1_neighbours(words[row], pairs);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) a[i / 2][i % 2 * 2 + row] = mul_bf16x2(pairs[i], scale);
+      for (int i = 0; i < 4; ++i) a[i / 2][i % 2 * 2 + row] = pairs[i];
     }
   }
-};
-
-// To E5M2, exactly: the scale of a group is an addition to the exponents of a table of eight
-// magnitudes, made once for the eight codes of a word. Scale bytes are 101..127, as pack_fp4() and
-// mxfp4_row_exponents() leave them, but for codes that are all zero.
-struct SmallDecodeMxfp4ToE5m2 {
-  static constexpr bool kSplitsX = true;
-  static constexpr int kCodeBytes = kTileCodeBytes;
-  static constexpr int kScaleBytes = 128;
-  static constexpr float kOutputScale = 0x1p-13f;
-  using Raw = SmallDecodeMxfp4::Raw;
-  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales, int thread) {
-    return SmallDecodeMxfp4::load(codes, scales, thread);
-  }
-  static __device__ __forceinline__ void decode(const Raw& raw, uint32_t (&a)[2][4]) {
-    const uint32_t words[4] = {raw.codes.x, raw.codes.y, raw.codes.z, raw.codes.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {  // row i % 2, group i / 2, as the scale bytes lie
-      // 0, .5, 1, 1.5 and 2, 3, 4, 6 times 2^(13 + e - 127) in E5M2; an exponent step is 4.
-      const uint32_t e = permute_bytes(raw.scales, 0, 0x4440u + i);
-      const uint32_t low = e * 0x04040400u + (0x3E3C3800u - 114u * 0x04040400u);
-      const uint32_t high = e * 0x04040404u + (0x46444240u - 114u * 0x04040404u);
-      const uint32_t selectors = words[i] & 0x77777777u;
-      a[i / 2][i % 2] = permute_bytes(low, high, selectors) | (words[i] & kByteSigns);
-      a[i / 2][2 + i % 2] =
-          permute_bytes(low, high, selectors >> 16) | (words[i] << 4 & kByteSigns);
+  // 2^(byte - 127), byte 1..127; 0 for 0, which is 2^-127 of the row's largest scale.
+  template <int kHalf>
+  static __device__ __forceinline__ float2 row_scales(const Raw& raw) {
+    constexpr uint32_t kExponent = 0x7F800000;
+    const uint32_t scales = raw.scales;
+    if constexpr (kHalf == 0) {
+      return {__uint_as_float(scales << 23 & kExponent), __uint_as_float(scales << 15 & kExponent)};
+    } else {
+      return {__uint_as_float(scales << 7 & kExponent), __uint_as_float(scales >> 1 & kExponent)};
     }
   }
 };
 
 struct SmallDecodeNvfp4 {
-  static constexpr bool kSplitsX = false;
+  static constexpr bool kScalesSums = false;
   static constexpr int kCodeBytes = kTileCodeBytes;
   static constexpr int kScaleBytes = 256;
   static constexpr XOrder kOrder = XOrder::kHalfPairs;
@@ -174,8 +158,8 @@ struct SmallDecodeNvfp4 {
     uint4 codes;
     uint2 scales;
   };
-  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales, int thread) {
-    return {load_shared_16(codes + thread * 16), load_shared_8(scales + thread / 4 * 8)};
+  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales) {
+    return {load_shared_16(codes), load_shared_8(scales)};
   }
   template <int kHalf>
   static __device__ __forceinline__ void decode(const Raw& raw, uint32_t (&a)[2][4]) {
@@ -198,14 +182,14 @@ struct SmallDecodeNvfp4 {
 
 // code * scale has up to twelve significant bits and is rounded to bf16.
 struct SmallDecodeInt4 {
-  static constexpr bool kSplitsX = false;
+  static constexpr bool kScalesSums = false;
   static constexpr int kCodeBytes = kTileCodeBytes;
   static constexpr int kScaleBytes = 256;
   static constexpr XOrder kOrder = XOrder::kHalfPairs;
   static constexpr float kOutputScale = 1;
   using Raw = SmallDecodeNvfp4::Raw;
-  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales, int thread) {
-    return SmallDecodeNvfp4::load(codes, scales, thread);
+  static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales) {
+    return SmallDecodeNvfp4::load(codes, scales);
   }
   template <int kHalf>
   static __device__ __forceinline__ void decode(const Raw& raw, uint32_t (&a)[2][4]) {
