@@ -300,8 +300,7 @@ int bench(int argc, char** argv) {
       for (size_t r = 0; r < rows.size(); ++r) {
         const int m = rows[r];
         const CudaLinearInput input{CudaElement::kBF16, x.data(), nullptr, m, shape.k};
-        std::vector<SmallLinearConfig> configs = {
-            choose_small_linear_config(m, shape.n, sms)};
+        std::vector<SmallLinearConfig> configs = {choose_small_linear_config(m, shape.n, sms)};
         for (const int strips : {1, 2, 4}) {
           if (!sweep) break;
           const auto other = small_linear_config(m, shape.n, strips, sms);

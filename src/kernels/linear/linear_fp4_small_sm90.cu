@@ -1,6 +1,5 @@
-#include "kernels/linear/linear_fp4_small_sm90.h"
-
 #include "kernels/linear/fp4_gemm_check.h"
+#include "kernels/linear/linear_fp4_small_sm90.h"
 #include "kernels/linear/small_linear_sm90.h"
 
 namespace lathe {

@@ -27,7 +27,6 @@ constexpr Fp4GemmVersion kVersions[] = {
     {64, 4, 1, 1, 300, 2000, 2000},
     {64, 2, 1, 1, 180, 1500, 2000},
     {64, 2, 1, 2, 180, 3000, 2000},
-    {64, 2, 1, 4, 180, 3500, 2000},
 };
 // The same, with the stages that fit into shared memory.
 template <class Decode>
@@ -36,7 +35,6 @@ constexpr Run kRuns[] = {
     launch<Decode, 128, 4, 1, 1, 6>, launch<Decode, 128, 2, 1, 1, 8>,
     launch<Decode, 128, 2, 1, 2, 6>, launch<Decode, 64, 4, 1, 1, 12>,
     launch<Decode, 64, 2, 1, 1, 16>, launch<Decode, 64, 2, 1, 2, 15>,
-    launch<Decode, 64, 2, 1, 4, 14>,
 };
 
 Bf16GemmConfig config_of(const Fp4GemmVersion& v) {

@@ -23,7 +23,7 @@ SmallLinearConfig small_linear_config(int64_t m, int64_t n, int strips, int num_
 SmallLinearConfig choose_small_linear_config(int64_t m, int64_t n, int num_sms) {
   // Wide panels read x less often, narrow ones keep more multiprocessors busy.
   for (const int strips : {4, 2}) {
-    if ((n + 16 * strips - 1) / (16 * strips) >= num_sms * 5 / 4) {
+    if ((n + 16 * strips - 1) / (16 * strips) >= num_sms * 6 / 5) {
       return small_linear_config(m, n, strips, num_sms);
     }
   }

@@ -1,5 +1,5 @@
-// Linear layers at up to 16 rows of x: what is common to the weight formats. See small_linear_sm90.h
-// for the method.
+// Linear layers at up to 16 rows of x: what is common to the weight formats. See
+// small_linear_sm90.h for the method.
 #pragma once
 #include <cstdint>
 #include <string>

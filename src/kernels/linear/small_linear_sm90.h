@@ -1,14 +1,14 @@
 // y = x W^T for up to 16 rows of x on Hopper: bound by reading W once.
 //
-// W is cut into tiles of 64 rows x 64 columns (fp4_tiles.h), of which a strip of 16 rows is what one
-// warp multiplies at once with mma.m16n8k16. A block takes panels of one, two or four strips, its
-// eight warps every eighth tile of them along k; at the end of a panel their sums are added in a
-// fixed order.
+// W is cut into tiles of 64 rows x 64 columns (fp4_tiles.h), of which a strip of 16 rows is what
+// one warp multiplies at once with mma.m16n8k16. A block takes panels of one, two or four strips,
+// its eight warps every eighth tile of them along k; at the end of a panel their sums are added in
+// a fixed order.
 //
 // Every lane copies its own weights to shared memory, some tiles ahead of their use and across the
-// ends of panels; nothing is shared within a panel, so no warp waits for another. As the weights are
-// nobody's output, the first copies begin before the kernel in front has ended. x is small, and goes
-// from the L1 or L2 cache to registers, some tiles ahead, too.
+// ends of panels; nothing is shared within a panel, so no warp waits for another. As the weights
+// are nobody's output, the first copies begin before the kernel in front has ended. x is small, and
+// goes from the L1 or L2 cache to registers, some tiles ahead, too.
 #pragma once
 #include <cuda_bf16.h>
 
@@ -325,9 +325,9 @@ void launch(const SmallLinearArgs& args, const SmallLinearConfig& config, CudaSt
 template <class Decode>
 void run_small_linear(SmallLinearArgs args, const SmallLinearConfig& config, CudaStream stream) {
   const int64_t rows = 16 * int64_t{config.strips};
-  const bool is_one =
-      (config.rows == 8 || config.rows == 16) &&
-      (config.strips == 1 || config.strips == 2 || config.strips == 4) && config.blocks >= 1;
+  const bool is_one = (config.rows == 8 || config.rows == 16) &&
+                      (config.strips == 1 || config.strips == 2 || config.strips == 4) &&
+                      config.blocks >= 1;
   if (!is_one || args.m > config.rows) {
     fail(ErrorCode::kInvalidArgument, "linear layer of ", args.m, " rows: ", to_string(config));
   }
