@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "kernels/attention/kv_codes_cuda.h"
 #include "tensor/cuda_check.h"
 
 namespace lathe {
@@ -17,9 +18,11 @@ KvCudaElement cuda_element(KvFormat format) {
       return KvCudaElement::kBF16;
     case KvFormat::kFp8:
       return KvCudaElement::kE4M3;
+    case KvFormat::kHiggs4:
+      return KvCudaElement::kHiggs4;
     default:
       fail(ErrorCode::kUnsupported, "a cache of ", kv_format_name(format),
-           " on a GPU; use bf16 or fp8");
+           " on a GPU; use bf16, fp8 or higgs4");
   }
 }
 
@@ -27,8 +30,13 @@ KvCudaElement cuda_element(KvFormat format) {
 int64_t checked_blocks(const ModelConfig& config, KvFormat format, int64_t num_tokens,
                        int64_t max_sequence_tokens) {
   check_cache_size(config, num_tokens, max_sequence_tokens);
-  const int64_t token_bytes =
-      2 * config.num_layers * config.kv_size() * kv_cuda_element_size(cuda_element(format));
+  const KvCudaElement element = cuda_element(format);
+  if (kv_cuda_is_coded(element)) {
+    with_context(str("cache format ", kv_format_name(format)),
+                 [&] { check_kv_element(kv_element(format), config.head_dim); });
+  }
+  const int64_t token_bytes = 2 * config.num_layers * config.num_kv_heads *
+                              (kv_cuda_head_bytes(element, config.head_dim) / kBlockSize);
   constexpr int64_t kMostBlocks = std::numeric_limits<BlockId>::max();
   const int64_t num_blocks =
       num_tokens / kBlockSize + (num_tokens % kBlockSize != 0);  // cannot overflow
@@ -46,8 +54,11 @@ CudaKvCache::CudaKvCache(const ModelConfig& config, KvFormat format, int64_t num
                  max_sequence_tokens),
       element_(cuda_element(format)),
       num_layers_(config.num_layers),
-      plane_bytes_(kBlockSize * config.kv_size() * kv_cuda_element_size(element_)),
+      plane_bytes_(config.num_kv_heads * kv_cuda_head_bytes(element_, config.head_dim)),
       stream_(stream) {
+  if (kv_cuda_is_coded(element_)) {
+    grid_ = DeviceBuffer::from_host(make_kv_cuda_grid(element_).get(), sizeof(KvCudaGrid));
+  }
   with_context(str("KV cache of ", num_tokens, " tokens, ", bytes_per_block() / kBlockSize,
                    " bytes per token"),
                [&] { memory_ = DeviceBuffer(bytes_per_block() * num_blocks()); });
@@ -58,7 +69,10 @@ KvElement CudaKvCache::element() const {
 }
 
 KvCudaLayer CudaKvCache::layer(int64_t layer) {
-  return {.element = element_, .keys = plane(layer, 0), .values = plane(layer, 1)};
+  return {.element = element_,
+          .keys = plane(layer, 0),
+          .values = plane(layer, 1),
+          .grid = grid_.as<KvCudaGrid>()};
 }
 
 void CudaKvCache::append(int64_t, const float*, const float*, const float*, int64_t, Exec&) {

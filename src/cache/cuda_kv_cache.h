@@ -38,6 +38,7 @@ class CudaKvCache final : public PagedCache {
   int64_t plane_bytes_;  // keys or values of one block
   CudaStream stream_;
   DeviceBuffer memory_;
+  DeviceBuffer grid_;  // KvCudaGrid, of codes
 };
 
 }  // namespace lathe

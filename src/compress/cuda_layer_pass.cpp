@@ -27,7 +27,8 @@ void CudaLayerPass::forward(const CudaDecoderLayer& layer, std::span<const KvRow
   const CudaBatch batch = steps_.batch();
 
   hidden_.reserve(hidden_bytes);
-  reserve_attention_workspace(attention_workspace_, layer, config_, batch, context_);
+  reserve_attention_workspace(attention_workspace_, layer, config_, batch, cache_.layer(0).element,
+                              context_);
   cuda_check(cudaMemcpyAsync(hidden_.data(), hidden, static_cast<std::size_t>(hidden_bytes),
                              cudaMemcpyHostToDevice, stream),
              "copying hidden states to the GPU");

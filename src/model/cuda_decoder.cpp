@@ -87,7 +87,7 @@ class CudaDecoder final : public Model {
   void run_step(const ForwardBatch& batch, KvCache& cache, bool wants_logits, Exec& exec,
                 const Finish& finish);
   void copy_hidden(int64_t num_logits, float* hidden);
-  void reserve(const StepShape& shape);
+  void reserve(const StepShape& shape, CudaKvCache& cache);
   void run(const StepShape& shape, CudaKvCache& cache, bool wants_logits);
   void run_layers(CudaKvCache& cache, float* hidden);
   void run_head(const float* hidden, int64_t num_logits);
@@ -226,7 +226,7 @@ void CudaDecoder::run_step(const ForwardBatch& batch, KvCache& cache, bool wants
   cache.begin_step(batch.sequences, exec);
   try {
     steps_.send(batch, shape, context_->stream());
-    reserve(shape);
+    reserve(shape, gpu_cache);
     if (!is_decode || !replay(shape, gpu_cache)) run(shape, gpu_cache, wants_logits);
     finish();
     context_->synchronize();
@@ -297,7 +297,7 @@ void CudaDecoder::forward_and_sample(const ForwardBatch& batch, KvCache& cache,
 }
 
 // Memory whose size the shape decides, and which graphs remember.
-void CudaDecoder::reserve(const StepShape& shape) {
+void CudaDecoder::reserve(const StepShape& shape, CudaKvCache& cache) {
   const auto grow = [&](DeviceBuffer& buffer, int64_t bytes) {
     if (bytes <= buffer.size()) return;
     context_->synchronize();
@@ -308,7 +308,7 @@ void CudaDecoder::reserve(const StepShape& shape) {
   grow(hidden_, shape.num_rows * config_.hidden_size * float_bytes);
   grow(logits_, shape.num_logits * config_.vocab_size * float_bytes);
   if (reserve_attention_workspace(attention_workspace_, layers_.front(), config_, steps_.batch(),
-                                  *context_)) {
+                                  cache.layer(0).element, *context_)) {
     ++own_generation_;
   }
 }

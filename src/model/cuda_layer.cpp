@@ -389,13 +389,13 @@ CudaRopeRows CudaRope::rows(const CudaBatch& batch, CudaContext& context) const 
 
 bool reserve_attention_workspace(DeviceBuffer& workspace, const CudaDecoderLayer& layer,
                                  const ModelConfig& config, const CudaBatch& batch,
-                                 CudaContext& context) {
+                                 KvCudaElement cache, CudaContext& context) {
   const AttentionCudaArgs attention = {.element = layer.element,
                                        .q_stride = layer.qkv.n(),
                                        .num_heads = config.num_heads,
                                        .num_kv_heads = config.num_kv_heads,
                                        .head_dim = config.head_dim};
-  const int64_t bytes = attention_cuda_workspace_bytes(attention, batch);
+  const int64_t bytes = attention_cuda_workspace_bytes(attention, batch, cache);
   if (bytes <= workspace.size()) return false;
   context.synchronize();
   workspace.reserve(bytes + bytes / 8);

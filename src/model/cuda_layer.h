@@ -89,7 +89,7 @@ class CudaRope {
 // attention_cuda.h asks. True when it has moved.
 bool reserve_attention_workspace(DeviceBuffer& workspace, const CudaDecoderLayer& layer,
                                  const ModelConfig& config, const CudaBatch& batch,
-                                 CudaContext& context);
+                                 KvCudaElement cache, CudaContext& context);
 
 struct CudaLayerStep {
   const ModelConfig& config;

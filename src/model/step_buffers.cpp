@@ -80,8 +80,10 @@ void StepBuffers::send(const ForwardBatch& batch, const StepShape& shape, CudaSt
                  [](int64_t position) { return static_cast<int32_t>(position); });
   std::fill(positions + num_rows, positions + shape.num_rows, -1);
   std::fill(row_sequence, row_sequence + shape.num_rows, -1);
+  long_runs_.clear();
   for (int64_t i = 0; i < num_sequences; ++i) {
     const KvRows& rows = batch.sequences[static_cast<std::size_t>(i)];
+    if (rows.num_rows > kAttentionDecodeRows) long_runs_.push_back(static_cast<int32_t>(i));
     query_begin[i] = static_cast<int32_t>(rows.row_begin);
     std::fill_n(row_sequence + rows.row_begin, rows.num_rows, static_cast<int32_t>(i));
     const auto& blocks = rows.sequence->blocks;
@@ -113,6 +115,8 @@ CudaBatch StepBuffers::batch() const {
           .num_rows = shape_.num_rows,
           .num_sequences = shape_.num_sequences,
           .only_long_runs = shape_.only_long_runs,
+          .long_runs = long_runs_.data(),
+          .num_long_runs = static_cast<int64_t>(long_runs_.size()),
           .max_rows_per_sequence = shape_.max_rows_per_sequence,
           .max_context = shape_.max_context};
 }

@@ -1,6 +1,7 @@
 // What a step needs to know on the GPU, gathered in pinned host memory and sent in one copy.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/cuda_context.h"
@@ -56,6 +57,7 @@ class StepBuffers {
   int64_t host_size_ = 0;    // in int32
   void* sent_ = nullptr;     // cudaEvent_t behind the last copy
   int64_t generation_ = 0;
+  std::vector<int32_t> long_runs_;  // CudaBatch::long_runs
 };
 
 }  // namespace lathe

@@ -41,6 +41,32 @@ DeviceBuffer upload_ints(const std::vector<int32_t>& v) {
   return DeviceBuffer::from_host(v.data(), static_cast<int64_t>(v.size() * 4));
 }
 
+// Codes, as numbers in rotated coordinates, against those that kv_store() makes of x. Where x
+// itself is off a little, its scale may be the next bf16 number (2^-8 of all numbers), and a number
+// between two points may go to the other one, equally far: so they are compared by how far they are
+// from x.
+void expect_codes(const std::vector<float>& codes, const float* x, KvPart part, bool equal) {
+  const auto head_dim = static_cast<int64_t>(codes.size());
+  std::vector<std::byte> head(
+      static_cast<std::size_t>(kv_cuda_head_bytes(KvCudaElement::kHiggs4, head_dim)));
+  std::vector<float> expected(codes.size());
+  write_kv_codes(part, head_dim, x, 7, head.data());
+  read_kv_codes(part, head_dim, head.data(), 7, expected.data());
+  if (equal) {
+    EXPECT_TRUE(same_bits(codes, expected));
+    return;
+  }
+  std::vector<float> rotated(x, x + head_dim);
+  kv_rotate(rotated.data(), head_dim);
+  double error = 0, expected_error = 0, size = 0;
+  for (std::size_t j = 0; j < codes.size(); ++j) {
+    error += std::pow(double{codes[j]} - double{rotated[j]}, 2);
+    expected_error += std::pow(double{expected[j]} - double{rotated[j]}, 2);
+    size += std::pow(double{rotated[j]}, 2);
+  }
+  EXPECT_LE(std::sqrt(error), std::sqrt(expected_error) + 0x1p-8 * std::sqrt(size));
+}
+
 void expect_matches_reference(const Problem& p) {
   SCOPED_TRACE(testing::Message() << "elements " << static_cast<int>(p.element) << " "
                                   << static_cast<int>(p.kv_element) << " heads=" << p.num_heads
@@ -141,13 +167,24 @@ void expect_matches_reference(const Problem& p) {
   };
   rotate(expected.data(), p.num_heads, q_norm);
   rotate(expected.data() + p.num_heads * p.head_dim, p.num_kv_heads, k_norm);
+  const bool coded = kv_cuda_is_coded(p.kv_element);
+  if (coded) {
+    for (int64_t row = 0; row < num_rows; ++row) {
+      for (int64_t head = 0; head < p.num_heads; ++head) {
+        kv_rotate(expected.data() + row * stride + head * p.head_dim, p.head_dim);
+      }
+    }
+  }
 
   // fp32: the norm's sum of head_dim squares is good to head_dim eps / 2, the rest to some eps of
   // the terms; |x|, |cos|, |sin| and gains stay below 20, 5, 5 and 5. Then one rounding: 2^-8 of
   // the result for bf16, 2^-4 for E4M3 or, below its normal numbers, half of 2^-9 (times the
   // scale).
-  const double f32_error =
-      (static_cast<double>(p.head_dim) / 2 + 8) * 0x1p-24 * (p.norms ? 2 * 5 * 5 * 20 : 2 * 5 * 20);
+  // Codes: the Hadamard matrix adds head_dim numbers times +-head_dim^-1/2 (or, in pieces, fewer):
+  // that much more at most.
+  const double f32_error = (static_cast<double>(p.head_dim) / 2 + 8) * 0x1p-24 *
+                           (p.norms ? 2 * 5 * 5 * 20 : 2 * 5 * 20) *
+                           (coded ? std::sqrt(static_cast<double>(p.head_dim)) : 1);
   const auto expect_near = [&](float actual, float want, double relative, double absolute) {
     const double tolerance = f32_error + relative * std::fabs(double{want}) + absolute;
     return std::fabs(double{actual} - double{want}) <= tolerance;
@@ -179,7 +216,14 @@ void expect_matches_reference(const Problem& p) {
     if (padding) continue;
     const auto s = static_cast<std::size_t>(sequences[static_cast<std::size_t>(row)]);
     const int64_t t = positions[static_cast<std::size_t>(row)];
-    for (int64_t head = 0; head < p.num_kv_heads; ++head) {
+    for (int64_t head = 0; head < p.num_kv_heads && coded; ++head) {
+      const float* key = want + (p.num_heads + head) * p.head_dim;
+      const float* value = input + (p.num_heads + p.num_kv_heads + head) * p.head_dim;
+      expect_codes(kv.stored_codes(KvPart::kKeys, s, t, head), key, KvPart::kKeys, false);
+      // v is the same number on both sides, and so are its codes.
+      expect_codes(kv.stored_codes(KvPart::kValues, s, t, head), value, KvPart::kValues, true);
+    }
+    for (int64_t head = 0; head < p.num_kv_heads && !coded; ++head) {
       for (int64_t dim = 0; dim < p.head_dim; ++dim) {
         const int64_t k_at = (p.num_heads + head) * p.head_dim + dim;
         const int64_t v_at = k_at + p.num_kv_heads * p.head_dim;
@@ -199,12 +243,17 @@ void expect_matches_reference(const Problem& p) {
     }
   }
   // A position that this step does not write keeps what it had.
-  EXPECT_EQ(kv.stored_key(1, 63, 0, 3) * shape.key_scale, kv.key(1, 63)[3]);
+  if (coded) {
+    EXPECT_EQ(kv.stored_codes(KvPart::kKeys, 1, 63, 0)[3], kv.key(1, 63)[3]);
+  } else {
+    EXPECT_EQ(kv.stored_key(1, 63, 0, 3) * shape.key_scale, kv.key(1, 63)[3]);
+  }
 }
 
 TEST_F(RopeAppendCuda, MatchesTheReferences) {
   for (const auto element : {CudaElement::kBF16, CudaElement::kF32}) {
-    for (const auto kv : {KvCudaElement::kBF16, KvCudaElement::kE4M3, KvCudaElement::kF32}) {
+    for (const auto kv : {KvCudaElement::kBF16, KvCudaElement::kE4M3, KvCudaElement::kF32,
+                          KvCudaElement::kHiggs4}) {
       for (const bool norms : {false, true}) {
         for (const int64_t padding : {6, 8}) {  // rows 16-byte aligned or not
           expect_matches_reference({element, kv, 4, 2, 64, 64, norms, padding});
@@ -217,6 +266,7 @@ TEST_F(RopeAppendCuda, MatchesTheReferences) {
         expect_matches_reference({element, kv, 9, 3, 80, 32, norms});  // a part of each head
         expect_matches_reference({element, kv, 2, 1, 24, 6, norms});   // an odd half
         expect_matches_reference({element, kv, 2, 1, 8, 0, norms});
+        if (kv_cuda_is_coded(kv)) continue;
         expect_matches_reference({element, kv, 4, 2, 12, 12, norms});
       }
     }

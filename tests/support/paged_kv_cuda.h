@@ -12,6 +12,7 @@
 #include "kernels/attention/attention_cuda.h"
 #include "quant/fp8.h"
 #include "support/all_close.h"
+#include "support/kv_codes_cuda_tokens.h"
 #include "tensor/device_buffer.h"
 #include "tensor/float16.h"
 
@@ -67,9 +68,8 @@ class PagedKvCuda {
     for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[rng.below(i)]);
 
     table_.assign(contexts_.size() * static_cast<std::size_t>(table_stride_), 0x7ffffff0);
-    const auto bytes = static_cast<std::size_t>(num_blocks * block_elements() *
-                                                kv_cuda_element_size(shape.element));
-    key_bytes_.assign(bytes, std::byte{0xff});  // NaN in all three elements
+    const auto bytes = static_cast<std::size_t>(num_blocks * block_bytes());
+    key_bytes_.assign(bytes, std::byte{0xff});  // NaN in all elements, or NaN for a scale
     value_bytes_.assign(bytes, std::byte{0xff});
     std::size_t next = 0;
     for (std::size_t s = 0; s < contexts_.size(); ++s) {
@@ -85,6 +85,10 @@ class PagedKvCuda {
     keys_device_ = DeviceBuffer::from_host(key_bytes_.data(), static_cast<int64_t>(bytes));
     values_device_ = DeviceBuffer::from_host(value_bytes_.data(), static_cast<int64_t>(bytes));
     table_device_ = DeviceBuffer::from_host(table_.data(), static_cast<int64_t>(table_.size() * 4));
+    if (kv_cuda_is_coded(shape.element)) {
+      grid_device_ =
+          DeviceBuffer::from_host(make_kv_cuda_grid(shape.element).get(), sizeof(KvCudaGrid));
+    }
   }
 
   KvCudaLayer layer() {
@@ -92,12 +96,13 @@ class PagedKvCuda {
             .keys = keys_device_.data(),
             .values = values_device_.data(),
             .key_scale = shape_.key_scale,
-            .value_scale = shape_.value_scale};
+            .value_scale = shape_.value_scale,
+            .grid = grid_device_.as<KvCudaGrid>()};
   }
   const int32_t* tables() const { return table_device_.as<int32_t>(); }
   int64_t table_stride() const { return table_stride_; }
 
-  // What the cache stands for: [num_kv_heads, head_dim] of one position.
+  // What the cache stands for: [num_kv_heads, head_dim] of one position. Codes: rotated.
   const float* key(std::size_t sequence, int64_t t) const {
     return keys_[sequence].data() + t * shape_.num_kv_heads * shape_.head_dim;
   }
@@ -110,6 +115,15 @@ class PagedKvCuda {
     keys_device_.to_host(key_bytes_.data(), static_cast<int64_t>(key_bytes_.size()));
     values_device_.to_host(value_bytes_.data(), static_cast<int64_t>(value_bytes_.size()));
   }
+  // Of codes, [head_dim], rotated.
+  std::vector<float> stored_codes(KvPart part, std::size_t sequence, int64_t t,
+                                  int64_t head) const {
+    std::vector<float> x(static_cast<std::size_t>(shape_.head_dim));
+    const auto& bytes = part == KvPart::kKeys ? key_bytes_ : value_bytes_;
+    read_kv_codes(part, shape_.head_dim, bytes.data() + head_offset(sequence, t, head),
+                  t % kBlockSize, x.data());
+    return x;
+  }
   float stored_key(std::size_t sequence, int64_t t, int64_t head, int64_t dim) const {
     return read_kv_element(shape_.element, key_bytes_.data(), offset(sequence, t, head, dim));
   }
@@ -119,6 +133,13 @@ class PagedKvCuda {
 
  private:
   int64_t block_elements() const { return shape_.num_kv_heads * kBlockSize * shape_.head_dim; }
+  int64_t block_bytes() const {
+    return shape_.num_kv_heads * kv_cuda_head_bytes(shape_.element, shape_.head_dim);
+  }
+  int64_t head_offset(std::size_t sequence, int64_t t, int64_t head) const {
+    return table_[table_idx(sequence, t / kBlockSize)] * block_bytes() +
+           head * kv_cuda_head_bytes(shape_.element, shape_.head_dim);
+  }
   std::size_t table_idx(std::size_t sequence, int64_t block) const {
     return sequence * static_cast<std::size_t>(table_stride_) + static_cast<std::size_t>(block);
   }
@@ -130,6 +151,17 @@ class PagedKvCuda {
   }
   void store_token(std::size_t s, int64_t t) {
     for (int64_t h = 0; h < shape_.num_kv_heads; ++h) {
+      if (kv_cuda_is_coded(shape_.element)) {
+        const int64_t at = head_offset(s, t, h);
+        const int64_t i = (t * shape_.num_kv_heads + h) * shape_.head_dim;
+        for (const KvPart part : {KvPart::kKeys, KvPart::kValues}) {
+          auto& bytes = part == KvPart::kKeys ? key_bytes_ : value_bytes_;
+          float* x = (part == KvPart::kKeys ? keys_ : values_)[s].data() + i;
+          write_kv_codes(part, shape_.head_dim, x, t % kBlockSize, bytes.data() + at);
+          read_kv_codes(part, shape_.head_dim, bytes.data() + at, t % kBlockSize, x);
+        }
+        continue;
+      }
       for (int64_t j = 0; j < shape_.head_dim; ++j) {
         const int64_t at = offset(s, t, h, j);
         const auto i =
@@ -150,7 +182,7 @@ class PagedKvCuda {
   std::vector<int32_t> table_;
   std::vector<std::vector<float>> keys_, values_;  // per sequence [context, num_kv_heads, head_dim]
   std::vector<std::byte> key_bytes_, value_bytes_;
-  DeviceBuffer keys_device_, values_device_, table_device_;
+  DeviceBuffer keys_device_, values_device_, table_device_, grid_device_;
 };
 
 }  // namespace lathe

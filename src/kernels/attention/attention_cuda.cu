@@ -43,7 +43,8 @@ void check(const AttentionCudaArgs& a, const CudaBatch& batch) {
 bool has_fast_attention(const AttentionCudaArgs& args, KvCudaElement element) {
   const int64_t d = args.head_dim;
   return args.element == CudaElement::kBF16 && element != KvCudaElement::kF32 &&
-         args.q_stride % 8 == 0 && (d == 64 || d == 96 || d == 128 || d == 256);
+         !kv_cuda_is_coded(element) && args.q_stride % 8 == 0 &&
+         (d == 64 || d == 96 || d == 128 || d == 256);
 }
 
 DecodeGrid decode_grid(const AttentionCudaArgs& args, const CudaBatch& batch) {
@@ -73,16 +74,39 @@ int64_t decode_blocks_per_pair(int64_t pairs, int64_t max_context, int64_t num_s
   return std::clamp<int64_t>(blocks, 1, std::max<int64_t>(num_splits, 1));
 }
 
-int64_t attention_cuda_workspace_bytes(const AttentionCudaArgs& args, const CudaBatch& batch) {
+int64_t attention_cuda_workspace_bytes(const AttentionCudaArgs& args, const CudaBatch& batch,
+                                       KvCudaElement cache) {
   check(args, batch);
   const DecodeGrid grid = decode_grid(args, batch);
-  return kDecodeCounterBytes + grid.statistics_bytes + grid.sums_bytes;
+  return kDecodeCounterBytes + grid.statistics_bytes + (grid.sums_bytes + 255) / 256 * 256 +
+         (kv_cuda_is_coded(cache) ? prefill_codes_bytes(args, batch) : 0);
 }
+
+namespace {
+
+void attend_to_codes(const AttentionCudaArgs& args, const CudaBatch& batch,
+                     const KvCudaLayer& layer, CudaStream stream) {
+  if (args.head_dim % 8 != 0 || layer.grid == nullptr) {
+    fail(ErrorCode::kInvalidArgument, "attention on the GPU: codes of head_dim ", args.head_dim,
+         " (multiples of 8), or without their grid");
+  }
+  const bool long_runs = batch.max_rows_per_sequence > kAttentionDecodeRows;
+  if (long_runs) attention_prefill_codes_cuda(args, batch, layer, stream);
+  if (batch.only_long_runs) return;
+  if (has_fast_code_attention(args)) {
+    attention_decode_codes_sm90(args, batch, layer, stream);
+  } else {
+    attention_codes_plain_cuda(args, batch, layer, long_runs, stream);
+  }
+}
+
+}  // namespace
 
 void attention_cuda(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaLayer& layer,
                     CudaStream stream) {
   check(args, batch);
   if (batch.num_rows == 0 || batch.num_sequences == 0 || batch.max_context == 0) return;
+  if (kv_cuda_is_coded(layer.element)) return attend_to_codes(args, batch, layer, stream);
   if (!has_fast_attention(args, layer.element)) {
     const bool long_runs = batch.max_rows_per_sequence > kAttentionDecodeRows;
     if (long_runs) attention_tiles_cuda(args, batch, layer, stream);

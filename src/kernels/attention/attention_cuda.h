@@ -13,15 +13,18 @@
 
 namespace lathe {
 
+struct KvCudaGrid;  // kv_codes_cuda.h
+
 // The keys (after RoPE) and values of one layer of the cache, [num_blocks][num_kv_heads][one head
 // of a block, kv_layout_cuda.h], 128-byte aligned. Block b of all heads is one piece of
-// num_kv_heads * kBlockSize * head_dim elements, so blocks copy as a whole.
+// num_kv_heads * kv_cuda_head_bytes() bytes, so blocks copy as a whole.
 struct KvCudaLayer {
   KvCudaElement element = KvCudaElement::kBF16;
   void* keys = nullptr;
   void* values = nullptr;
   float key_scale = 1;  // kE4M3: what a stored number is multiplied by
   float value_scale = 1;
+  const KvCudaGrid* grid = nullptr;  // codes: what they stand for, on the device
 };
 
 // The rows of one step. Pointers are to device memory. A sequence's rows are consecutive and so are
@@ -37,6 +40,10 @@ struct CudaBatch {
   int64_t num_sequences = 0;
   // No sequence has 1 to kAttentionDecodeRows rows (a step of prompts alone): saves a launch.
   bool only_long_runs = false;
+  // In the host's memory, for a cache of codes: the sequences with more than kAttentionDecodeRows
+  // rows. Null: those are not known, and all sequences cost launches.
+  const int32_t* long_runs = nullptr;
+  int64_t num_long_runs = 0;
   // Bounds. What lies above them in the device's numbers is not computed.
   int64_t max_rows_per_sequence = 1;
   int64_t max_context = 0;  // tokens, the largest position + 1. Close bounds make small grids and
@@ -46,7 +53,8 @@ struct CudaBatch {
 struct RopeAppendArgs {
   // [num_rows, (num_heads + 2 num_kv_heads) * head_dim]: q | k | v. q is normed and rotated in
   // place; k and v go to the cache, rounded to nearest even (kE4M3 saturates), and stay as they
-  // are.
+  // are. For a cache of codes q is multiplied by the Hadamard matrix (kv_rotate()) behind all that,
+  // as attention_cuda() wants it.
   void* qkv = nullptr;
   CudaElement element = CudaElement::kBF16;  // or kF32
   int64_t stride = 0;                        // in elements, a multiple of 2
@@ -72,7 +80,9 @@ void rope_tables_cuda(const float* inverse_frequencies, float attention_factor, 
                       CudaStream stream);
 
 struct AttentionCudaArgs {
-  const void* q = nullptr;                   // [num_rows, num_heads * head_dim]
+  // [num_rows, num_heads * head_dim]; for a cache of codes, heads times the Hadamard matrix, as
+  // rope_append_cuda() leaves them. The result is not rotated.
+  const void* q = nullptr;
   CudaElement element = CudaElement::kBF16;  // of q and out; kF32 runs in plain fp32 arithmetic
   int64_t q_stride = 0;                      // in elements, even; fast if a multiple of 8
   void* out = nullptr;    // [num_rows, num_heads * head_dim], dense; rows of padding are left alone
@@ -91,8 +101,10 @@ struct AttentionCudaArgs {
   void* workspace = nullptr;
 };
 
-// Never falls when a bound of the batch grows.
-int64_t attention_cuda_workspace_bytes(const AttentionCudaArgs& args, const CudaBatch& batch);
+// Never falls when a bound of the batch grows. `cache`: of the layers to be read. For codes and a
+// batch with long runs there is room for one sequence's keys and values of one layer as numbers.
+int64_t attention_cuda_workspace_bytes(const AttentionCudaArgs& args, const CudaBatch& batch,
+                                       KvCudaElement cache = KvCudaElement::kBF16);
 
 // A row's bits depend on its own q and the keys and values it sees, not on the other rows, with one
 // exception: sequences with more than kAttentionDecodeRows rows in the step take another kernel.

@@ -46,6 +46,25 @@ void attention_prefill_bf16_sm90(const AttentionCudaArgs& args, const CudaBatch&
 void attention_prefill_e4m3_sm90(const AttentionCudaArgs& args, const CudaBatch& batch,
                                  const KvCudaLayer& layer, CudaStream stream);
 
+// --- a cache of codes ---------------------------------------------------------------------------
+
+// What rope_append_cuda() does for such a cache.
+void rope_append_codes_cuda(const RopeAppendArgs& args, const CudaBatch& batch,
+                            const KvCudaLayer& layer, CudaStream stream);
+// Any head size, fp32 arithmetic, no workspace: the reference on the device of the two below.
+void attention_codes_plain_cuda(const AttentionCudaArgs& args, const CudaBatch& batch,
+                                const KvCudaLayer& layer, bool short_runs_only, CudaStream stream);
+// bf16 queries, head_dim 64 or 128.
+bool has_fast_code_attention(const AttentionCudaArgs& args);
+void attention_decode_codes_sm90(const AttentionCudaArgs& args, const CudaBatch& batch,
+                                 const KvCudaLayer& layer, CudaStream stream);
+// Long runs, any size: the sequences' keys and values as numbers in the workspace, one sequence
+// after the other, and the kernels above on those.
+void attention_prefill_codes_cuda(const AttentionCudaArgs& args, const CudaBatch& batch,
+                                  const KvCudaLayer& layer, CudaStream stream);
+// The part of the workspace that these numbers take, behind that of decode_grid().
+int64_t prefill_codes_bytes(const AttentionCudaArgs& args, const CudaBatch& batch);
+
 // Launches with programmatic dependence: the grid may start while the one before it in the stream
 // drains, so the kernel executes griddepcontrol.wait before it touches memory.
 template <typename... Params, typename... Values>

@@ -120,6 +120,7 @@ auto kernel_for(KvCudaElement element) {
     case KvCudaElement::kBF16:
       return attention_plain_kernel<T, __nv_bfloat16>;
     case KvCudaElement::kE4M3:
+    case KvCudaElement::kHiggs4:  // attention_codes_plain_cuda()
       break;
   }
   return attention_plain_kernel<T, __nv_fp8_e4m3>;
@@ -130,6 +131,10 @@ auto kernel_for(KvCudaElement element) {
 void attention_plain_cuda(const AttentionCudaArgs& args, const CudaBatch& batch,
                           const KvCudaLayer& layer, bool short_runs_only, CudaStream stream) {
   if (batch.num_rows == 0) return;
+  if (kv_cuda_is_coded(layer.element)) {
+    attention_codes_plain_cuda(args, batch, layer, short_runs_only, stream);
+    return;
+  }
   const dim3 grid(static_cast<unsigned>(batch.num_rows), static_cast<unsigned>(args.num_heads));
   launch_dependent(args.element == CudaElement::kF32 ? kernel_for<float>(layer.element)
                                                      : kernel_for<__nv_bfloat16>(layer.element),

@@ -133,8 +133,8 @@ void store_q4(const Target& to, const float* x) {
 // A grid and, for each square of the plane, the points that can be the nearest of some position in
 // it: a few, where a search through all would look at 256.
 struct SearchableGrid {
-  static constexpr int kCells = 64;      // per side
-  static constexpr float kCellSize = 4;  // in steps of the grid: [-128, 128)
+  static constexpr int kCells = KvGridSearch::kCells;
+  static constexpr float kCellSize = KvGridSearch::kCellSize;
   KvGrid grid = {};
   std::vector<uint8_t> candidates;
   std::array<int32_t, kCells* kCells + 1> begin = {};
@@ -267,6 +267,12 @@ void check_kv_element(KvElement element, int64_t head_dim) {
 const KvGrid& kv_grid(KvElement element) {
   LATHE_CHECK(kv_is_rotated(element));
   return searchable_grid(element).grid;
+}
+
+KvGridSearch kv_grid_search(KvElement element) {
+  LATHE_CHECK(kv_is_rotated(element));
+  const SearchableGrid& search = searchable_grid(element);
+  return {search.begin, search.candidates};
 }
 
 void kv_rotate(float* x, int64_t head_dim) {

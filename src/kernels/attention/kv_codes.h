@@ -28,6 +28,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "kernels/attention/kv_layout.h"
 
@@ -103,5 +104,16 @@ struct KvGrid {
   float step;
 };
 const KvGrid& kv_grid(KvElement element);
+
+// For each square of the plane, the points that can be the nearest of some position in it, in
+// ascending order. Cell (row, column) covers [column, row] * kCellSize - kCellSize * kCells / 2 and
+// kCellSize more, in steps of the grid.
+struct KvGridSearch {
+  static constexpr int kCells = 64;  // per side
+  static constexpr float kCellSize = 4;
+  std::span<const int32_t> begin;  // [kCells * kCells + 1], of cell row * kCells + column
+  std::span<const uint8_t> candidates;
+};
+KvGridSearch kv_grid_search(KvElement element);
 
 }  // namespace lathe

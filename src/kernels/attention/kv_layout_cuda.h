@@ -6,6 +6,7 @@
 // or any of its column groups, comes to shared memory by one plain bulk copy, no tensor map, and
 // lies there as ldmatrix reads it without bank conflicts and as wgmma's descriptors want it.
 // Rows that no such width divides, and fp32, are plain [kBlockSize][head_dim].
+// Codes (kHiggs4) lie as kv_codes_cuda.h says.
 #pragma once
 #include <cstdint>
 
@@ -19,10 +20,23 @@
 
 namespace lathe {
 
-enum class KvCudaElement { kF32, kBF16, kE4M3 };
+// From kHiggs4 on: codes.
+enum class KvCudaElement { kF32, kBF16, kE4M3, kHiggs4 };
 
+LATHE_HOST_DEVICE constexpr bool kv_cuda_is_coded(KvCudaElement element) {
+  return element == KvCudaElement::kHiggs4;
+}
+
+// Of those that are no codes.
 LATHE_HOST_DEVICE constexpr int64_t kv_cuda_element_size(KvCudaElement element) {
   return element == KvCudaElement::kF32 ? 4 : element == KvCudaElement::kBF16 ? 2 : 1;
+}
+
+// Keys (or values) of one KV head of one block. Codes: head_dim / 2 bytes a token, and a scale of
+// two.
+LATHE_HOST_DEVICE constexpr int64_t kv_cuda_head_bytes(KvCudaElement element, int64_t head_dim) {
+  return kv_cuda_is_coded(element) ? kBlockSize * (head_dim / 2 + 2)
+                                   : kBlockSize * head_dim * kv_cuda_element_size(element);
 }
 
 // Bytes of a swizzled row; 0 where the layout is plain.

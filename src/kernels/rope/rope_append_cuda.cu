@@ -48,6 +48,8 @@ __device__ void store_cached(const KvCudaLayer& layer, void* base, int64_t head,
           __nv_cvt_float2_to_fp8x2(make_float2(v.x / scale, v.y / scale), __NV_SATFINITE,
                                    __NV_E4M3);
       return;
+    case KvCudaElement::kHiggs4:  // rope_append_codes_cuda()
+      return;
   }
 }
 
@@ -309,6 +311,10 @@ void rope_append_cuda(const RopeAppendArgs& args, const CudaBatch& batch, const 
          args.num_kv_heads, " heads, row stride ", args.stride);
   }
   if (batch.num_rows == 0) return;
+  if (kv_cuda_is_coded(layer.element)) {
+    rope_append_codes_cuda(args, batch, layer, stream);
+    return;
+  }
   const bool aligned = args.stride % 8 == 0 && reinterpret_cast<uintptr_t>(args.qkv) % 16 == 0;
   const bool whole = args.rotary_dim == args.head_dim &&
                      (args.head_dim == 64 || args.head_dim == 128 || args.head_dim == 256);

@@ -1,0 +1,265 @@
+// Attention over a cache of codes in plain fp32 arithmetic, and long runs of rows, whose keys and
+// values become numbers first.
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "kernels/attention/attention_cuda_kernels.h"
+#include "kernels/attention/kv_codes_cuda.h"
+#include "kernels/attention/kv_rotate_cuda.cuh"
+
+namespace lathe {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kMaxHeadDim = 256;
+constexpr int kSlots = kMaxHeadDim / 2 / 32;  // per lane
+constexpr int kBlock = static_cast<int>(kBlockSize);
+
+__device__ float to_float(float x) { return x; }
+__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ void store(float* y, float x) { *y = x; }
+__device__ void store(__nv_bfloat16* y, float x) { *y = __float2bfloat16_rn(x); }
+
+__device__ float scale_of(const uint8_t* head, int head_dim, int token) {
+  return __bfloat162float(
+      *reinterpret_cast<const __nv_bfloat16*>(head + code_scale_offset(head_dim, token)));
+}
+
+// A block of four warps per row and query head, each an online softmax over every fourth token, its
+// lanes the slots.
+template <typename T>
+__global__ void __launch_bounds__(kWarps * 32)
+    attention_codes_plain_kernel(AttentionCudaArgs args, CudaBatch batch, KvCudaLayer layer,
+                                 bool short_runs_only) {
+  __shared__ float sums[kWarps][kMaxHeadDim];
+  __shared__ float largest[kWarps], totals[kWarps];
+  wait_for_previous_grid();
+  release_next_grid();
+  const int64_t row = blockIdx.x;
+  const int head = static_cast<int>(blockIdx.y);
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int head_dim = static_cast<int>(args.head_dim), half = head_dim / 2;
+  const int sequence = batch.row_sequence[row];
+  if (sequence < 0) return;
+  if (short_runs_only && batch.query_begin[sequence + 1] - batch.query_begin[sequence] >
+                             static_cast<int>(kAttentionDecodeRows)) {
+    return;
+  }
+  const int position = batch.positions[row];
+  const int64_t kv_head = head / (args.num_heads / args.num_kv_heads);
+  const int32_t* table = batch.block_tables + sequence * batch.table_stride;
+  const int window = static_cast<int>(args.sliding_window);
+  const int begin = window > 0 && window <= position ? position - window + 1 : 0;
+  const KvCudaGrid& grid = *layer.grid;
+
+  const T* q = static_cast<const T*>(args.q) + row * args.q_stride + head * args.head_dim;
+  float q_first[kSlots], q_second[kSlots], sum_first[kSlots] = {}, sum_second[kSlots] = {};
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const int slot = lane + 32 * i;
+    q_first[i] = slot < half ? to_float(q[slot]) : 0;
+    q_second[i] = slot < half ? to_float(q[slot + half]) : 0;
+  }
+  float max_score = -INFINITY, total = 0;
+  for (int t = begin + warp; t <= position; t += kWarps) {
+    const int64_t block = table[t / kBlock];
+    const int token = t % kBlock;
+    const int64_t at = (block * args.num_kv_heads + kv_head) *
+                       kv_cuda_head_bytes(layer.element, head_dim);
+    const uint8_t* keys = static_cast<const uint8_t*>(layer.keys) + at;
+    const uint8_t* values = static_cast<const uint8_t*>(layer.values) + at;
+    float score = 0;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      const int slot = lane + 32 * i;
+      if (slot >= half) continue;
+      const int code = keys[key_code_offset(head_dim, token, slot)];
+      score = fmaf(q_first[i], static_cast<float>(grid.first[code]), score);
+      score = fmaf(q_second[i], static_cast<float>(grid.second[code]), score);
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      score += __shfl_xor_sync(0xffffffffu, score, offset);
+    }
+    score *= args.scale * scale_of(keys, head_dim, token);
+    if (args.softcap > 0) score = args.softcap * tanhf(score / args.softcap);
+    const float previous = max_score;
+    max_score = fmaxf(previous, score);
+    const float shrink = expf(previous - max_score);
+    const float p = expf(score - max_score);
+    total = fmaf(total, shrink, p);
+    const float weight = p * scale_of(values, head_dim, token);
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      const int slot = lane + 32 * i;
+      if (slot >= half) continue;
+      const int code = values[value_code_offset(head_dim, token, slot)];
+      sum_first[i] = fmaf(sum_first[i], shrink, weight * static_cast<float>(grid.first[code]));
+      sum_second[i] = fmaf(sum_second[i], shrink, weight * static_cast<float>(grid.second[code]));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) {
+    const int slot = lane + 32 * i;
+    if (slot >= half) continue;
+    sums[warp][slot] = sum_first[i];
+    sums[warp][slot + half] = sum_second[i];
+  }
+  if (lane == 0) largest[warp] = max_score, totals[warp] = total;
+  __syncthreads();
+  if (warp > 0) return;
+
+  max_score = -INFINITY, total = 0;
+  for (int w = 0; w < kWarps; ++w) max_score = fmaxf(max_score, largest[w]);
+  for (int w = 0; w < kWarps; ++w) total += totals[w] * expf(largest[w] - max_score);
+  for (int dim = lane; dim < head_dim; dim += 32) {
+    float x = 0;
+    for (int w = 0; w < kWarps; ++w) x += sums[w][dim] * expf(largest[w] - max_score);
+    sums[0][dim] = x / total;
+  }
+  rotate_head(sums[0], head_dim, lane);
+  T* out = static_cast<T*>(args.out) + (row * args.num_heads + head) * head_dim;
+  for (int dim = lane; dim < head_dim; dim += 32) store(out + dim, sums[0][dim]);
+}
+
+// --- long runs ----------------------------------------------------------------------------------
+
+// Where a sequence's keys and values lie as numbers: an ordinary cache of so many blocks.
+struct Unpacked {
+  KvCudaLayer layer;
+  int32_t* table = nullptr;  // [num_blocks]: 0, 1, 2, ...
+  int64_t num_blocks = 0;
+};
+
+int64_t plane_bytes(const AttentionCudaArgs& args, int64_t num_blocks) {
+  const int64_t size = args.element == CudaElement::kF32 ? 4 : 2;
+  return (num_blocks * kBlockSize * args.num_kv_heads * args.head_dim * size + 255) / 256 * 256;
+}
+
+// The blocks that the rows of `sequence` see. One head of one block, keys or values, by each block
+// of the grid.
+template <typename T>
+__global__ void __launch_bounds__(256)
+    unpack_kernel(CudaBatch batch, KvCudaLayer layer, Unpacked to, int num_kv_heads, int head_dim,
+                  int window, int sequence) {
+  constexpr KvCudaElement kElement = sizeof(T) == 4 ? KvCudaElement::kF32 : KvCudaElement::kBF16;
+  wait_for_previous_grid();
+  release_next_grid();
+  const int block = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
+  const bool is_value = blockIdx.z == 1;
+  const int first_row = batch.query_begin[sequence];
+  const int rows = batch.query_begin[sequence + 1] - first_row;
+  if (rows <= static_cast<int>(kAttentionDecodeRows)) return;
+  if (kv_head == 0 && !is_value && threadIdx.x == 0) to.table[block] = block;
+  const int first_position = batch.positions[first_row];
+  const int begin = window > 0 && window <= first_position ? first_position - window + 1 : 0;
+  if (block < begin / kBlock || block * kBlock >= first_position + rows) return;
+  const int64_t id = batch.block_tables[sequence * batch.table_stride + block];
+  const uint8_t* from = static_cast<const uint8_t*>(is_value ? layer.values : layer.keys) +
+                        (id * num_kv_heads + kv_head) * kv_cuda_head_bytes(layer.element, head_dim);
+  T* out = static_cast<T*>(is_value ? to.layer.values : to.layer.keys) +
+           (static_cast<int64_t>(block) * num_kv_heads + kv_head) * kBlock * head_dim;
+  const int half = head_dim / 2;
+  const KvCudaGrid& grid = *layer.grid;
+  for (int i = static_cast<int>(threadIdx.x); i < kBlock * half; i += 256) {
+    const int token = i / half, slot = i % half;
+    const int code = from[is_value ? value_code_offset(head_dim, token, slot)
+                                   : key_code_offset(head_dim, token, slot)];
+    const float scale = scale_of(from, head_dim, token);
+    store(out + kv_cuda_offset(kElement, head_dim, token, slot),
+          static_cast<float>(grid.first[code]) * scale);
+    store(out + kv_cuda_offset(kElement, head_dim, token, slot + half),
+          static_cast<float>(grid.second[code]) * scale);
+  }
+}
+
+// out, of the rows of one sequence, times the Hadamard matrix: a warp for each row and head.
+template <typename T>
+__global__ void __launch_bounds__(256)
+    rotate_rows_kernel(CudaBatch batch, T* out, int num_heads, int head_dim, int sequence) {
+  __shared__ float heads[8][kMaxHeadDim];
+  wait_for_previous_grid();
+  release_next_grid();
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int first_row = batch.query_begin[sequence];
+  const int rows = batch.query_begin[sequence + 1] - first_row;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 8 + warp;
+  if (rows <= static_cast<int>(kAttentionDecodeRows) || i >= static_cast<int64_t>(rows) * num_heads) {
+    return;
+  }
+  T* head = out + (static_cast<int64_t>(first_row) * num_heads + i) * head_dim;
+  for (int dim = lane; dim < head_dim; dim += 32) heads[warp][dim] = to_float(head[dim]);
+  rotate_head(heads[warp], head_dim, lane);
+  for (int dim = lane; dim < head_dim; dim += 32) store(head + dim, heads[warp][dim]);
+}
+
+template <typename T>
+void attend_long_run(const AttentionCudaArgs& args, const CudaBatch& batch,
+                     const KvCudaLayer& layer, const Unpacked& to, int sequence,
+                     CudaStream stream) {
+  const int num_kv_heads = static_cast<int>(args.num_kv_heads);
+  const int head_dim = static_cast<int>(args.head_dim);
+  launch_dependent(unpack_kernel<T>,
+                   dim3(static_cast<unsigned>(to.num_blocks), static_cast<unsigned>(num_kv_heads), 2),
+                   dim3(256), 0, stream, "attention_unpack", batch, layer, to, num_kv_heads, head_dim,
+                   static_cast<int>(args.sliding_window), sequence);
+  CudaBatch alone = batch;
+  alone.query_begin = batch.query_begin + sequence;
+  alone.block_tables = to.table;
+  alone.table_stride = to.num_blocks;
+  alone.num_sequences = 1;
+  alone.only_long_runs = true;
+  AttentionCudaArgs rotated = args;
+  rotated.follows_rope_append = false;
+  if (has_fast_attention(args, to.layer.element)) {
+    attention_prefill_bf16_sm90(rotated, alone, to.layer, stream);
+  } else {
+    attention_tiles_cuda(rotated, alone, to.layer, stream);
+  }
+  const int64_t heads = batch.max_rows_per_sequence * args.num_heads;
+  launch_dependent(rotate_rows_kernel<T>, dim3(static_cast<unsigned>((heads + 7) / 8)), dim3(256),
+                   0, stream, "attention_rotate", batch, static_cast<T*>(args.out),
+                   static_cast<int>(args.num_heads), head_dim, sequence);
+}
+
+}  // namespace
+
+void attention_codes_plain_cuda(const AttentionCudaArgs& args, const CudaBatch& batch,
+                                const KvCudaLayer& layer, bool short_runs_only, CudaStream stream) {
+  if (batch.num_rows == 0) return;
+  const dim3 grid(static_cast<unsigned>(batch.num_rows), static_cast<unsigned>(args.num_heads));
+  launch_dependent(args.element == CudaElement::kF32 ? attention_codes_plain_kernel<float>
+                                                     : attention_codes_plain_kernel<__nv_bfloat16>,
+                   grid, dim3(kWarps * 32), 0, stream, "attention_codes_plain", args, batch, layer,
+                   short_runs_only);
+}
+
+int64_t prefill_codes_bytes(const AttentionCudaArgs& args, const CudaBatch& batch) {
+  if (batch.max_rows_per_sequence <= kAttentionDecodeRows) return 0;
+  const int64_t num_blocks = (batch.max_context + kBlockSize - 1) / kBlockSize;
+  return 2 * plane_bytes(args, num_blocks) + (num_blocks * 4 + 255) / 256 * 256;
+}
+
+void attention_prefill_codes_cuda(const AttentionCudaArgs& args, const CudaBatch& batch,
+                                  const KvCudaLayer& layer, CudaStream stream) {
+  const DecodeGrid grid = decode_grid(args, batch);
+  Unpacked to;
+  to.num_blocks = (batch.max_context + kBlockSize - 1) / kBlockSize;
+  char* memory = static_cast<char*>(args.workspace) + kDecodeCounterBytes + grid.statistics_bytes +
+                 (grid.sums_bytes + 255) / 256 * 256;
+  const int64_t bytes = plane_bytes(args, to.num_blocks);
+  const bool exact = args.element == CudaElement::kF32;
+  to.layer = {.element = exact ? KvCudaElement::kF32 : KvCudaElement::kBF16,
+              .keys = memory,
+              .values = memory + bytes};
+  to.table = reinterpret_cast<int32_t*>(memory + 2 * bytes);
+  const int64_t count = batch.long_runs != nullptr ? batch.num_long_runs : batch.num_sequences;
+  for (int64_t i = 0; i < count; ++i) {
+    const int sequence = batch.long_runs != nullptr ? batch.long_runs[i] : static_cast<int>(i);
+    (exact ? attend_long_run<float> : attend_long_run<__nv_bfloat16>)(args, batch, layer, to,
+                                                                     sequence, stream);
+  }
+}
+
+}  // namespace lathe

@@ -1,0 +1,548 @@
+// Attention of short runs of rows over a cache of codes: attention_codes_warp.h on every warp of the
+// GPU.
+//
+//   A block of kWarps warps stays on each multiprocessor. Its shared memory holds the grid 32 times,
+//   once for each lane in a bank of its own, and two to four blocks of the cache for each warp, on
+//   their way or being read. A piece of work is a part of a context (attention_splits.h), one KV
+//   head and 8 * kTiles of its queries; warps take the next piece from a counter in the workspace,
+//   the longest parts first, and leave a partial result. Another kernel merges those of a query, in
+//   order, and rotates the sum back.
+//
+// What bounds it, per 4-bit number at head_dim 128 and one multiprocessor: 0.53 bytes of memory (38
+// numbers a cycle of an H200), half a look-up of 128 bytes for 32 lanes and 0.27 bytes written to
+// and 0.27 read from shared memory (43 numbers a cycle), 1.9 instructions of a thread (67). All
+// look-ups are free of conflicts: the address of code x is x * 256 + lane * 4, one byte permutation
+// of the word that has the code, as the table begins at a multiple of 64 KiB.
+//
+// Everything that a query's result depends on follows from its position, as in
+// attention_decode_sm90.cuh, which has the sources.
+#include <algorithm>
+#include <climits>
+
+#include "kernels/attention/attention_codes_warp.h"
+#include "kernels/attention/attention_cuda_kernels.h"
+#include "kernels/attention/attention_splits.h"
+#include "kernels/attention/kv_rotate_cuda.cuh"
+#include "kernels/attention/sm90_memory.cuh"
+
+namespace lathe {
+namespace {
+
+using namespace sm90;  // NOLINT(google-build-using-namespace): instructions
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr int kBlock = static_cast<int>(kBlockSize);
+constexpr uint32_t kTableAddress = 1 << 16, kTableBytes = 1 << 16;  // in shared memory
+
+struct Plan {
+  int num_splits = 0;   // stride of the partial results of a query
+  int num_queries = 0;  // per sequence and KV head: stride of the partial results
+  int num_tiles = 0;
+  int32_t* next = nullptr;       // pieces of work given out; zero between launches
+  float2* statistics = nullptr;  // [num_sequences, num_kv_heads, num_queries, num_splits]: largest
+                                 // score * log2 e, sum of 2^(score - largest)
+  float* sums = nullptr;         // the same and [head_dim]: sum of 2^(score - largest) * v, rotated
+};
+
+template <int D, int kTiles>
+struct Shape {
+  static constexpr int kWarps = kTiles == 1 ? 16 : 8;  // by registers: 128, 255
+  static constexpr int kHeadBytes = kBlock * (D / 2 + 2);
+  static constexpr int kStageBytes = 2 * kHeadBytes;
+  static constexpr int kStages = D == 64 ? 4 : 2;
+  static constexpr int kQueries = 8 * kTiles;
+  // Of one warp: the ring, a barrier per stage, and what the stage holds. 128-byte aligned.
+  static constexpr int kBarriers = kStages * kStageBytes;
+  static constexpr int kNotes = kBarriers + kStages * 8;
+  static constexpr int kWarpBytes = (kNotes + kStages * 8 + 127) / 128 * 128;
+  // Warps below the table: what fits behind the 1 KiB that the system keeps at the start.
+  static constexpr int kLowWarps =
+      std::min<int>(kWarps, (static_cast<int>(kTableAddress) - 2048) / kWarpBytes);
+  static constexpr uint32_t kLowBegin = kTableAddress - kLowWarps * kWarpBytes;
+  static constexpr uint32_t kEnd =
+      kTableAddress + kTableBytes + (kWarps - kLowWarps) * kWarpBytes;
+  static __device__ uint32_t warp_address(int warp) {
+    return warp < kLowWarps ? kLowBegin + static_cast<uint32_t>(warp * kWarpBytes)
+                            : kTableAddress + kTableBytes +
+                                  static_cast<uint32_t>((warp - kLowWarps) * kWarpBytes);
+  }
+};
+
+class DeviceLane {
+ public:
+  __device__ explicit DeviceLane(int lane)
+      : lane_(lane), table_(kTableAddress | static_cast<uint32_t>(lane * 4)) {}
+  __device__ int id() const { return lane_; }
+  template <int kCount>
+  __device__ void load(uint32_t (&w)[kCount], uint32_t at) const {
+    if constexpr (kCount % 4 == 0) {
+#pragma unroll
+      for (int i = 0; i < kCount; i += 4) {
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(w[i]), "=r"(w[i + 1]), "=r"(w[i + 2]), "=r"(w[i + 3])
+                     : "r"(at + 4 * i)
+                     : "memory");
+      }
+    } else {
+      static_assert(kCount == 2);
+      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                   : "=r"(w[0]), "=r"(w[1])
+                   : "r"(at)
+                   : "memory");
+    }
+  }
+  // The table does not change once codes are there, so this may be moved about.
+  __device__ uint32_t points(uint32_t word, int byte) const {
+    const uint32_t address = __byte_perm(word, table_, 0x7604u | static_cast<uint32_t>(byte) << 4);
+    uint32_t pair;
+    asm("ld.shared.b32 %0, [%1];" : "=r"(pair) : "r"(address));
+    return pair;
+  }
+  __device__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) const {
+    sm90::multiply<false>(d, a, b0, b1);
+  }
+  __device__ uint32_t transpose(uint32_t x) const {
+    uint32_t y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+  }
+  __device__ float exchange(float x, int mask) const {
+    return __shfl_xor_sync(0xffffffffu, x, mask);
+  }
+  __device__ bool any(bool x) const { return __any_sync(0xffffffffu, x) != 0; }
+  __device__ uint32_t pack(float low, float high) const { return sm90::pack<false>(low, high); }
+  __device__ uint32_t low_halves(uint32_t a, uint32_t b) const {
+    return __byte_perm(a, b, 0x5410);
+  }
+  __device__ uint32_t high_halves(uint32_t a, uint32_t b) const {
+    return __byte_perm(a, b, 0x7632);
+  }
+  __device__ float exp2(float x) const { return exp2_fast(x); }
+  __device__ float tanh(float x) const { return tanh_fast(x); }
+
+ private:
+  int lane_;
+  uint32_t table_;
+};
+
+__device__ int first_seen(const AttentionCudaArgs& args, int position) {
+  const int window = static_cast<int>(args.sliding_window);
+  return window > 0 && window <= position ? position - window + 1 : 0;
+}
+
+// The rows of a sequence that this kernel has to do with; rows == 0: none.
+struct Run {
+  int first_row = 0, rows = 0, first_position = 0;
+};
+__device__ Run run_of(const CudaBatch& batch, int sequence) {
+  Run run;
+  run.first_row = batch.query_begin[sequence];
+  run.rows = batch.query_begin[sequence + 1] - run.first_row;
+  if (run.rows < 1 || run.rows > static_cast<int>(kAttentionDecodeRows)) return {};
+  run.first_position = batch.positions[run.first_row];
+  return run;
+}
+
+// A part of a context, a KV head and a tile of its queries.
+struct Piece {
+  int sequence, kv_head, split;
+  int first_row, first_position;
+  int query_begin, query_count;
+  int block, end_block;
+};
+
+template <int D, int kTiles>
+class Worker {
+  using S = Shape<D, kTiles>;
+  using Warp = CodesWarp<D, kTiles>;
+
+ public:
+  __device__ Worker(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaLayer& layer,
+                    const Plan& plan, int first_split, int num_splits)
+      : args_(args),
+        batch_(batch),
+        layer_(layer),
+        plan_(plan),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        group_(static_cast<int>(args.num_heads / args.num_kv_heads)),
+        first_split_(first_split),
+        num_pairs_(static_cast<int>(args.num_kv_heads) * plan.num_tiles *
+                   static_cast<int>(batch.num_sequences)),
+        num_pieces_(num_pairs_ * num_splits),
+        last_split_(first_split + num_splits - 1),
+        memory_(S::warp_address(static_cast<int>(threadIdx.x) / 32)) {}
+
+  __device__ void run() {
+    if (lane_ == 0) {
+      for (int i = 0; i < S::kStages; ++i) barrier_init(barrier(i), 1);
+      barrier_init_fence();
+    }
+    __syncwarp();
+    ask();
+    find_piece();
+    for (int i = 0; i < S::kStages; ++i) start_copy(i);
+    Warp warp;
+    DeviceLane lane(lane_);
+    typename Warp::Softmax softmax;
+    Piece piece;
+    int current = -1;
+    for (int used = 0;; ++used) {
+      const int stage = used % S::kStages;
+      int2 note;  // piece and block
+      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                   : "=r"(note.x), "=r"(note.y)
+                   : "r"(notes(stage))
+                   : "memory");
+      if (note.x < 0 || note.x != current) {
+        if (current >= 0) store(warp, piece);
+        if (note.x < 0) return;
+        current = note.x;
+        locate(current, piece);
+        begin(piece, warp, softmax);
+      }
+      barrier_wait(barrier(stage), static_cast<uint32_t>(used / S::kStages & 1));
+      softmax.block_begin = note.y * kBlock;
+      softmax.all_seen = softmax.block_begin >= all_see_begin_ &&
+                         softmax.block_begin + kBlock <= all_see_end_;
+      const uint32_t keys = memory_ + static_cast<uint32_t>(stage * S::kStageBytes);
+      warp.attend_block(lane, softmax, keys, keys + S::kHeadBytes);
+      __syncwarp();  // all lanes have read the stage
+      start_copy(stage);
+    }
+  }
+
+ private:
+  __device__ uint32_t barrier(int stage) const {
+    return memory_ + static_cast<uint32_t>(S::kBarriers + stage * 8);
+  }
+  __device__ uint32_t notes(int stage) const {
+    return memory_ + static_cast<uint32_t>(S::kNotes + stage * 8);
+  }
+
+  // Asks for a piece; the answer is not waited for before it is needed.
+  __device__ void ask() {
+    if (lane_ == 0) asked_ = atomicAdd(plan_.next, 1);
+  }
+
+  // False: no such work.
+  __device__ bool locate(int index, Piece& piece) const {
+    const int pair = index % num_pairs_;
+    piece.split = last_split_ - index / num_pairs_;
+    const int num_kv_heads = static_cast<int>(args_.num_kv_heads);
+    piece.kv_head = pair % num_kv_heads;
+    const int tile = pair / num_kv_heads % plan_.num_tiles;
+    piece.sequence = pair / num_kv_heads / plan_.num_tiles;
+    const Run run = run_of(batch_, piece.sequence);
+    piece.query_begin = tile * S::kQueries;
+    piece.query_count = min(S::kQueries, run.rows * group_ - piece.query_begin);
+    if (piece.query_count <= 0) return false;
+    piece.first_row = run.first_row, piece.first_position = run.first_position;
+    const int lowest = first_seen(args_, position_of(piece, 0));
+    const int highest = position_of(piece, piece.query_count - 1);
+    if (piece.split < split_of(lowest) || piece.split > split_of(highest)) return false;
+    piece.block = max(split_begin(piece.split), lowest) / kBlock;
+    piece.end_block = min(split_begin(piece.split + 1), highest + kBlock) / kBlock;
+    return true;
+  }
+  __device__ int position_of(const Piece& piece, int query) const {
+    return piece.first_position + (piece.query_begin + query) / group_;
+  }
+
+  // The next piece to copy: feed_ and feed_index_, -1 at the end.
+  __device__ void find_piece() {
+    for (;;) {
+      feed_index_ = __shfl_sync(0xffffffffu, asked_, 0);
+      if (feed_index_ >= num_pieces_) {
+        feed_index_ = -1;
+        return;
+      }
+      ask();
+      if (locate(feed_index_, feed_)) break;
+    }
+    table_ = batch_.block_tables + feed_.sequence * batch_.table_stride;
+    next_id_ = table_[feed_.block];
+  }
+  __device__ void start_copy(int stage) {
+    const bool more = feed_index_ >= 0;
+    if (lane_ == 0) {
+      asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(notes(stage)), "r"(feed_index_),
+                   "r"(feed_.block)
+                   : "memory");
+      if (more) {
+        const int64_t at = (next_id_ * args_.num_kv_heads + feed_.kv_head) * S::kHeadBytes;
+        const uint32_t to = memory_ + static_cast<uint32_t>(stage * S::kStageBytes);
+        barrier_expect(barrier(stage), S::kStageBytes);
+        bulk_copy(to, static_cast<const char*>(layer_.keys) + at, S::kHeadBytes, barrier(stage));
+        bulk_copy(to + S::kHeadBytes, static_cast<const char*>(layer_.values) + at, S::kHeadBytes,
+                  barrier(stage));
+      }
+    }
+    __syncwarp();
+    if (!more) return;
+    if (++feed_.block < feed_.end_block) {
+      next_id_ = table_[feed_.block];
+    } else {
+      find_piece();
+    }
+  }
+
+  __device__ void begin(const Piece& piece, Warp& warp, typename Warp::Softmax& softmax) {
+    const bool capped = args_.softcap > 0;
+    softmax.scale = capped ? args_.scale / args_.softcap : args_.scale;
+    softmax.log2_scale = kLog2E;
+    softmax.softcap = args_.softcap;
+    softmax.window = static_cast<int>(args_.sliding_window);
+    const int lowest = position_of(piece, 0);
+    const int highest = position_of(piece, piece.query_count - 1);
+    all_see_begin_ = first_seen(args_, highest), all_see_end_ = lowest + 1;
+    warp.clear();
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int query = tile * 8 + Warp::query_of(lane_, i);
+        softmax.last[tile][i] = position_of(piece, query < piece.query_count ? query : 0);
+      }
+      const int query = tile * 8 + lane_ / 4;
+      uint32_t words[2][D / 16] = {};
+      if (query < piece.query_count) {
+        const int in_sequence = piece.query_begin + query;
+        const int64_t row = piece.first_row + in_sequence / group_;
+        const int head = piece.kv_head * group_ + in_sequence % group_;
+        const auto* from = static_cast<const __nv_bfloat16*>(args_.q) + row * args_.q_stride +
+                           head * D + lane_ % 4 * (D / 8);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+          for (int w = 0; w < D / 16; w += 4) {
+            const uint4 four = *reinterpret_cast<const uint4*>(from + half * (D / 2) + 2 * w);
+            words[half][w] = four.x, words[half][w + 1] = four.y;
+            words[half][w + 2] = four.z, words[half][w + 3] = four.w;
+          }
+        }
+      }
+      warp.set_query(tile, words[0], words[1]);
+    }
+  }
+
+  __device__ void store(const Warp& warp, const Piece& piece) const {
+    const Run run = run_of(batch_, piece.sequence);
+    const int split = piece.split - split_of(first_seen(args_, run.first_position));
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float total = warp.total[tile][i];
+#pragma unroll
+        for (int mask = 4; mask < 32; mask *= 2) {
+          total += __shfl_xor_sync(0xffffffffu, total, mask);
+        }
+        const int query = tile * 8 + Warp::query_of(lane_, i);
+        if (query >= piece.query_count) continue;
+        const int64_t at =
+            ((static_cast<int64_t>(piece.sequence) * args_.num_kv_heads + piece.kv_head) *
+                 plan_.num_queries +
+             piece.query_begin + query) *
+                plan_.num_splits +
+            split;
+        if (lane_ < 4) plan_.statistics[at] = make_float2(warp.largest[tile][i], total);
+#pragma unroll
+        for (int step = 0; step < Warp::kSteps; ++step) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            plan_.sums[at * D + Warp::dim_of(lane_, step, 2 * half)] =
+                warp.o[tile][step][2 * half + i];
+          }
+        }
+      }
+    }
+  }
+
+  const AttentionCudaArgs& args_;
+  const CudaBatch& batch_;
+  const KvCudaLayer& layer_;
+  const Plan& plan_;
+  const int lane_, group_;
+  const int first_split_, num_pairs_, num_pieces_, last_split_;
+  const uint32_t memory_;
+
+  int asked_ = 0;  // lane 0
+  int feed_index_ = -1;
+  Piece feed_ = {};
+  const int32_t* table_ = nullptr;
+  int64_t next_id_ = 0;
+  int all_see_begin_ = 0, all_see_end_ = 0;  // positions that all queries of the piece see
+};
+
+template <int D, int kTiles>
+__global__ void __launch_bounds__(Shape<D, kTiles>::kWarps * 32, 1)
+    decode_codes_kernel(const __grid_constant__ AttentionCudaArgs args,
+                        const __grid_constant__ CudaBatch batch,
+                        const __grid_constant__ KvCudaLayer layer,
+                        const __grid_constant__ Plan plan) {
+  using S = Shape<D, kTiles>;
+  extern __shared__ __align__(128) char shared[];
+  __shared__ int first_split, last_split;
+  if (shared_address(shared) > S::kLowBegin) __trap();
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+#pragma unroll
+  for (int code = warp; code < 256; code += S::kWarps) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(kTableAddress +
+                                                 static_cast<uint32_t>(code * 256 + lane * 4)),
+                 "r"(layer.grid->pairs[code])
+                 : "memory");
+  }
+  if (threadIdx.x == 0) first_split = INT_MAX, last_split = -1;
+  __syncthreads();
+  wait_for_previous_grid();
+  release_next_grid();
+  // The parts that there are, of all sequences.
+  int first = INT_MAX, last = -1;
+  for (int s = static_cast<int>(threadIdx.x); s < static_cast<int>(batch.num_sequences);
+       s += S::kWarps * 32) {
+    const Run run = run_of(batch, s);
+    if (run.rows == 0) continue;
+    first = min(first, split_of(first_seen(args, run.first_position)));
+    last = max(last, split_of(run.first_position + run.rows - 1));
+  }
+  if (last >= 0) {
+    atomicMin(&first_split, first);
+    atomicMax(&last_split, last);
+  }
+  __syncthreads();
+  if (last_split < 0) return;
+  Worker<D, kTiles>(args, batch, layer, plan, first_split, last_split - first_split + 1).run();
+}
+
+// Adds up the parts of one query, in an order that depends on how many they are alone.
+template <int D>
+__global__ void __launch_bounds__(256)
+    merge_codes_kernel(const __grid_constant__ AttentionCudaArgs args,
+                       const __grid_constant__ CudaBatch batch, const __grid_constant__ Plan plan) {
+  constexpr int kWarps = 8, kPerLane = D / 32;
+  __shared__ float sums[kWarps][D];
+  __shared__ float totals[kWarps];
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  wait_for_previous_grid();
+  release_next_grid();
+  if (blockIdx.x + blockIdx.y + blockIdx.z == 0 && threadIdx.x == 0) *plan.next = 0;
+  const int query = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
+  const int sequence = static_cast<int>(blockIdx.z);
+  const int group = static_cast<int>(args.num_heads / args.num_kv_heads);
+  const Run run = run_of(batch, sequence);
+  if (query >= run.rows * group) return;
+  const int position = run.first_position + query / group;
+  const int first = split_of(first_seen(args, position));
+  const int count = split_of(position) + 1 - first;
+  const int64_t at =
+      ((static_cast<int64_t>(sequence) * args.num_kv_heads + kv_head) * plan.num_queries + query) *
+          plan.num_splits +
+      first - split_of(first_seen(args, run.first_position));
+  const float2* statistics = plan.statistics + at;
+  float largest = -INFINITY;
+  for (int i = lane; i < count; i += 32) largest = fmaxf(largest, __ldcg(statistics + i).x);
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
+  }
+  float sum[kPerLane] = {}, total = 0;
+  constexpr int kAhead = 4;
+  for (int i = warp; i < count; i += kWarps * kAhead) {
+    float2 part[kAhead];
+    float v[kAhead][kPerLane];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int part_idx = min(i + a * kWarps, count - 1);
+      part[a] = __ldcg(statistics + part_idx);
+#pragma unroll
+      for (int p = 0; p < kPerLane; ++p) {
+        v[a][p] = __ldcg(plan.sums + (at + part_idx) * D + lane + 32 * p);
+      }
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      if (i + a * kWarps >= count) break;
+      const float weight = exp2_fast(part[a].x - largest);
+      total = fmaf(part[a].y, weight, total);
+#pragma unroll
+      for (int p = 0; p < kPerLane; ++p) sum[p] = fmaf(v[a][p], weight, sum[p]);
+    }
+  }
+#pragma unroll
+  for (int p = 0; p < kPerLane; ++p) sums[warp][lane + 32 * p] = sum[p];
+  if (lane == 0) totals[warp] = total;
+  __syncthreads();
+  if (warp > 0) return;
+  total = 0;
+  for (int w = 0; w < kWarps; ++w) total += totals[w];
+  for (int dim = lane; dim < D; dim += 32) {
+    float x = sums[0][dim];
+    for (int w = 1; w < kWarps; ++w) x += sums[w][dim];
+    sums[0][dim] = x / total;
+  }
+  rotate_head(sums[0], D, lane);
+  auto* out = static_cast<__nv_bfloat16*>(args.out) +
+              ((run.first_row + query / group) * args.num_heads + kv_head * group + query % group) *
+                  D;
+  for (int dim = 2 * lane; dim < D; dim += 64) {
+    *reinterpret_cast<uint32_t*>(out + dim) = pack<false>(sums[0][dim], sums[0][dim + 1]);
+  }
+}
+
+template <int D, int kTiles>
+void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaLayer& layer,
+            CudaStream stream) {
+  using S = Shape<D, kTiles>;
+  const DecodeGrid grid = decode_grid(args, batch);
+  const Plan plan{
+      .num_splits = static_cast<int>(grid.num_splits),
+      .num_queries = static_cast<int>(grid.num_queries),
+      .num_tiles = static_cast<int>((grid.num_queries + S::kQueries - 1) / S::kQueries),
+      .next = static_cast<int32_t*>(args.workspace),
+      .statistics =
+          reinterpret_cast<float2*>(static_cast<char*>(args.workspace) + kDecodeCounterBytes),
+      .sums = reinterpret_cast<float*>(static_cast<char*>(args.workspace) + kDecodeCounterBytes +
+                                       grid.statistics_bytes)};
+  const int64_t pieces = args.num_kv_heads * plan.num_tiles * batch.num_sequences * grid.num_splits;
+  if (pieces > INT_MAX / 2) {
+    fail(ErrorCode::kInvalidArgument, "attention on the GPU: ", batch.num_sequences,
+         " sequences with ", grid.num_splits, " parts each are too many for a step");
+  }
+  const auto kernel = decode_codes_kernel<D, kTiles>;
+  constexpr int kSharedBytes = static_cast<int>(S::kEnd);  // from address 0 on
+  cuda_check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+      "shared memory of attention_decode_codes");
+  int device = 0, num_sms = 0;
+  cuda_check(cudaGetDevice(&device), "finding the GPU");
+  cuda_check(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device),
+             "counting multiprocessors");
+  const auto blocks = static_cast<unsigned>(
+      std::clamp<int64_t>((pieces + S::kWarps - 1) / S::kWarps, 1, num_sms));
+  launch_dependent(kernel, dim3(blocks), dim3(S::kWarps * 32), kSharedBytes, stream,
+                   "attention_decode_codes", args, batch, layer, plan);
+  const dim3 queries(static_cast<unsigned>(grid.num_queries),
+                     static_cast<unsigned>(args.num_kv_heads),
+                     static_cast<unsigned>(batch.num_sequences));
+  launch_dependent(merge_codes_kernel<D>, queries, dim3(256), 0, stream, "attention_merge_codes",
+                   args, batch, plan);
+}
+
+}  // namespace
+
+bool has_fast_code_attention(const AttentionCudaArgs& args) {
+  return args.element == CudaElement::kBF16 && args.q_stride % 8 == 0 &&
+         (args.head_dim == 64 || args.head_dim == 128);
+}
+
+void attention_decode_codes_sm90(const AttentionCudaArgs& args, const CudaBatch& batch,
+                                 const KvCudaLayer& layer, CudaStream stream) {
+  const bool wide = decode_grid(args, batch).num_queries > 8;
+  if (args.head_dim == 64) {
+    (wide ? launch<64, 2> : launch<64, 1>)(args, batch, layer, stream);
+  } else {
+    (wide ? launch<128, 2> : launch<128, 1>)(args, batch, layer, stream);
+  }
+}
+
+}  // namespace lathe

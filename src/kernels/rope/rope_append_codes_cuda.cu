@@ -1,0 +1,130 @@
+// Norm, rotation and a cache of codes: a warp for each row and head, the head in shared memory. The
+// codes are those of kv_store() on the same numbers; only the sum of squares behind a scale is
+// added in another order, in double.
+#include <cuda_bf16.h>
+
+#include "kernels/attention/attention_cuda_kernels.h"
+#include "kernels/attention/kv_codes_cuda.h"
+#include "kernels/attention/kv_rotate_cuda.cuh"
+
+namespace lathe {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kMaxHeadDim = 256;
+constexpr float kSmallest = 1e-30f;  // as in kv_codes.cpp
+
+__device__ float to_float(float x) { return x; }
+__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ void store(float* y, float x) { *y = x; }
+__device__ void store(__nv_bfloat16* y, float x) { *y = __float2bfloat16_rn(x); }
+
+// RMSNorm with a gain, then the rotation by position, on one head in shared memory.
+__device__ void norm_and_rope(float* head, const float* gain, const RopeAppendArgs& args,
+                              int64_t row, int lane) {
+  const int head_dim = static_cast<int>(args.head_dim);
+  if (gain != nullptr) {
+    float sum_sq = 0;
+    for (int dim = lane; dim < head_dim; dim += 32) sum_sq += head[dim] * head[dim];
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      sum_sq += __shfl_xor_sync(0xffffffffu, sum_sq, offset);
+    }
+    const float scale = 1 / sqrtf(sum_sq / static_cast<float>(head_dim) + args.eps);
+    for (int dim = lane; dim < head_dim; dim += 32) head[dim] *= scale * gain[dim];
+    __syncwarp();
+  }
+  const int half = static_cast<int>(args.rotary_dim) / 2;
+  for (int j = lane; j < half; j += 32) {
+    const float cos = args.cos[row * half + j], sin = args.sin[row * half + j];
+    const float a = head[j], b = head[j + half];
+    head[j] = a * cos - b * sin;
+    head[j + half] = b * cos + a * sin;
+  }
+  __syncwarp();
+}
+
+// One token of one head: codes and scale.
+__device__ void encode(const float* rotated, int head_dim, bool is_value, int token,
+                       const KvCudaGrid& grid, uint8_t* out, int lane) {
+  double squares = 0;
+  for (int dim = lane; dim < head_dim; dim += 32) {
+    squares += static_cast<double>(rotated[dim]) * static_cast<double>(rotated[dim]);
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    squares += __shfl_xor_sync(0xffffffffu, squares, offset);
+  }
+  const float rms = static_cast<float>(sqrt(squares / head_dim));
+  const bool finite = rms <= 3.402823466e38f;  // a NaN is not
+  const bool usable = finite && rms >= kSmallest;
+  const __nv_bfloat16 scale = __float2bfloat16_rn(usable ? product_rn(rms, grid.step) : 0);
+  if (lane == 0) {
+    *reinterpret_cast<uint16_t*>(out + code_scale_offset(head_dim, token)) =
+        finite ? __bfloat16_as_ushort(scale) : uint16_t{0x7fc0};
+  }
+  const float inverse = usable ? 1 / __bfloat162float(scale) : 0;
+  const int half = head_dim / 2;
+  for (int slot = lane; slot < half; slot += 32) {
+    const int code = usable ? nearest_code(grid, product_rn(rotated[slot], inverse),
+                                           product_rn(rotated[slot + half], inverse))
+                            : 0;
+    out[is_value ? value_code_offset(head_dim, token, slot)
+                 : key_code_offset(head_dim, token, slot)] = static_cast<uint8_t>(code);
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kWarps * 32)
+    rope_append_codes_kernel(RopeAppendArgs args, CudaBatch batch, KvCudaLayer layer) {
+  __shared__ float heads[kWarps][kMaxHeadDim];
+  wait_for_previous_grid();
+  release_next_grid();
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int num_heads = static_cast<int>(args.num_heads);
+  const int num_kv_heads = static_cast<int>(args.num_kv_heads);
+  const int head_dim = static_cast<int>(args.head_dim);
+  const int num_slots = num_heads + 2 * num_kv_heads;
+  const int64_t slot_idx = static_cast<int64_t>(blockIdx.x) * kWarps + warp;
+  const int64_t row = slot_idx / num_slots;
+  if (row >= batch.num_rows) return;
+  const int slot = static_cast<int>(slot_idx % num_slots);
+  const int sequence = batch.row_sequence[row];
+  if (sequence < 0) return;
+  const bool is_q = slot < num_heads;
+  const bool is_v = slot >= num_heads + num_kv_heads;
+  T* x = static_cast<T*>(args.qkv) + row * args.stride + static_cast<int64_t>(slot) * head_dim;
+  float* head = heads[warp];
+  for (int dim = lane; dim < head_dim; dim += 32) head[dim] = to_float(x[dim]);
+  __syncwarp();
+  if (!is_v) norm_and_rope(head, is_q ? args.q_norm : args.k_norm, args, row, lane);
+  rotate_head(head, head_dim, lane);
+  if (is_q) {
+    for (int dim = lane; dim < head_dim; dim += 32) store(x + dim, head[dim]);
+    return;
+  }
+  const int position = batch.positions[row];
+  const int64_t block = batch.block_tables[sequence * batch.table_stride + position / kBlockSize];
+  const int64_t at = block * num_kv_heads + (slot - num_heads - (is_v ? num_kv_heads : 0));
+  encode(head, head_dim, is_v, position % static_cast<int>(kBlockSize), *layer.grid,
+         static_cast<uint8_t*>(is_v ? layer.values : layer.keys) +
+             at * kv_cuda_head_bytes(layer.element, head_dim),
+         lane);
+}
+
+}  // namespace
+
+void rope_append_codes_cuda(const RopeAppendArgs& args, const CudaBatch& batch,
+                            const KvCudaLayer& layer, CudaStream stream) {
+  if (args.head_dim % 8 != 0 || layer.grid == nullptr) {
+    fail(ErrorCode::kInvalidArgument, "rope_append on the GPU: codes of head_dim ", args.head_dim,
+         " (multiples of 8), or without their grid");
+  }
+  const int64_t num_slots = args.num_heads + 2 * args.num_kv_heads;
+  const dim3 blocks(static_cast<unsigned>((batch.num_rows * num_slots + kWarps - 1) / kWarps));
+  launch_dependent(args.element == CudaElement::kF32 ? rope_append_codes_kernel<float>
+                                                     : rope_append_codes_kernel<__nv_bfloat16>,
+                   blocks, dim3(kWarps * 32), 0, stream, "rope_append_codes", args, batch, layer);
+}
+
+}  // namespace lathe
