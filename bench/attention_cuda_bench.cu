@@ -2,7 +2,7 @@
 // in the same run, and operations per second for prompts. Every shape is compared with the plain
 // kernel before it is timed. Cold: each launch of a graph reads another cache, together more than
 // four times the L2.
-//   attention_cuda_bench [decode|short|prefill|rope]
+//   attention_cuda_bench [decode|short|prefill|rope|codes]
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
 
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/attention/attention_cuda_kernels.h"
+#include "kernels/attention/kv_codes_cuda.h"
 #include "tensor/device_buffer.h"
 
 namespace lathe {
@@ -45,6 +46,25 @@ void fill(CudaElement element, void* data, int64_t count, uint64_t seed, float f
     fill_kernel<<<1024, 256>>>(static_cast<__nv_bfloat16*>(data), count, seed, factor);
   }
   cuda_check_launch("fill");
+}
+
+// Random codes with scales that make them numbers of about one.
+__global__ void fill_codes_kernel(uint8_t* heads, int64_t num_heads, int head_dim, float scale,
+                                  uint64_t seed) {
+  const int codes = static_cast<int>(kBlockSize) * head_dim / 2;
+  const int bytes = codes + 2 * static_cast<int>(kBlockSize);
+  for (int64_t head = blockIdx.x; head < num_heads; head += gridDim.x) {
+    uint8_t* at = heads + head * bytes;
+    for (int i = static_cast<int>(threadIdx.x); i < codes; i += static_cast<int>(blockDim.x)) {
+      uint64_t x =
+          (seed * 0x100000001u + static_cast<uint64_t>(head * codes + i)) * 0xbf58476d1ce4e5b9u;
+      x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+      at[i] = static_cast<uint8_t>(x >> 56);
+    }
+    if (threadIdx.x < static_cast<unsigned>(kBlockSize)) {
+      *reinterpret_cast<__nv_bfloat16*>(at + codes + 2 * threadIdx.x) = __float2bfloat16_rn(scale);
+    }
+  }
 }
 
 // Median microseconds of one of `per_graph` launches, over replays of a graph of them.
@@ -167,12 +187,24 @@ class Setup {
     batch.only_long_runs = c.rows > kAttentionDecodeRows;
 
     const bool e4m3 = c.element == KvCudaElement::kE4M3;
-    const int64_t elements = num_blocks * kBlockSize * c.shape.num_kv_heads * c.shape.head_dim;
+    const bool coded = kv_cuda_is_coded(c.element);
+    const int64_t heads = num_blocks * c.shape.num_kv_heads;
+    const int64_t elements = heads * kBlockSize * c.shape.head_dim;
+    if (coded)
+      grid_ = DeviceBuffer::from_host(make_kv_cuda_grid(c.element).get(), sizeof(KvCudaGrid));
     for (int layer = 0; layer < num_layers; ++layer) {
       KvCudaLayer kv{.element = c.element, .key_scale = 1, .value_scale = 1};
+      kv.grid = grid_.as<KvCudaGrid>();
       for (void** part : {&kv.keys, &kv.values}) {
-        buffers_.emplace_back(elements * kv_cuda_element_size(c.element));
+        buffers_.emplace_back(heads * kv_cuda_head_bytes(c.element, c.shape.head_dim));
         *part = buffers_.back().data();
+        if (coded) {
+          fill_codes_kernel<<<4096, 128>>>(static_cast<uint8_t*>(*part), heads,
+                                           static_cast<int>(c.shape.head_dim), 1.0f / 36,
+                                           17 + buffers_.size());
+          cuda_check_launch("fill_codes");
+          continue;
+        }
         fill(e4m3 ? CudaElement::kE4M3 : CudaElement::kBF16, *part, elements, 17 + buffers_.size());
       }
       layers.push_back(kv);
@@ -192,7 +224,7 @@ class Setup {
     out_count = batch.num_rows * c.shape.num_heads * c.shape.head_dim;
     for (DeviceBuffer* out : {&out_, &plain_out_}) *out = DeviceBuffer(out_count * 2);
     args.out = out_.data();
-    const int64_t workspace = attention_cuda_workspace_bytes(args, batch);
+    const int64_t workspace = attention_cuda_workspace_bytes(args, batch, c.element);
     buffers_.emplace_back(workspace);
     cuda_check(cudaMemset(buffers_.back().data(), 0, static_cast<std::size_t>(workspace)),
                "memset");
@@ -274,19 +306,20 @@ class Setup {
  private:
   Case c_;
   std::vector<DeviceBuffer> buffers_;
-  DeviceBuffer out_, plain_out_;
+  DeviceBuffer out_, plain_out_, grid_;
 };
 
 const char* name_of(KvCudaElement element) {
-  return element == KvCudaElement::kE4M3 ? "e4m3" : "bf16";
+  return kv_cuda_is_coded(element) ? "codes" : element == KvCudaElement::kE4M3 ? "e4m3" : "bf16";
 }
 
 void decode(const char* name, const Case& c, double peak) {
   double bytes = 0;
   for (int64_t context : c.contexts) {
     if (c.window > 0) context = std::min(context, c.window + c.rows - 1);
-    bytes += 2.0 * static_cast<double>(context * c.shape.num_kv_heads * c.shape.head_dim *
-                                       kv_cuda_element_size(c.element));
+    bytes += 2.0 / static_cast<double>(kBlockSize) *
+             static_cast<double>(context * c.shape.num_kv_heads *
+                                 kv_cuda_head_bytes(c.element, c.shape.head_dim));
   }
   const int layers = static_cast<int>(std::clamp(400e6 / bytes, 1.0, 40.0)) + 1;
   Setup setup(c, layers);
@@ -396,9 +429,31 @@ void bench_prefill() {
   }
 }
 
+// A cache of 4-bit codes beside the others.
+void bench_codes() {
+  const double peak = peak_bandwidth();
+  const Shape llama8b{32, 8, 128}, qwen05b{14, 2, 64};
+  for (const auto element : {KvCudaElement::kHiggs4, KvCudaElement::kBF16, KvCudaElement::kE4M3}) {
+    decode("8 x 32768", {llama8b, element, same(8, 32768)}, peak);
+    decode("8 x 4096", {llama8b, element, same(8, 4096)}, peak);
+    decode("64 x 4096", {llama8b, element, same(64, 4096)}, peak);
+    decode("64 x 512", {llama8b, element, same(64, 512)}, peak);
+    decode("1 x 32768", {llama8b, element, same(1, 32768)}, peak);
+    decode("1 x 131072", {llama8b, element, same(1, 131072)}, peak);
+    std::vector<int64_t> ragged = same(63, 512);
+    ragged.push_back(32768);
+    decode("63 x 512 and 32768", {llama8b, element, ragged}, peak);
+    decode("window 4 of 8 x 32768", {llama8b, element, same(8, 32768), 4}, peak);
+    decode("window 16 of 8 x 4096", {llama8b, element, same(8, 4096), 16}, peak);
+    decode("Qwen2.5 0.5B, 16 x 8192", {qwen05b, element, same(16, 8192)}, peak);
+    prefill("2048 more after 30720", {llama8b, element, same(1, 32768), 2048});
+    prefill("prompt of 8192", {llama8b, element, same(1, 8192), 8192});
+  }
+}
+
 void bench_rope() {
   const Shape llama8b{32, 8, 128};
-  for (const auto element : {KvCudaElement::kBF16, KvCudaElement::kE4M3}) {
+  for (const auto element : {KvCudaElement::kBF16, KvCudaElement::kE4M3, KvCudaElement::kHiggs4}) {
     for (const int64_t rows : {1, 64, 8192}) {
       const Case c{llama8b, element, rows == 8192 ? same(1, rows) : same(rows, 512),
                    rows == 8192 ? rows : 1};
@@ -417,7 +472,9 @@ void bench_rope() {
       const double us = time_us(16, [&](int, CudaStream stream) {
         rope_append_cuda(rope, setup.batch, setup.layers[0], stream);
       });
-      const double kv_size = element == KvCudaElement::kE4M3 ? 1 : 2;
+      const double kv_size = kv_cuda_is_coded(element)         ? 0.5
+                             : element == KvCudaElement::kE4M3 ? 1
+                                                               : 2;
       const double bytes = static_cast<double>(rows) * 128 * (32 * 4 + 16 * (2 + kv_size) + 4);
       std::printf("rope_append %5ld rows %s %8.2f us %6.0f GB/s\n", rows, name_of(element), us,
                   bytes / us / 1e3);
@@ -438,6 +495,7 @@ int main(int argc, char** argv) {
     if (*what == 0 || std::strcmp(what, "decode") == 0) lathe::bench_decode();
     if (std::strcmp(what, "short") == 0) lathe::bench_short();
     if (*what == 0 || std::strcmp(what, "prefill") == 0) lathe::bench_prefill();
+    if (*what == 0 || std::strcmp(what, "codes") == 0) lathe::bench_codes();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
