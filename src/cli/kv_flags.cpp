@@ -5,7 +5,6 @@
 
 #include "base/error.h"
 #include "cache/coded_kv_cache.h"
-#include "cache/kv_parker.h"
 #include "cache/predictive_codec.h"
 #include "engine/prefix_parker.h"
 
@@ -172,8 +171,8 @@ void KvParking::load(const Checkpoint& checkpoint) {
 void KvParking::attach(Engine& engine, const Model& model, const Checkpoint& checkpoint,
                        Exec& exec) const {
   if (!codec_) return;
-  KvRopes ropes = model.kv_ropes(engine.options().max_sequence_tokens);
-  KvParker parker(engine.cache(), *codec_->codec, std::move(ropes.layers), std::move(ropes.memory));
+  std::unique_ptr<PieceParker> parker = model.make_parker(
+      engine.cache(), codec_->file, *codec_->codec, engine.options().max_sequence_tokens);
   const ParkedStoreOptions store = {
       .memory_bytes = bytes_of("--prefix-cache-ram-gb", flags_.memory_gb),
       .directory = flags_.directory,
@@ -181,7 +180,8 @@ void KvParking::attach(Engine& engine, const Model& model, const Checkpoint& che
   engine.set_parker(std::make_unique<PrefixParker>(
       std::move(parker), store,
       str("pieces 1, ", kv_format_name(engine.options().kv_format), ", ",
-          kv_model_fingerprint(checkpoint), ", ", kv_codec_fingerprint(codec_->file)),
+          kv_model_fingerprint(checkpoint), ", ", kv_codec_fingerprint(codec_->file),
+          exec.on_cuda() ? ", on a GPU" : ""),
       exec));
 }
 

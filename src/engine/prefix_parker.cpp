@@ -7,7 +7,7 @@
 
 namespace lathe {
 
-PrefixParker::PrefixParker(KvParker parker, const ParkedStoreOptions& store,
+PrefixParker::PrefixParker(std::unique_ptr<PieceParker> parker, const ParkedStoreOptions& store,
                            std::string_view fingerprint, Exec& exec)
     : parker_(std::move(parker)), store_(store), root_(parked_root(fingerprint)), exec_(exec) {}
 
@@ -26,18 +26,18 @@ void PrefixParker::park(std::span<const int32_t> tokens, const KvSequence& seque
   const auto count = static_cast<int64_t>(keys_.size());
   int64_t first = 0;
   while (first < count && store_.contains(keys_[static_cast<std::size_t>(first)])) ++first;
-  parker_.park(sequence, first, count - first, exec_,
-               [&](int64_t piece, std::span<const std::byte> bytes) {
-                 store_.put(keys_[static_cast<std::size_t>(piece)], bytes);
-                 parked_tokens_ += piece_tokens();
-               });
+  parker_->park(sequence, first, count - first, exec_,
+                [&](int64_t piece, std::span<const std::byte> bytes) {
+                  store_.put(keys_[static_cast<std::size_t>(piece)], bytes);
+                  parked_tokens_ += piece_tokens();
+                });
   // A piece is of no use without those before it: those shall be the last to go.
   for (int64_t i = count; i-- > 0;) store_.touch(keys_[static_cast<std::size_t>(i)]);
 }
 
 int64_t PrefixParker::find(std::span<const int32_t> tokens) {
   const auto size = static_cast<int64_t>(tokens.size());
-  make_keys(tokens.first(static_cast<std::size_t>(std::max<int64_t>(0, size - parker_.window()))));
+  make_keys(tokens.first(static_cast<std::size_t>(std::max<int64_t>(0, size - parker_->window()))));
   int64_t count = 0;
   for (const ParkedKey& key : keys_) {
     if (!store_.contains(key)) break;
@@ -57,14 +57,14 @@ int64_t PrefixParker::wake(std::span<const int32_t> tokens, int64_t num_tokens,
     // A damaged file has been caught by its checksum; a piece of another size is a collision of
     // hashes or somebody else's work.
     if (!piece ||
-        static_cast<int64_t>(piece->size()) != parker_.piece_bytes(static_cast<int64_t>(i))) {
+        static_cast<int64_t>(piece->size()) != parker_->piece_bytes(static_cast<int64_t>(i))) {
       break;
     }
     pieces.emplace_back(piece->begin(), piece->end());
   }
   for (auto i = pieces.size() + static_cast<std::size_t>(first); i-- > 0;) store_.touch(keys_[i]);
   if (pieces.empty()) return sequence.num_tokens;
-  parker_.wake(pieces, first, sequence, exec_);
+  parker_->wake(pieces, first, sequence, exec_);
   const int64_t woken = static_cast<int64_t>(pieces.size()) * piece_tokens();
   sequence.num_tokens += woken;
   woken_tokens_ += woken;
@@ -78,8 +78,8 @@ ParkingStats PrefixParker::stats() const {
           .woken_tokens = woken_tokens_,
           .num_wakes = num_wakes_,
           .piece_tokens = piece_tokens(),
-          .piece_bytes = parker_.piece_bytes(int64_t{1} << 20),
-          .live_piece_bytes = parker_.live_bytes()};
+          .piece_bytes = parker_->piece_bytes(int64_t{1} << 20),
+          .live_piece_bytes = parker_->live_bytes()};
 }
 
 }  // namespace lathe

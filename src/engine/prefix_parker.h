@@ -1,18 +1,19 @@
-// The beginnings of finished and preempted sequences as parked pieces (cache/kv_parker.h) under the
-// hash of their tokens (cache/parked_store.h), in memory and on disk. A later sequence that begins
-// with the same tokens wakes them instead of computing them.
+// The beginnings of finished and preempted sequences as parked pieces (cache/piece_parker.h) under
+// the hash of their tokens (cache/parked_store.h), in memory and on disk. A later sequence that
+// begins with the same tokens wakes them instead of computing them.
 //
 // A woken token is what the codec makes of it. The latest tokens of a sequence, at least a codec's
 // window of them, are always computed anew, exactly; so are the first ones (sinks).
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "cache/kv_parker.h"
 #include "cache/parked_store.h"
+#include "cache/piece_parker.h"
 #include "tensor/exec.h"
 
 namespace lathe {
@@ -31,10 +32,10 @@ class PrefixParker {
  public:
   // fingerprint: of everything that the pieces' bytes depend on (model, codec, formats). exec is
   // borrowed.
-  PrefixParker(KvParker parker, const ParkedStoreOptions& store, std::string_view fingerprint,
-               Exec& exec);
+  PrefixParker(std::unique_ptr<PieceParker> parker, const ParkedStoreOptions& store,
+               std::string_view fingerprint, Exec& exec);
 
-  int64_t piece_tokens() const { return parker_.piece_tokens(); }
+  int64_t piece_tokens() const { return parker_->piece_tokens(); }
   // Parks every whole piece of a sequence whose blocks hold the keys and values of `tokens`, unless
   // it is there already.
   void park(std::span<const int32_t> tokens, const KvSequence& sequence);
@@ -49,7 +50,7 @@ class PrefixParker {
  private:
   void make_keys(std::span<const int32_t> tokens);
 
-  KvParker parker_;
+  std::unique_ptr<PieceParker> parker_;
   ParkedStore store_;
   ParkedKey root_;
   Exec& exec_;

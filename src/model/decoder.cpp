@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "cache/kv_parker.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/peaks/peaks.h"
 #include "kernels/rms_norm/rms_norm.h"
@@ -231,7 +232,14 @@ std::unique_ptr<KvCache> Model::make_coded_cache(const KvCodec&, const CodedKvCa
 }
 
 KvRopes Model::kv_ropes(int64_t) const {
-  fail(ErrorCode::kUnsupported, "parked blocks are read on the CPU only; use --device cpu");
+  fail(ErrorCode::kUnsupported, "the rotations of a model on a GPU stay there; use --device cpu");
+}
+
+std::unique_ptr<PieceParker> Model::make_parker(KvCache& cache, const KvCodecFile&,
+                                                const KvCodec& codec,
+                                                int64_t max_sequence_tokens) const {
+  KvRopes ropes = kv_ropes(max_sequence_tokens);
+  return std::make_unique<KvParker>(cache, codec, std::move(ropes.layers), std::move(ropes.memory));
 }
 
 double Model::measure_bandwidth(Exec& exec) const { return measure_read_bandwidth(exec); }

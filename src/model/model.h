@@ -9,7 +9,9 @@
 
 #include "cache/coded_kv_cache.h"
 #include "cache/kv_cache.h"
+#include "cache/piece_parker.h"
 #include "formats/checkpoint.h"
+#include "formats/kv_codec_file.h"
 #include "kernels/linear/linear.h"
 #include "kernels/sampling/sampling_cuda.h"
 #include "model/step_profile.h"
@@ -89,6 +91,12 @@ class Model {
   // Those rotations, for positions up to the end of the last block of max_sequence_tokens.
   // kUnsupported on a GPU.
   virtual KvRopes kv_ropes(int64_t max_sequence_tokens) const;
+  // What parks sequences of up to max_sequence_tokens of a cache of this model (make_cache()) and
+  // wakes them. file and codec are the same; the codec, the cache and the model must outlive it.
+  // Throws kUnsupported for a cache without live blocks, or for what a GPU cannot do.
+  virtual std::unique_ptr<PieceParker> make_parker(KvCache& cache, const KvCodecFile& file,
+                                                   const KvCodec& codec,
+                                                   int64_t max_sequence_tokens) const;
   // Writes logits [logit_rows.size(), vocab_size] (null: not computed). The rows must have been
   // reserved in the cache; they are appended and committed. `hidden` (optional): final hidden
   // states after the last norm, [logit_rows.size(), hidden_size]. Rows are independent: a row's

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "cache/kv_parker.h"
 #include "cache/layer_difference_codec.h"
 #include "cache/predictive_codec.h"
 #include "engine/tiny_engine.h"
@@ -31,7 +32,8 @@ struct ParkingEngine {
         codec(tiny.loaded.config().num_layers, tiny.loaded.config().kv_size(),
               {.num_sinks = 4, .window = kWindow, .chunk_tokens = kPiece}) {
     KvRopes ropes = tiny.loaded.model->kv_ropes(tiny.options.max_sequence_tokens);
-    KvParker parker(tiny.engine.cache(), codec, std::move(ropes.layers), std::move(ropes.memory));
+    auto parker = std::make_unique<KvParker>(tiny.engine.cache(), codec, std::move(ropes.layers),
+                                             std::move(ropes.memory));
     tiny.engine.set_parker(std::make_unique<PrefixParker>(std::move(parker), store, fingerprint,
                                                           tiny.loaded.owned.exec));
   }
@@ -269,10 +271,9 @@ TEST(PrefixParker, SixTimesAsManyPrefixesFitIntoTheSameMemory) {
   file.window = kWindow;
   file.chunk_tokens = kPiece;
   const auto codec = make_kv_codec(file, config);
-  KvRopes ropes = parked.loaded.model->kv_ropes(parked.options.max_sequence_tokens);
-  KvParker parker(parked.engine.cache(), *codec, std::move(ropes.layers), std::move(ropes.memory));
   parked.engine.set_parker(std::make_unique<PrefixParker>(
-      std::move(parker),
+      parked.loaded.model->make_parker(parked.engine.cache(), file, *codec,
+                                       parked.options.max_sequence_tokens),
       ParkedStoreOptions{.memory_bytes = memory_bytes, .directory = "", .disk_bytes = 0}, "model",
       parked.loaded.owned.exec));
   const int64_t parked_hits = count_hits(parked);
