@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "cache/cuda_kv_cache.h"
+#include "cache/cuda_kv_parker.h"
 #include "kernels/activation/softcap_cuda.h"
 #include "kernels/embedding/embedding_cuda.h"
 #include "kernels/peaks/peaks_cuda.h"
@@ -53,6 +54,9 @@ class CudaDecoder final : public Model {
   void set_profile(StepProfile* profile) override { profile_ = profile; }
   std::unique_ptr<KvCache> make_cache(KvFormat format, int64_t num_tokens,
                                       int64_t max_sequence_tokens) const override;
+  std::unique_ptr<PieceParker> make_parker(KvCache& cache, const KvCodecFile& file,
+                                           const KvCodec& codec,
+                                           int64_t max_sequence_tokens) const override;
   void forward(const ForwardBatch& batch, KvCache& cache, float* logits, float* hidden,
                Exec& exec) override;
   const float* forward_on_device(const ForwardBatch& batch, KvCache& cache, Exec& exec) override {
@@ -203,6 +207,19 @@ std::unique_ptr<KvCache> CudaDecoder::make_cache(KvFormat format, int64_t num_to
   if (element_ != CudaElement::kF32 && format == KvFormat::kF32) format = KvFormat::kBF16;
   return std::make_unique<CudaKvCache>(config_, format, num_tokens, max_sequence_tokens,
                                        context_->stream());
+}
+
+std::unique_ptr<PieceParker> CudaDecoder::make_parker(KvCache& cache, const KvCodecFile& file,
+                                                      const KvCodec&, int64_t) const {
+  std::vector<KvRopeCuda> ropes;
+  for (const CudaDecoderLayer& layer : layers_) {
+    const CudaRope& rope = layer.is_sliding && rope_sliding_ ? *rope_sliding_ : *rope_full_;
+    ropes.push_back({.inverse_frequencies = rope.inverse_frequencies(),
+                     .attention_factor = rope.attention_factor(),
+                     .rotary_dim = config_.rotary_dim});
+  }
+  return std::make_unique<CudaKvParker>(static_cast<CudaKvCache&>(cache), file, std::move(ropes),
+                                        *context_);
 }
 
 template <typename Finish>

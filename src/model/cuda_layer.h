@@ -76,6 +76,8 @@ struct CudaRopeRows {
 class CudaRope {
  public:
   explicit CudaRope(const RopeFrequencies& frequencies);
+  const float* inverse_frequencies() const { return inverse_.as<float>(); }  // on the device
+  float attention_factor() const { return attention_factor_; }
   // In the context's workspace; valid until its enclosing scope ends.
   CudaRopeRows rows(const CudaBatch& batch, CudaContext& context) const;
 

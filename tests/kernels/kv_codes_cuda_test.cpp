@@ -1,5 +1,5 @@
-// What the kernels of the GPU do with codes, as far as a CPU can check it: the layout, the search for
-// the nearest point, and attention by a warp, with a thread for each of its lanes.
+// What the kernels of the GPU do with codes, as far as a CPU can check it: the layout, the search
+// for the nearest point, and attention by a warp, with a thread for each of its lanes.
 #include "kernels/attention/kv_codes_cuda.h"
 
 #include <gtest/gtest.h>
@@ -77,8 +77,7 @@ struct SharedWarp {
 
 class HostLane {
  public:
-  HostLane(int id, const KvCudaGrid& grid, SharedWarp& warp)
-      : id_(id), grid_(grid), warp_(warp) {}
+  HostLane(int id, const KvCudaGrid& grid, SharedWarp& warp) : id_(id), grid_(grid), warp_(warp) {}
   int id() const { return id_; }
   template <int kCount>
   void load(uint32_t (&w)[kCount], const std::byte* at) const {
@@ -201,9 +200,8 @@ void expect_warp_matches(const WarpCase& c) {
         uint32_t words[2][D / 16];
         for (int half = 0; half < 2; ++half) {
           for (int w = 0; w < D / 16; ++w) {
-            const float* from =
-                &q[static_cast<std::size_t>((tile * 8 + id / 4) * D + half * D / 2 +
-                                            id % 4 * (D / 8) + 2 * w)];
+            const float* from = &q[static_cast<std::size_t>((tile * 8 + id / 4) * D + half * D / 2 +
+                                                            id % 4 * (D / 8) + 2 * w)];
             words[half][w] = lane.pack(from[0], from[1]);
           }
         }
@@ -213,7 +211,8 @@ void expect_warp_matches(const WarpCase& c) {
       for (int b = 0; b < blocks; ++b) {
         softmax.block_begin = 32 * b;
         softmax.all_seen = c.window == 0 && 32 * b + 32 <= c.last + 1;
-        warp.attend_block(lane, softmax, static_cast<const std::byte*>(keys.data()) + b * head_bytes,
+        warp.attend_block(lane, softmax,
+                          static_cast<const std::byte*>(keys.data()) + b * head_bytes,
                           static_cast<const std::byte*>(values.data()) + b * head_bytes);
       }
     });

@@ -35,9 +35,9 @@ inline void read_kv_codes(KvPart part, int64_t head_dim, const std::byte* head, 
   uint16_t scale;
   std::memcpy(&scale, head + code_scale_offset(dim, t), 2);
   for (int slot = 0; slot < dim / 2; ++slot) {
-    const auto code = static_cast<uint8_t>(head[part == KvPart::kKeys
-                                                    ? key_code_offset(dim, t, slot)
-                                                    : value_code_offset(dim, t, slot)]);
+    const auto code =
+        static_cast<uint8_t>(head[part == KvPart::kKeys ? key_code_offset(dim, t, slot)
+                                                        : value_code_offset(dim, t, slot)]);
     x[slot] = static_cast<float>(grid.first[code]) * float_from_bf16(scale);
     x[slot + dim / 2] = static_cast<float>(grid.second[code]) * float_from_bf16(scale);
   }

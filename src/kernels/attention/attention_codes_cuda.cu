@@ -65,8 +65,8 @@ __global__ void __launch_bounds__(kWarps * 32)
   for (int t = begin + warp; t <= position; t += kWarps) {
     const int64_t block = table[t / kBlock];
     const int token = t % kBlock;
-    const int64_t at = (block * args.num_kv_heads + kv_head) *
-                       kv_cuda_head_bytes(layer.element, head_dim);
+    const int64_t at =
+        (block * args.num_kv_heads + kv_head) * kv_cuda_head_bytes(layer.element, head_dim);
     const uint8_t* keys = static_cast<const uint8_t*>(layer.keys) + at;
     const uint8_t* values = static_cast<const uint8_t*>(layer.values) + at;
     float score = 0;
@@ -185,7 +185,8 @@ __global__ void __launch_bounds__(256)
   const int first_row = batch.query_begin[sequence];
   const int rows = batch.query_begin[sequence + 1] - first_row;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * 8 + warp;
-  if (rows <= static_cast<int>(kAttentionDecodeRows) || i >= static_cast<int64_t>(rows) * num_heads) {
+  if (rows <= static_cast<int>(kAttentionDecodeRows) ||
+      i >= static_cast<int64_t>(rows) * num_heads) {
     return;
   }
   T* head = out + (static_cast<int64_t>(first_row) * num_heads + i) * head_dim;
@@ -200,10 +201,11 @@ void attend_long_run(const AttentionCudaArgs& args, const CudaBatch& batch,
                      CudaStream stream) {
   const int num_kv_heads = static_cast<int>(args.num_kv_heads);
   const int head_dim = static_cast<int>(args.head_dim);
-  launch_dependent(unpack_kernel<T>,
-                   dim3(static_cast<unsigned>(to.num_blocks), static_cast<unsigned>(num_kv_heads), 2),
-                   dim3(256), 0, stream, "attention_unpack", batch, layer, to, num_kv_heads, head_dim,
-                   static_cast<int>(args.sliding_window), sequence);
+  launch_dependent(
+      unpack_kernel<T>,
+      dim3(static_cast<unsigned>(to.num_blocks), static_cast<unsigned>(num_kv_heads), 2), dim3(256),
+      0, stream, "attention_unpack", batch, layer, to, num_kv_heads, head_dim,
+      static_cast<int>(args.sliding_window), sequence);
   CudaBatch alone = batch;
   alone.query_begin = batch.query_begin + sequence;
   alone.block_tables = to.table;
@@ -258,7 +260,7 @@ void attention_prefill_codes_cuda(const AttentionCudaArgs& args, const CudaBatch
   for (int64_t i = 0; i < count; ++i) {
     const int sequence = batch.long_runs != nullptr ? batch.long_runs[i] : static_cast<int>(i);
     (exact ? attend_long_run<float> : attend_long_run<__nv_bfloat16>)(args, batch, layer, to,
-                                                                     sequence, stream);
+                                                                      sequence, stream);
   }
 }
 

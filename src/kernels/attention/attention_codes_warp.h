@@ -1,6 +1,6 @@
-// What one warp does to attend to codes (kv_codes_cuda.h): 8 * kTiles queries, block by block of the
-// cache, with a running softmax. Written once for the device and for the host, where a test runs it
-// on 32 threads.
+// What one warp does to attend to codes (kv_codes_cuda.h): 8 * kTiles queries, block by block of
+// the cache, with a running softmax. Written once for the device and for the host, where a test
+// runs it on 32 threads.
 //
 //   scores    s[16 tokens, 8 queries] = K q^T    a code, looked up, is the pair of neighbouring
 //                                                summands that a register of the left operand holds
@@ -44,18 +44,18 @@ template <int D, int kTiles>
 struct CodesWarp {
   static_assert(D % 64 == 0 && D <= 256);
   static constexpr int kBlock = static_cast<int>(kBlockSize);
-  static constexpr int kSteps = D / 16;           // of both products
-  static constexpr int kWords = D / 32;           // codes of one token and a quarter of its slots
-  static constexpr int kRowBytes = D / 2;         // codes of one token
+  static constexpr int kSteps = D / 16;    // of both products
+  static constexpr int kWords = D / 32;    // codes of one token and a quarter of its slots
+  static constexpr int kRowBytes = D / 2;  // codes of one token
 
   // What the softmax needs to know of a block.
   struct Softmax {
-    float scale;         // of scores
-    float log2_scale;    // what becomes of a score when it is an exponent of 2, softcap behind it
-    float softcap;       // 0: none
-    int block_begin;     // position of the first token
-    bool all_seen;       // by all queries
-    int window;          // 0: none
+    float scale;          // of scores
+    float log2_scale;     // what becomes of a score when it is an exponent of 2, softcap behind it
+    float softcap;        // 0: none
+    int block_begin;      // position of the first token
+    bool all_seen;        // by all queries
+    int window;           // 0: none
     int last[kTiles][2];  // the positions of queries 2 c and 2 c + 1 of each tile, c = lane % 4
   };
 
@@ -65,8 +65,8 @@ struct CodesWarp {
   // Of queries 2 c and 2 c + 1.
   float largest[kTiles][2], total[kTiles][2];  // total: of this lane's tokens
 
-  // The query of row lane / 4 of each tile, from its two halves: this lane's D / 8 slots of each, two
-  // bf16 numbers a word.
+  // The query of row lane / 4 of each tile, from its two halves: this lane's D / 8 slots of each,
+  // two bf16 numbers a word.
   LATHE_HOST_DEVICE void set_query(int tile, const uint32_t (&low)[D / 16],
                                    const uint32_t (&high)[D / 16]) {
     LATHE_UNROLL
@@ -106,9 +106,9 @@ struct CodesWarp {
       LATHE_UNROLL
       for (int step = 0; step < kSteps; ++step) {
         const int word = step / 2, byte = step % 2 * 2;
-        const uint32_t a[4] = {
-            lane.points(first[word], byte), lane.points(second[word], byte),
-            lane.points(first[word], byte + 1), lane.points(second[word], byte + 1)};
+        const uint32_t a[4] = {lane.points(first[word], byte), lane.points(second[word], byte),
+                               lane.points(first[word], byte + 1),
+                               lane.points(second[word], byte + 1)};
         LATHE_UNROLL
         for (int tile = 0; tile < kTiles; ++tile) {
           lane.multiply(s[tile][half], a, q[tile][step][0], q[tile][step][1]);

@@ -1,12 +1,12 @@
-// Attention of short runs of rows over a cache of codes: attention_codes_warp.h on every warp of the
-// GPU.
+// Attention of short runs of rows over a cache of codes: attention_codes_warp.h on every warp of
+// the GPU.
 //
-//   A block of kWarps warps stays on each multiprocessor. Its shared memory holds the grid 32 times,
-//   once for each lane in a bank of its own, and two to four blocks of the cache for each warp, on
-//   their way or being read. A piece of work is a part of a context (attention_splits.h), one KV
-//   head and 8 * kTiles of its queries; warps take the next piece from a counter in the workspace,
-//   the longest parts first, and leave a partial result. Another kernel merges those of a query, in
-//   order, and rotates the sum back.
+//   A block of kWarps warps stays on each multiprocessor. Its shared memory holds the grid 32
+//   times, once for each lane in a bank of its own, and two to four blocks of the cache for each
+//   warp, on their way or being read. A piece of work is a part of a context (attention_splits.h),
+//   one KV head and 8 * kTiles of its queries; warps take the next piece from a counter in the
+//   workspace, the longest parts first, and leave a partial result. Another kernel merges those of
+//   a query, in order, and rotates the sum back.
 //
 // What bounds it, per 4-bit number at head_dim 128 and one multiprocessor: 0.53 bytes of memory (38
 // numbers a cycle of an H200), half a look-up of 128 bytes for 32 lanes and 0.27 bytes written to
@@ -59,8 +59,7 @@ struct Shape {
   static constexpr int kLowWarps =
       std::min<int>(kWarps, (static_cast<int>(kTableAddress) - 2048) / kWarpBytes);
   static constexpr uint32_t kLowBegin = kTableAddress - kLowWarps * kWarpBytes;
-  static constexpr uint32_t kEnd =
-      kTableAddress + kTableBytes + (kWarps - kLowWarps) * kWarpBytes;
+  static constexpr uint32_t kEnd = kTableAddress + kTableBytes + (kWarps - kLowWarps) * kWarpBytes;
   static __device__ uint32_t warp_address(int warp) {
     return warp < kLowWarps ? kLowBegin + static_cast<uint32_t>(warp * kWarpBytes)
                             : kTableAddress + kTableBytes +
@@ -111,9 +110,7 @@ class DeviceLane {
   }
   __device__ bool any(bool x) const { return __any_sync(0xffffffffu, x) != 0; }
   __device__ uint32_t pack(float low, float high) const { return sm90::pack<false>(low, high); }
-  __device__ uint32_t low_halves(uint32_t a, uint32_t b) const {
-    return __byte_perm(a, b, 0x5410);
-  }
+  __device__ uint32_t low_halves(uint32_t a, uint32_t b) const { return __byte_perm(a, b, 0x5410); }
   __device__ uint32_t high_halves(uint32_t a, uint32_t b) const {
     return __byte_perm(a, b, 0x7632);
   }
@@ -202,8 +199,8 @@ class Worker {
       }
       barrier_wait(barrier(stage), static_cast<uint32_t>(used / S::kStages & 1));
       softmax.block_begin = note.y * kBlock;
-      softmax.all_seen = softmax.block_begin >= all_see_begin_ &&
-                         softmax.block_begin + kBlock <= all_see_end_;
+      softmax.all_seen =
+          softmax.block_begin >= all_see_begin_ && softmax.block_begin + kBlock <= all_see_end_;
       const uint32_t keys = memory_ + static_cast<uint32_t>(stage * S::kStageBytes);
       warp.attend_block(lane, softmax, keys, keys + S::kHeadBytes);
       __syncwarp();  // all lanes have read the stage
@@ -481,9 +478,9 @@ __global__ void __launch_bounds__(256)
     sums[0][dim] = x / total;
   }
   rotate_head(sums[0], D, lane);
-  auto* out = static_cast<__nv_bfloat16*>(args.out) +
-              ((run.first_row + query / group) * args.num_heads + kv_head * group + query % group) *
-                  D;
+  auto* out =
+      static_cast<__nv_bfloat16*>(args.out) +
+      ((run.first_row + query / group) * args.num_heads + kv_head * group + query % group) * D;
   for (int dim = 2 * lane; dim < D; dim += 64) {
     *reinterpret_cast<uint32_t*>(out + dim) = pack<false>(sums[0][dim], sums[0][dim + 1]);
   }
@@ -494,15 +491,14 @@ void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaL
             CudaStream stream) {
   using S = Shape<D, kTiles>;
   const DecodeGrid grid = decode_grid(args, batch);
-  const Plan plan{
-      .num_splits = static_cast<int>(grid.num_splits),
-      .num_queries = static_cast<int>(grid.num_queries),
-      .num_tiles = static_cast<int>((grid.num_queries + S::kQueries - 1) / S::kQueries),
-      .next = static_cast<int32_t*>(args.workspace),
-      .statistics =
-          reinterpret_cast<float2*>(static_cast<char*>(args.workspace) + kDecodeCounterBytes),
-      .sums = reinterpret_cast<float*>(static_cast<char*>(args.workspace) + kDecodeCounterBytes +
-                                       grid.statistics_bytes)};
+  const Plan plan{.num_splits = static_cast<int>(grid.num_splits),
+                  .num_queries = static_cast<int>(grid.num_queries),
+                  .num_tiles = static_cast<int>((grid.num_queries + S::kQueries - 1) / S::kQueries),
+                  .next = static_cast<int32_t*>(args.workspace),
+                  .statistics = reinterpret_cast<float2*>(static_cast<char*>(args.workspace) +
+                                                          kDecodeCounterBytes),
+                  .sums = reinterpret_cast<float*>(static_cast<char*>(args.workspace) +
+                                                   kDecodeCounterBytes + grid.statistics_bytes)};
   const int64_t pieces = args.num_kv_heads * plan.num_tiles * batch.num_sequences * grid.num_splits;
   if (pieces > INT_MAX / 2) {
     fail(ErrorCode::kInvalidArgument, "attention on the GPU: ", batch.num_sequences,
@@ -517,8 +513,8 @@ void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaL
   cuda_check(cudaGetDevice(&device), "finding the GPU");
   cuda_check(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device),
              "counting multiprocessors");
-  const auto blocks = static_cast<unsigned>(
-      std::clamp<int64_t>((pieces + S::kWarps - 1) / S::kWarps, 1, num_sms));
+  const auto blocks =
+      static_cast<unsigned>(std::clamp<int64_t>((pieces + S::kWarps - 1) / S::kWarps, 1, num_sms));
   launch_dependent(kernel, dim3(blocks), dim3(S::kWarps * 32), kSharedBytes, stream,
                    "attention_decode_codes", args, batch, layer, plan);
   const dim3 queries(static_cast<unsigned>(grid.num_queries),

@@ -4,24 +4,28 @@
 
 namespace lathe {
 
+// In place; n a power of two. All lanes have the result behind the next __syncwarp().
+__device__ inline void hadamard_butterflies(float* x, int n, int lane) {
+  for (int distance = 1; distance < n; distance *= 2) {
+    __syncwarp();
+    for (int i = lane; i < n / 2; i += 32) {
+      const int at = (i & ~(distance - 1)) * 2 + (i & (distance - 1));
+      const float a = x[at], b = x[at + distance];
+      x[at] = a + b;
+      x[at + distance] = a - b;
+    }
+  }
+  __syncwarp();
+}
+
 // In place; all lanes have the result behind it. The additions are those of kv_rotate(), so the
 // bits are too.
 __device__ inline void rotate_head(float* x, int head_dim, int lane) {
   for (int begin = 0; begin < head_dim;) {
     const int size = 1 << (31 - __clz(head_dim - begin));
-    float* piece = x + begin;
-    for (int distance = 1; distance < size; distance *= 2) {
-      __syncwarp();
-      for (int i = lane; i < size / 2; i += 32) {
-        const int at = (i & ~(distance - 1)) * 2 + (i & (distance - 1));
-        const float a = piece[at], b = piece[at + distance];
-        piece[at] = a + b;
-        piece[at + distance] = a - b;
-      }
-    }
-    __syncwarp();
+    hadamard_butterflies(x + begin, size, lane);
     const float factor = 1 / sqrtf(static_cast<float>(size));
-    for (int i = lane; i < size; i += 32) piece[i] *= factor;
+    for (int i = lane; i < size; i += 32) x[begin + i] *= factor;
     begin += size;
   }
   __syncwarp();

@@ -1,10 +1,8 @@
-// Norm, rotation and a cache of codes: a warp for each row and head, the head in shared memory. The
-// codes are those of kv_store() on the same numbers; only the sum of squares behind a scale is
-// added in another order, in double.
+// Norm, rotation and a cache of codes: a warp for each row and head, the head in shared memory.
 #include <cuda_bf16.h>
 
 #include "kernels/attention/attention_cuda_kernels.h"
-#include "kernels/attention/kv_codes_cuda.h"
+#include "kernels/attention/kv_encode_cuda.cuh"
 #include "kernels/attention/kv_rotate_cuda.cuh"
 
 namespace lathe {
@@ -12,7 +10,6 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kMaxHeadDim = 256;
-constexpr float kSmallest = 1e-30f;  // as in kv_codes.cpp
 
 __device__ float to_float(float x) { return x; }
 __device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
@@ -42,36 +39,6 @@ __device__ void norm_and_rope(float* head, const float* gain, const RopeAppendAr
     head[j + half] = b * cos + a * sin;
   }
   __syncwarp();
-}
-
-// One token of one head: codes and scale.
-__device__ void encode(const float* rotated, int head_dim, bool is_value, int token,
-                       const KvCudaGrid& grid, uint8_t* out, int lane) {
-  double squares = 0;
-  for (int dim = lane; dim < head_dim; dim += 32) {
-    squares += static_cast<double>(rotated[dim]) * static_cast<double>(rotated[dim]);
-  }
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    squares += __shfl_xor_sync(0xffffffffu, squares, offset);
-  }
-  const float rms = static_cast<float>(sqrt(squares / head_dim));
-  const bool finite = rms <= 3.402823466e38f;  // a NaN is not
-  const bool usable = finite && rms >= kSmallest;
-  const __nv_bfloat16 scale = __float2bfloat16_rn(usable ? product_rn(rms, grid.step) : 0);
-  if (lane == 0) {
-    *reinterpret_cast<uint16_t*>(out + code_scale_offset(head_dim, token)) =
-        finite ? __bfloat16_as_ushort(scale) : uint16_t{0x7fc0};
-  }
-  const float inverse = usable ? 1 / __bfloat162float(scale) : 0;
-  const int half = head_dim / 2;
-  for (int slot = lane; slot < half; slot += 32) {
-    const int code = usable ? nearest_code(grid, product_rn(rotated[slot], inverse),
-                                           product_rn(rotated[slot + half], inverse))
-                            : 0;
-    out[is_value ? value_code_offset(head_dim, token, slot)
-                 : key_code_offset(head_dim, token, slot)] = static_cast<uint8_t>(code);
-  }
 }
 
 template <typename T>
@@ -106,10 +73,10 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int position = batch.positions[row];
   const int64_t block = batch.block_tables[sequence * batch.table_stride + position / kBlockSize];
   const int64_t at = block * num_kv_heads + (slot - num_heads - (is_v ? num_kv_heads : 0));
-  encode(head, head_dim, is_v, position % static_cast<int>(kBlockSize), *layer.grid,
-         static_cast<uint8_t*>(is_v ? layer.values : layer.keys) +
-             at * kv_cuda_head_bytes(layer.element, head_dim),
-         lane);
+  encode_head(head, head_dim, is_v, position % static_cast<int>(kBlockSize), *layer.grid,
+              static_cast<uint8_t*>(is_v ? layer.values : layer.keys) +
+                  at * kv_cuda_head_bytes(layer.element, head_dim),
+              lane);
 }
 
 }  // namespace

@@ -1,0 +1,408 @@
+// A warp for each row and head, the head in shared memory: codes are unpacked, looked up, turned by
+// the butterflies, added to the prediction; keys are turned by their position and stored. Bound by
+// the rows' traffic (10 bytes a number when waking) and the butterflies' instructions.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+
+#include "kernels/attention/attention_cuda_kernels.h"
+#include "kernels/attention/kv_encode_cuda.cuh"
+#include "kernels/attention/kv_rotate_cuda.cuh"
+#include "kernels/kv_rows/kv_rows_cuda.h"
+
+namespace lathe {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kMaxHeadDim = 256;
+constexpr int kBlock = static_cast<int>(kBlockSize);
+
+__device__ constexpr float kLog8Steps[8] = {1.0f,        1.09050773f, 1.18920712f, 1.29683955f,
+                                            1.41421356f, 1.54221083f, 1.68179283f, 1.83400809f};
+__device__ constexpr float kLog8Limits[8] = {1.04427378f, 1.13878863f, 1.24185781f, 1.35425555f,
+                                             1.47682615f, 1.61049033f, 1.75625216f, 1.91520656f};
+
+__device__ int scale_bytes(RowScale scale) {
+  return scale == RowScale::kLog8 ? 1 : scale == RowScale::kF16 ? 2 : 4;
+}
+
+// round_row_scale() and row_scale_value() of quant/row_codes.h.
+__device__ uint32_t rounded_scale(RowScale scale, float norm) {
+  const bool finite = norm <= 3.402823466e38f;
+  if (scale == RowScale::kLog8) {
+    if (!finite) return 255;
+    if (norm == 0) return 0;
+    int exponent = 0;
+    const float mantissa = 2 * frexpf(norm, &exponent);
+    int code = 8 * (exponent - 1) + 127;
+    for (const float limit : kLog8Limits) code += mantissa >= limit ? 1 : 0;
+    return static_cast<uint32_t>(min(max(code, 0), 254));
+  }
+  if (scale == RowScale::kF16) {
+    return finite ? __half_as_ushort(__float2half_rn(fminf(norm, 65504.0f))) : 0x7e00u;
+  }
+  return finite ? __float_as_uint(norm) : 0x7fc00000u;
+}
+__device__ float scale_value(RowScale scale, uint32_t bits) {
+  if (scale == RowScale::kLog8) {
+    if (bits == 0) return 0;
+    if (bits == 255) return __uint_as_float(0x7fc00000u);
+    const int eighths = static_cast<int>(bits) - 127;
+    return ldexpf(kLog8Steps[eighths & 7], eighths >> 3);
+  }
+  if (scale == RowScale::kF16) return __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
+  return __uint_as_float(bits);
+}
+__device__ uint32_t load_bytes(const uint8_t* at, int count) {
+  uint32_t bits = 0;
+  for (int i = 0; i < count; ++i) bits |= static_cast<uint32_t>(at[i]) << 8 * i;
+  return bits;
+}
+
+// Code i of a bit stream, lowest bits first; up to 8 bits.
+__device__ int unpack(const uint8_t* packed, int i, int bits) {
+  const int begin = i * bits, shift = begin & 7;
+  uint32_t word = packed[begin >> 3];
+  if (shift + bits > 8) word |= static_cast<uint32_t>(packed[(begin >> 3) + 1]) << 8;
+  return static_cast<int>(word >> shift & ((1u << bits) - 1));
+}
+
+// In place on every piece: butterflies (where there is a Hadamard matrix), then times
+// factor(piece).
+template <typename Factor>
+__device__ void transform(float* x, const KvRowsCudaFormat& format, int lane,
+                          const Factor& factor) {
+  if (!format.hadamard) {
+    const float f = factor(1);
+    for (int j = lane; j < format.head_dim; j += 32) x[j] = product_rn(x[j], f);
+    __syncwarp();
+    return;
+  }
+  for (int begin = 0; begin < format.head_dim;) {
+    const int size = 1 << (31 - __clz(format.head_dim - begin));
+    hadamard_butterflies(x + begin, size, lane);
+    const float f = factor(size);
+    for (int j = lane; j < size; j += 32) x[begin + j] = product_rn(x[begin + j], f);
+    begin += size;
+  }
+  __syncwarp();
+}
+
+// A head of one row: its codes and where its scale is.
+struct HeadCodes {
+  uint8_t* scale;
+  uint8_t* packed;
+};
+__device__ HeadCodes codes_of(const KvRowsCudaFormat& format, const KvCodesCuda& codes, int64_t row,
+                              int head) {
+  const int64_t block = row / kBlock;
+  auto* at = reinterpret_cast<uint8_t*>(codes.data) +
+             block / codes.piece_blocks * codes.piece_stride +
+             block % codes.piece_blocks * codes.block_stride + codes.offset +
+             row % kBlock * codes.row_bytes;
+  const int head_bytes = format.head_dim / format.grid_dim * format.code_bits / 8;
+  return {at + head * scale_bytes(format.scale),
+          at + format.num_heads * scale_bytes(format.scale) + head * head_bytes};
+}
+
+__device__ void decode(const KvRowsCudaFormat& format, const HeadCodes& codes, const float* sigma,
+                       float* x, int lane) {
+  const float scale = scale_value(format.scale, load_bytes(codes.scale, scale_bytes(format.scale)));
+  for (int i = lane; i < format.head_dim / format.grid_dim; i += 32) {
+    const float* point =
+        format.points + unpack(codes.packed, i, format.code_bits) * format.grid_dim;
+    for (int j = 0; j < format.grid_dim; ++j) x[i * format.grid_dim + j] = point[j];
+  }
+  __syncwarp();
+  transform(x, format, lane, [&](int piece) {
+    const double product = static_cast<double>(format.head_dim) * static_cast<double>(piece);
+    return product_rn(scale, static_cast<float>(1 / sqrt(product)));
+  });
+  if (sigma == nullptr) return;
+  for (int j = lane; j < format.head_dim; j += 32) x[j] = product_rn(x[j], sigma[j]);
+  __syncwarp();
+}
+
+// u: the residual, scaled; becomes what is coded.
+__device__ void encode(const KvRowsCudaFormat& format, const HeadCodes& codes, float* u,
+                       uint8_t* chosen, int lane) {
+  float sum = 0;  // sum_of_squares(): 16 lanes, then halves
+  if (lane < 16) {
+    for (int j = lane; j < format.head_dim; j += 16) sum = fmaf(u[j], u[j], sum);
+  }
+  for (int distance = 8; distance > 0; distance /= 2) {
+    sum = sum_rn(sum, __shfl_down_sync(0xffffffffu, sum, distance));
+  }
+  sum = __shfl_sync(0xffffffffu, sum, 0);
+  const uint32_t bits = rounded_scale(format.scale, sqrtf(sum));
+  const float scale = scale_value(format.scale, bits);
+  if (lane < scale_bytes(format.scale)) {
+    codes.scale[lane] = static_cast<uint8_t>(bits >> 8 * lane);
+  }
+  const int num_codes = format.head_dim / format.grid_dim;
+  const bool usable = scale > 0;  // no zero, no NaN
+  if (usable) {
+    transform(u, format, lane, [&](int piece) {
+      const double ratio = static_cast<double>(format.head_dim) / static_cast<double>(piece);
+      return static_cast<float>(sqrt(ratio)) / scale;
+    });
+  }
+  for (int i = lane; i < num_codes; i += 32) {
+    int best = 0;
+    float best_score = -INFINITY;
+    for (int p = 0; p < format.num_points && usable; ++p) {
+      float score = format.minus_norms[p];
+      for (int j = 0; j < format.grid_dim; ++j) {
+        score =
+            fmaf(u[i * format.grid_dim + j], format.twice_points[j * format.num_points + p], score);
+      }
+      if (score > best_score) best_score = score, best = p;
+    }
+    chosen[i] = static_cast<uint8_t>(best);
+  }
+  __syncwarp();
+  for (int byte = lane; byte < num_codes * format.code_bits / 8; byte += 32) {
+    uint32_t packed = 0;
+    for (int i = byte * 8 / format.code_bits; i * format.code_bits < byte * 8 + 8 && i < num_codes;
+         ++i) {
+      const int shift = i * format.code_bits - byte * 8;
+      packed |= shift >= 0 ? static_cast<uint32_t>(chosen[i]) << shift
+                           : static_cast<uint32_t>(chosen[i]) >> -shift;
+    }
+    codes.packed[byte] = static_cast<uint8_t>(packed);
+  }
+  __syncwarp();  // written bytes are read again
+}
+
+// --- live blocks --------------------------------------------------------------------------------
+
+__device__ uint8_t* live_head(const KvLiveRowsCuda& live, int64_t row, int head, int num_heads,
+                              int head_dim) {
+  auto* plane = static_cast<uint8_t*>(live.is_value ? live.layer.values : live.layer.keys);
+  return plane + (static_cast<int64_t>(live.blocks[row / kBlock]) * num_heads + head) *
+                     kv_cuda_head_bytes(live.layer.element, head_dim);
+}
+
+__device__ void store_live(const KvLiveRowsCuda& live, int64_t row, int head, int num_heads,
+                           int head_dim, float* x, int lane) {
+  if (live.cos != nullptr && !live.is_value) {
+    const int half = static_cast<int>(live.rotary_dim) / 2;
+    for (int j = lane; j < half; j += 32) {
+      const float cos = live.cos[row * half + j], sin = live.sin[row * half + j];
+      const float a = x[j], b = x[j + half];
+      x[j] = a * cos - b * sin;
+      x[j + half] = b * cos + a * sin;
+    }
+    __syncwarp();
+  }
+  uint8_t* out = live_head(live, row, head, num_heads, head_dim);
+  const int token = static_cast<int>(row % kBlock);
+  const KvCudaElement element = live.layer.element;
+  if (kv_cuda_is_coded(element)) {
+    rotate_head(x, head_dim, lane);
+    encode_head(x, head_dim, live.is_value, token, *live.layer.grid, out, lane);
+    return;
+  }
+  for (int dim = lane; dim < head_dim; dim += 32) {
+    const int at = kv_cuda_offset(element, head_dim, token, dim);
+    if (element == KvCudaElement::kF32) {
+      reinterpret_cast<float*>(out)[at] = x[dim];
+    } else if (element == KvCudaElement::kBF16) {
+      reinterpret_cast<__nv_bfloat16*>(out)[at] = __float2bfloat16_rn(x[dim]);
+    } else {
+      const float scale = live.is_value ? live.layer.value_scale : live.layer.key_scale;
+      out[at] = __nv_cvt_float_to_fp8(x[dim] / scale, __NV_SATFINITE, __NV_E4M3);
+    }
+  }
+}
+
+__device__ void load_live(const KvLiveRowsCuda& live, int64_t row, int head, int num_heads,
+                          int head_dim, float* x, int lane) {
+  const uint8_t* in = live_head(live, row, head, num_heads, head_dim);
+  const int token = static_cast<int>(row % kBlock);
+  const KvCudaElement element = live.layer.element;
+  if (kv_cuda_is_coded(element)) {
+    decode_head(in, head_dim, live.is_value, token, *live.layer.grid, x, lane);
+    rotate_head(x, head_dim, lane);
+  } else {
+    for (int dim = lane; dim < head_dim; dim += 32) {
+      const int at = kv_cuda_offset(element, head_dim, token, dim);
+      if (element == KvCudaElement::kF32) {
+        x[dim] = reinterpret_cast<const float*>(in)[at];
+      } else if (element == KvCudaElement::kBF16) {
+        x[dim] = __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(in)[at]);
+      } else {
+        __nv_fp8_e4m3 number;
+        number.__x = in[at];
+        x[dim] = static_cast<float>(number) *
+                 (live.is_value ? live.layer.value_scale : live.layer.key_scale);
+      }
+    }
+    __syncwarp();
+  }
+  if (live.cos == nullptr || live.is_value) return;
+  const int half = static_cast<int>(live.rotary_dim) / 2;
+  for (int j = lane; j < half; j += 32) {
+    const float cos = live.cos[row * half + j], sin = live.sin[row * half + j];
+    const float size = cos * cos + sin * sin;  // the square of an attention factor
+    const float a = x[j], b = x[j + half];
+    x[j] = (a * cos + b * sin) / size;
+    x[j + half] = (b * cos - a * sin) / size;
+  }
+  __syncwarp();
+}
+
+// --- kernels ------------------------------------------------------------------------------------
+
+// The row and head of this warp. False: none.
+__device__ bool find_head(int num_heads, int64_t num_rows, int64_t& row, int& head) {
+  const int64_t idx = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  row = idx / num_heads, head = static_cast<int>(idx % num_heads);
+  return row < num_rows;
+}
+
+__device__ float prediction(const KvRowsCudaFormat& format, bool has_product, const float* rows,
+                            int64_t at, int column) {
+  float p = has_product ? rows[at] : 0;
+  if (format.bias != nullptr) p = sum_rn(p, format.bias[column]);
+  return p;
+}
+
+__global__ void __launch_bounds__(kWarps * 32)
+    decode_rows_kernel(KvRowsCudaFormat format, KvCodesCuda codes, bool has_product, float* rows,
+                       int64_t num_rows, KvLiveRowsCuda live) {
+  __shared__ float heads[kWarps][kMaxHeadDim];
+  wait_for_previous_grid();
+  release_next_grid();
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int64_t row;
+  int head;
+  if (!find_head(format.num_heads, num_rows, row, head)) return;
+  float* x = heads[threadIdx.x / 32];
+  const int column = head * format.head_dim;
+  const float* sigma = format.sigma == nullptr ? nullptr : format.sigma + column;
+  decode(format, codes_of(format, codes, row, head), sigma, x, lane);
+  const int64_t begin = row * format.num_heads * format.head_dim + column;
+  for (int j = lane; j < format.head_dim; j += 32) {
+    x[j] = sum_rn(prediction(format, has_product, rows, begin + j, column + j), x[j]);
+    rows[begin + j] = x[j];
+  }
+  __syncwarp();
+  if (live.blocks == nullptr) return;
+  store_live(live, row, head, format.num_heads, format.head_dim, x, lane);
+}
+
+__global__ void __launch_bounds__(kWarps * 32)
+    encode_rows_kernel(KvRowsCudaFormat format, KvCodesCuda codes, bool has_product,
+                       const float* exact, float* rows, int64_t num_rows) {
+  __shared__ float heads[kWarps][kMaxHeadDim];
+  __shared__ uint8_t chosen[kWarps][kMaxHeadDim];
+  wait_for_previous_grid();
+  release_next_grid();
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  int64_t row;
+  int head;
+  if (!find_head(format.num_heads, num_rows, row, head)) return;
+  float* x = heads[warp];
+  const int column = head * format.head_dim;
+  const int64_t begin = row * format.num_heads * format.head_dim + column;
+  for (int j = lane; j < format.head_dim; j += 32) {
+    const float p = prediction(format, has_product, rows, begin + j, column + j);
+    rows[begin + j] = p;
+    const float residual = sum_rn(exact[begin + j], -p);
+    x[j] = format.inverse_sigma == nullptr ? residual
+                                           : product_rn(residual, format.inverse_sigma[column + j]);
+  }
+  __syncwarp();
+  const HeadCodes to = codes_of(format, codes, row, head);
+  encode(format, to, x, chosen[warp], lane);
+  decode(format, to, format.sigma == nullptr ? nullptr : format.sigma + column, x, lane);
+  for (int j = lane; j < format.head_dim; j += 32) {
+    rows[begin + j] = sum_rn(rows[begin + j], x[j]);
+  }
+}
+
+__global__ void __launch_bounds__(kWarps * 32)
+    load_rows_kernel(KvLiveRowsCuda live, int num_heads, int head_dim, int64_t num_rows,
+                     float* rows) {
+  __shared__ float heads[kWarps][kMaxHeadDim];
+  wait_for_previous_grid();
+  release_next_grid();
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int64_t row;
+  int head;
+  if (!find_head(num_heads, num_rows, row, head)) return;
+  float* x = heads[threadIdx.x / 32];
+  load_live(live, row, head, num_heads, head_dim, x, lane);
+  float* out = rows + (row * num_heads + head) * head_dim;
+  for (int dim = lane; dim < head_dim; dim += 32) out[dim] = x[dim];
+}
+
+__global__ void __launch_bounds__(kWarps * 32)
+    store_rows_kernel(KvLiveRowsCuda live, int num_heads, int head_dim, int64_t num_rows,
+                      const float* rows) {
+  __shared__ float heads[kWarps][kMaxHeadDim];
+  wait_for_previous_grid();
+  release_next_grid();
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int64_t row;
+  int head;
+  if (!find_head(num_heads, num_rows, row, head)) return;
+  float* x = heads[threadIdx.x / 32];
+  const float* in = rows + (row * num_heads + head) * head_dim;
+  for (int dim = lane; dim < head_dim; dim += 32) x[dim] = in[dim];
+  __syncwarp();
+  store_live(live, row, head, num_heads, head_dim, x, lane);
+}
+
+dim3 blocks_for_heads(int64_t num_rows, int64_t num_heads) {
+  return dim3(static_cast<unsigned>((num_rows * num_heads + kWarps - 1) / kWarps));
+}
+
+void check_head_dim(int64_t head_dim) {
+  if (head_dim < 8 || head_dim > kMaxHeadDim || head_dim % 8 != 0) {
+    fail(ErrorCode::kUnsupported, "codes on a GPU: head_dim ", head_dim, " (multiples of 8 up to ",
+         kMaxHeadDim, ")");
+  }
+}
+
+}  // namespace
+
+void decode_kv_rows_cuda(const KvRowsCudaFormat& format, const KvCodesCuda& codes, bool has_product,
+                         float* rows, int64_t num_rows, const KvLiveRowsCuda& live,
+                         CudaStream stream) {
+  check_head_dim(format.head_dim);
+  if (num_rows == 0) return;
+  launch_dependent(decode_rows_kernel, blocks_for_heads(num_rows, format.num_heads),
+                   dim3(kWarps * 32), 0, stream, "decode_kv_rows", format, codes, has_product, rows,
+                   num_rows, live);
+}
+
+void encode_kv_rows_cuda(const KvRowsCudaFormat& format, const KvCodesCuda& codes, bool has_product,
+                         const float* exact, float* rows, int64_t num_rows, CudaStream stream) {
+  check_head_dim(format.head_dim);
+  if (num_rows == 0) return;
+  launch_dependent(encode_rows_kernel, blocks_for_heads(num_rows, format.num_heads),
+                   dim3(kWarps * 32), 0, stream, "encode_kv_rows", format, codes, has_product,
+                   exact, rows, num_rows);
+}
+
+void load_live_rows_cuda(const KvLiveRowsCuda& live, int64_t num_heads, int64_t head_dim,
+                         int64_t num_rows, float* rows, CudaStream stream) {
+  check_head_dim(head_dim);
+  if (num_rows == 0) return;
+  launch_dependent(load_rows_kernel, blocks_for_heads(num_rows, num_heads), dim3(kWarps * 32), 0,
+                   stream, "load_live_rows", live, static_cast<int>(num_heads),
+                   static_cast<int>(head_dim), num_rows, rows);
+}
+
+void store_live_rows_cuda(const KvLiveRowsCuda& live, int64_t num_heads, int64_t head_dim,
+                          int64_t num_rows, const float* rows, CudaStream stream) {
+  check_head_dim(head_dim);
+  if (num_rows == 0) return;
+  launch_dependent(store_rows_kernel, blocks_for_heads(num_rows, num_heads), dim3(kWarps * 32), 0,
+                   stream, "store_live_rows", live, static_cast<int>(num_heads),
+                   static_cast<int>(head_dim), num_rows, rows);
+}
+
+}  // namespace lathe
