@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
-#include <optional>
 
 #include "base/error.h"
 #include "base/json.h"
 #include "base/progress.h"
+#include "cli/bench_model.h"
 #include "cli/command.h"
 #include "cli/draft_speed.h"
 #include "cli/flags.h"
@@ -16,7 +16,6 @@
 #include "cli/memory_use.h"
 #include "cli/output.h"
 #include "cli/speed.h"
-#include "formats/random_checkpoint.h"
 #include "kernels/features.h"
 #include "kernels/peaks/peaks.h"
 
@@ -32,46 +31,13 @@ struct BenchFlags {
   DraftFlags draft;
 };
 
-// The model of the flags, with its own weights or with random ones.
-class BenchModel {
- public:
-  BenchModel(const BenchFlags& flags, Exec& exec) {
-    if (flags.random_weights.empty()) {
-      loaded_.emplace(flags.path, flags.model, exec, LoadOptions{.quiet = flags.common.json});
-      return;
-    }
-    random_kv_.emplace(flags.model);
-    RandomWeights weights;
-    if (flags.random_weights != "bf16") {
-      weights.format = weight_format_from_name(flags.random_weights);
-    }
-    checkpoint_ = open_random_checkpoint(flags.path, weights);
-    ModelOptions options = model_options(flags.model);
-    Progress progress("making " + flags.path, checkpoint_->config().num_layers, "layers",
-                      flags.common.json);
-    options.on_layer_loaded = [&](int64_t done, int64_t) {
-      progress.advance(done - progress.done());
-    };
-    random_kv_->load(*checkpoint_);
-    random_ = Model::load(*checkpoint_, options, exec);
-  }
-
-  Model& model() const { return random_ != nullptr ? *random_ : loaded_->model(); }
-  CacheMaker cache_maker(const SpeedOptions& speed) const {
-    const int64_t max_rows = std::max(speed.chunk_tokens, speed.batch);
-    return [this, max_rows](int64_t num_sequences, int64_t max_sequence_tokens) {
-      return kv().make_batch_cache(model(), num_sequences, max_sequence_tokens, max_rows);
-    };
-  }
-  const RunningKv& kv() const { return random_kv_ ? *random_kv_ : loaded_->kv(); }
-  double load_seconds() const { return loaded_ ? loaded_->load_seconds() : 0; }
-
- private:
-  std::optional<LoadedModel> loaded_;
-  std::optional<RunningKv> random_kv_;
-  std::unique_ptr<Checkpoint> checkpoint_;
-  std::unique_ptr<Model> random_;
-};
+CacheMaker cache_maker(const BenchModel& loaded, const SpeedOptions& speed) {
+  const int64_t max_rows = std::max(speed.chunk_tokens, speed.batch);
+  return [&loaded, max_rows](int64_t num_sequences, int64_t max_sequence_tokens) {
+    return loaded.kv().make_batch_cache(loaded.model(), num_sequences, max_sequence_tokens,
+                                        max_rows);
+  };
+}
 
 Json speed_json(const std::vector<double>& values) {
   return values.empty() ? Json(nullptr) : Json(median(values));
@@ -160,9 +126,10 @@ void run_draft_bench(const BenchFlags& flags) {
 void run_bench(const BenchFlags& flags) {
   if (!flags.draft.draft.empty()) return run_draft_bench(flags);
   Runtime runtime(flags.common);
-  const BenchModel loaded(flags, runtime.exec());
+  const BenchModel loaded(flags.path, flags.model, flags.random_weights, flags.common.json,
+                          runtime.exec());
   Model& model = loaded.model();
-  const CacheMaker make_cache = loaded.cache_maker(flags.speed);
+  const CacheMaker make_cache = cache_maker(loaded, flags.speed);
   validate(flags.speed, model.config());
   check_forward(model, make_cache, runtime.exec());
   const SpeedResult speed = measure_speed(model, make_cache, flags.speed, runtime.exec());
