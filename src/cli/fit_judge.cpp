@@ -15,6 +15,7 @@
 #include "cli/command.h"
 #include "cli/draft_flags.h"
 #include "cli/flags.h"
+#include "cli/format.h"
 #include "cli/judge_report.h"
 #include "cli/judge_task.h"
 #include "cli/loaded_model.h"
@@ -34,6 +35,8 @@ struct FitJudgeFlags {
   JudgeTaskFlags task;
   int64_t max_tokens = 400;
   int64_t batch = 8;
+  bool no_prefix_sharing = false;
+  bool mine_only = false;
   FitJudgeOptions fit;
 };
 
@@ -73,6 +76,39 @@ Json mining_json(const FitJudgeFlags& flags, const std::vector<MinedQuestion>& q
            records == 0 ? 0.0 : static_cast<double>(important) / static_cast<double>(records)},
           {"truncated", truncated},
           {"generated_tokens", generated}};
+}
+
+// What mining has cost in this run, beside what it has found in all.
+struct MiningRun {
+  double seconds = 0;
+  int64_t questions = 0;
+  int64_t generated_tokens = 0;
+  int64_t shared_prompt_tokens = 0;  // of this rank
+};
+
+Json run_json(const MiningRun& run, const FitJudgeFlags& flags) {
+  return {{"seconds", run.seconds},
+          {"questions", run.questions},
+          {"generated_tokens", run.generated_tokens},
+          {"shared_prompt_tokens", run.shared_prompt_tokens},
+          {"batch", flags.batch},
+          {"prefix_sharing", !flags.no_prefix_sharing}};
+}
+
+// --mine-only: no judge, what was mined.
+void print_mining(const FitJudgeFlags& flags, const std::string& work, const Json& mining,
+                  const MiningRun& run) {
+  if (flags.common.json) {
+    print_json({{"work", work}, {"mining", mining}, {"run", run_json(run, flags)}});
+    return;
+  }
+  const double seconds = std::max(run.seconds, 1e-9);
+  print_line(str(work, ": ", mining["questions"].get<int64_t>(), " questions, ",
+                 mining["records"].get<int64_t>(), " tokens tried"));
+  print_line(format("this run: %lld questions in %s, %.3g questions/s, %.4g tokens/s",
+                    static_cast<long long>(run.questions), format_duration(run.seconds).c_str(),
+                    static_cast<double>(run.questions) / seconds,
+                    static_cast<double>(run.generated_tokens) / seconds));
 }
 
 // judge.safetensors: judge.html
@@ -146,7 +182,8 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
        .max_batch_tokens = std::max<int64_t>(512, flags.batch),
        .max_sequence_tokens = sequence,
        .cache_tokens = 2 * flags.batch * blocks,  // as much again for answers to depart from
-       .kv_format = target.kv_format()},
+       .kv_format = target.kv_format(),
+       .prefix_cache = !flags.no_prefix_sharing},
       target.model().config());
   Engine engine(target.model(), make_engine_cache(target.model(), options), &target.tokenizer(),
                 options, exec);
@@ -173,8 +210,10 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
       progress.advance();
     });
   }
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  MiningRun run;
+  run.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  run.questions = std::ssize(left);
+  run.shared_prompt_tokens = engine.stats().shared_prompt_tokens;
   if (ranks.rank() != 0) journal.reset();  // its files are rank 0's now
   ranks.barrier();
   if (ranks.rank() != 0) return;
@@ -188,6 +227,15 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
   }
   // In the order of the questions, however they finished.
   std::vector<MinedQuestion> mined = journal->questions();
+  for (const MinedQuestion& q : mined) {
+    if (std::binary_search(left.begin(), left.end(), q.question)) {
+      run.generated_tokens += q.generated_tokens;
+    }
+  }
+  if (flags.mine_only) {
+    print_mining(flags, work, mining_json(flags, mined), run);
+    return;
+  }
   const std::vector<float> stored = journal->load_features();
   std::vector<std::size_t> order(mined.size()), first_row(mined.size());
   std::size_t rows = 0;
@@ -214,7 +262,8 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
   Json report = parse_json(fitted.file.metadata, "report");
   report["judge"] = flags.output;
   report["default_threshold"] = fitted.file.default_threshold;
-  report["mining_seconds"] = seconds;  // of this run
+  report["mining_seconds"] = run.seconds;
+  report["mining_run"] = run_json(run, flags);
   const std::string page = flags.report.empty() ? report_path(flags.output) : flags.report;
   write_file_atomically(page, judge_report_html(report));
   if (flags.common.json) {
@@ -267,12 +316,19 @@ void add_fit_judge_command(CLI::App& app, Invocation& invocation) {
   command->add_option("--checker", flags->task.checker, "gsm8k: as in eval")
       ->capture_default_str()
       ->type_name("NAME");
+  command->add_flag("--no-prefix-sharing", flags->no_prefix_sharing,
+                    "Compute every continuation from its first token, to measure what sharing "
+                    "saves; with --batch 1: one continuation at a time");
+  command->add_flag("--mine-only", flags->mine_only,
+                    "Stop behind the mining and say what it cost; no judge is trained");
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(
       "Under mpirun its processes share the questions; --work is then a directory that all see.\n\n"
       "Example:\n  lathe fit-judge --target big --draft small --task gsm8k --data "
       "gsm8k/train.jsonl --questions 500 -o judge.safetensors\n"
+      "  lathe fit-judge ... --mine-only --batch 1 --no-prefix-sharing --work slow   # against "
+      "--batch 64 --work fast\n"
       "  lathe fit-judge --target big --draft small --task mine.json --data mine.jsonl -o "
       "judge.safetensors        (docs/tasks.md)");
   command->callback([flags, &invocation] {

@@ -9,7 +9,9 @@
 namespace lathe {
 namespace {
 
-constexpr int64_t kChunkRows = 64;  // of the draft model: their logits are all wanted
+// Of the draft model. Where only choices come back from a GPU, more of them.
+constexpr int64_t kChunkRows = 64;
+constexpr int64_t kDeviceChunkRows = 512;
 
 }  // namespace
 
@@ -165,11 +167,16 @@ void JudgeMiner::update_choices(Live& live) {
       std::min(live.draft_kv.num_tokens, std::max<int64_t>(0, prompt_size + live.num_valid - 1));
   draft_cache_->truncate(live.draft_kv, position);
   const int64_t end = prompt_size + std::ssize(answer) - 1;
-  std::vector<int32_t> tokens, logit_rows;
+  std::vector<int32_t> tokens, logit_rows, best;
   std::vector<int64_t> positions;
-  logits_.reserve(kChunkRows * vocab_size * static_cast<int64_t>(sizeof(float)));
+  // Choices among all that the draft knows are the ones among what both know.
+  const bool chooses_there = draft_.can_sample() && vocab_size <= engine_.config().vocab_size;
+  const std::vector<SamplingRow> greedy(chooses_there ? kDeviceChunkRows : 0);
+  if (!chooses_there) {
+    logits_.reserve(kChunkRows * vocab_size * static_cast<int64_t>(sizeof(float)));
+  }
   while (position < end) {
-    const int64_t rows = std::min(kChunkRows, end - position);
+    const int64_t rows = std::min(chooses_there ? kDeviceChunkRows : kChunkRows, end - position);
     tokens.clear();
     positions.clear();
     logit_rows.clear();
@@ -188,21 +195,29 @@ void JudgeMiner::update_choices(Live& live) {
       fail(ErrorCode::kInternal, "the draft's cache has no room; it was sized for all questions");
     }
     const KvRows kv_rows{.sequence = &live.draft_kv, .row_begin = 0, .num_rows = rows};
-    draft_.forward({.token_ids = tokens,
-                    .positions = positions,
-                    .sequences = {&kv_rows, 1},
-                    .logit_rows = logit_rows},
-                   *draft_cache_, logit_rows.empty() ? nullptr : logits_.as<float>(), nullptr,
-                   exec_);
-    exec_.threads.parallel_for(std::ssize(logit_rows), 1, [&](int64_t begin, int64_t stop, int) {
-      for (int64_t i = begin; i < stop; ++i) {
-        const int64_t t =
-            positions[static_cast<std::size_t>(logit_rows[static_cast<std::size_t>(i)])] + 1 -
-            prompt_size;
-        live.choices[static_cast<std::size_t>(t)] =
-            static_cast<int32_t>(argmax({logits_.as<float>() + i * vocab_size, common_size}));
-      }
-    });
+    const ForwardBatch batch = {.token_ids = tokens,
+                                .positions = positions,
+                                .sequences = {&kv_rows, 1},
+                                .logit_rows = logit_rows};
+    best.resize(logit_rows.size());
+    if (chooses_there) {
+      draft_.forward_and_sample(batch, *draft_cache_,
+                                {.rows = std::span(greedy).first(logit_rows.size())},
+                                {.tokens = best}, exec_);
+    } else {
+      draft_.forward(batch, *draft_cache_, logit_rows.empty() ? nullptr : logits_.as<float>(),
+                     nullptr, exec_);
+      exec_.threads.parallel_for(std::ssize(best), 1, [&](int64_t begin, int64_t stop, int) {
+        for (int64_t i = begin; i < stop; ++i) {
+          best[static_cast<std::size_t>(i)] =
+              static_cast<int32_t>(argmax({logits_.as<float>() + i * vocab_size, common_size}));
+        }
+      });
+    }
+    for (std::size_t i = 0; i < best.size(); ++i) {
+      const int64_t p = positions[static_cast<std::size_t>(logit_rows[i])];
+      live.choices[static_cast<std::size_t>(p + 1 - prompt_size)] = best[i];
+    }
     position += rows;
   }
   live.num_valid = std::ssize(answer);

@@ -11,6 +11,7 @@
 #include "base/atomic_file.h"
 #include "compress/mining_journal.h"
 #include "compress/random_model.h"
+#include "engine/logits.h"
 #include "engine/speculation_cases.h"
 #include "formats/expect_error.h"
 #include "formats/requantized_checkpoint.h"
@@ -55,6 +56,37 @@ std::unique_ptr<Checkpoint> talkative_model() {
   return Checkpoint::open(directory.path());  // mapped: the files may go
 }
 
+// Chooses greedily by itself, as a model on a GPU does.
+class ChoosingModel : public Model {
+ public:
+  explicit ChoosingModel(Model& model) : model_(model) {}
+  const ModelConfig& config() const override { return model_.config(); }
+  int64_t weight_bytes() const override { return model_.weight_bytes(); }
+  std::string kernels() const override { return model_.kernels(); }
+  void set_profile(StepProfile* profile) override { model_.set_profile(profile); }
+  void forward(const ForwardBatch&, KvCache&, float*, float*, Exec&) override {
+    ADD_FAILURE() << "asked for logits";
+  }
+  bool can_sample() const override { return true; }
+  void forward_and_sample(const ForwardBatch& batch, KvCache& cache, const SampleBatch& sampling,
+                          const SampledBatch& sampled, Exec& exec) override {
+    ASSERT_EQ(sampling.rows.size(), batch.logit_rows.size());
+    ASSERT_EQ(sampled.tokens.size(), batch.logit_rows.size());
+    const auto vocab = static_cast<std::size_t>(config().vocab_size);
+    std::vector<float> logits(batch.logit_rows.size() * vocab);
+    model_.forward(batch, cache, logits.empty() ? nullptr : logits.data(), nullptr, exec);
+    for (std::size_t i = 0; i < sampled.tokens.size(); ++i) {
+      EXPECT_EQ(sampling.rows[i].inverse_temperature, 0);
+      sampled.tokens[i] = static_cast<int32_t>(argmax(std::span(logits).subspan(i * vocab, vocab)));
+    }
+    ++num_calls;
+  }
+  int num_calls = 0;
+
+ private:
+  Model& model_;
+};
+
 struct MiningSetup {
   explicit MiningSetup(bool prefix_cache = true, bool speculation = false)
       : tiny(mining_options(prefix_cache), talkative_model(), 2),
@@ -66,14 +98,14 @@ struct MiningSetup {
     }
   }
   std::map<int64_t, MinedQuestion> mine(const MiningTask& task, int64_t max_live,
-                                        std::vector<int64_t> questions = {}) {
-    if (questions.empty()) {
-      for (std::size_t i = 0; i < task.prompts.size(); ++i) {
-        questions.push_back(static_cast<int64_t>(i));
-      }
+                                        Model* other_draft = nullptr) {
+    std::vector<int64_t> questions;
+    for (std::size_t i = 0; i < task.prompts.size(); ++i) {
+      questions.push_back(static_cast<int64_t>(i));
     }
-    JudgeMiner miner(tiny.engine, *draft, KvFormat::kF32, task,
-                     {.max_new_tokens = kMaxNew, .max_live = max_live}, tiny.loaded.owned.exec);
+    JudgeMiner miner(tiny.engine, other_draft != nullptr ? *other_draft : *draft, KvFormat::kF32,
+                     task, {.max_new_tokens = kMaxNew, .max_live = max_live},
+                     tiny.loaded.owned.exec);
     std::map<int64_t, MinedQuestion> mined;
     miner.run(questions, [&](const MinedQuestion& q) { mined[q.question] = q; });
     return mined;
@@ -217,6 +249,28 @@ TEST(JudgeMiner, AnyCompanyGivesTheSerialRecords) {
       }
     }
   }
+}
+
+TEST(JudgeMiner, DraftsMayChooseByThemselves) {
+  const MiningTask task = make_task();
+  MiningSetup setup;
+  const auto expected = setup.mine(task, 4);
+  ChoosingModel choosing(*setup.draft);
+  const auto mined = setup.mine(task, 4, &choosing);
+  EXPECT_GT(choosing.num_calls, 0);
+  ASSERT_EQ(mined.size(), expected.size());
+  for (const auto& [question, q] : expected) expect_same(mined.at(question), q);
+}
+
+// Without sharing every token of every prompt is computed: what fit-judge --no-prefix-sharing
+// measures.
+TEST(JudgeMiner, SharesWhatAlternativesHaveInCommon) {
+  const MiningTask task = make_task();
+  MiningSetup shares(true), computes(false);
+  shares.mine(task, 4);
+  computes.mine(task, 4);
+  EXPECT_GT(shares.tiny.engine.stats().shared_prompt_tokens, 0);
+  EXPECT_EQ(computes.tiny.engine.stats().shared_prompt_tokens, 0);
 }
 
 TEST(JudgeMiner, UnusableQuestionsAreLeftOut) {

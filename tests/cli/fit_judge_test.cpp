@@ -1,0 +1,88 @@
+// fit-judge's mining on the tiny model and its 4-bit copy, with a checker that takes every answer.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "base/atomic_file.h"
+#include "base/json.h"
+#include "cli/run_program.h"
+#include "cli/tiny_checkpoint.h"
+
+namespace lathe {
+namespace {
+
+constexpr int kQuestions = 12;
+
+class FitJudge : public testing::Test {
+ protected:
+  void SetUp() override {
+    directory_ = temporary_directory();
+    draft_ = directory_ + "/draft";
+    ASSERT_EQ(run_lathe({"quantize", tiny_checkpoint(), draft_, "--method", "rtn"}).exit_code, 0);
+    // The tiny model repeats itself before long: there its answers end.
+    write_file_atomically(directory_ + "/task.json",
+                          R"({"checker": ["sh", "check.sh"], "stop": ["sss", "\uFFFD"]})");
+    write_file_atomically(directory_ + "/check.sh",
+                          "while read -r line; do echo '{\"outcome\": \"any\"}'; done\n");
+    std::string items;
+    for (int i = 0; i < kQuestions; ++i) {
+      const std::string many(40, static_cast<char>('A' + 2 * i));
+      items += dump_json({{"prompt", many + " and so on {x}"}}) + "\n";
+    }
+    write_file_atomically(directory_ + "/items.jsonl", items);
+  }
+
+  std::vector<std::string> mining(const std::string& work) const {
+    const std::string in = directory_ + "/";
+    std::vector<std::string> words = {"fit-judge", "--max-tokens", "24", "--mine-only"};
+    const std::pair<const char*, std::string> flags[] = {
+        {"--target", tiny_checkpoint()}, {"--draft", draft_},  {"--task", in + "task.json"},
+        {"--data", in + "items.jsonl"},  {"-o", in + "judge"}, {"--work", in + work}};
+    for (const auto& [flag, value] : flags) words.insert(words.end(), {flag, value});
+    return words;
+  }
+  Json mine(const std::string& work, const std::vector<std::string>& flags) const {
+    std::vector<std::string> words = mining(work);
+    words.insert(words.end(), flags.begin(), flags.end());
+    words.emplace_back("--json");
+    const ProgramResult result = run_lathe(words);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return result.exit_code == 0 ? parse_json(result.out, "output") : Json::object();
+  }
+
+  std::string directory_, draft_;
+};
+
+TEST_F(FitJudge, OneContinuationAtATimeFindsTheSame) {
+  const Json fast = mine("fast", {"--batch", "4"});
+  const Json slow = mine("slow", {"--batch", "1", "--no-prefix-sharing"});
+  EXPECT_EQ(fast["mining"], slow["mining"]);
+  EXPECT_EQ(fast["mining"]["questions"], kQuestions);
+  EXPECT_GT(fast["mining"]["records"], 0);
+  for (const Json& one : {fast, slow}) {
+    EXPECT_EQ(one["run"]["questions"], kQuestions);
+    EXPECT_EQ(one["run"]["generated_tokens"], one["mining"]["generated_tokens"]);
+    EXPECT_GT(one["run"]["seconds"], 0);
+  }
+  EXPECT_GT(fast["run"]["shared_prompt_tokens"], 0);
+  EXPECT_EQ(slow["run"]["shared_prompt_tokens"], 0);
+  EXPECT_EQ(slow["run"]["prefix_sharing"], false);
+}
+
+TEST_F(FitJudge, ASecondRunHasNothingLeftToMine) {
+  const Json first = mine("again", {"--questions", "2"});
+  EXPECT_EQ(first["run"]["questions"], 2);
+  const Json more = mine("again", {});
+  EXPECT_EQ(more["run"]["questions"], kQuestions - 2);
+  EXPECT_LT(more["run"]["generated_tokens"], more["mining"]["generated_tokens"]);
+  const Json none = mine("again", {});
+  EXPECT_EQ(none["run"]["questions"], 0);
+  EXPECT_EQ(none["run"]["generated_tokens"], 0);
+  EXPECT_EQ(none["mining"], more["mining"]);
+  const ProgramResult text = run_lathe(mining("again"));
+  EXPECT_NE(text.out.find("12 questions"), std::string::npos) << text.out;
+  EXPECT_NE(text.out.find("this run: 0 questions"), std::string::npos) << text.out;
+}
+
+}  // namespace
+}  // namespace lathe
