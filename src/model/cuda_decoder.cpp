@@ -16,6 +16,7 @@
 #include "model/output_head.h"
 #include "model/step_buffers.h"
 #include "tensor/cuda_check.h"
+#include "tensor/pinned_copy.h"
 
 namespace lathe {
 namespace {
@@ -134,6 +135,7 @@ class CudaDecoder final : public Model {
   DeviceBuffer attention_workspace_;
   DeviceBuffer hidden_;  // [num_rows, hidden_size] f32
   DeviceBuffer logits_;  // [num_logits, vocab_size] f32
+  PinnedCopy logits_copy_;
   int64_t own_generation_ = 0;
   std::vector<CapturedStep> captured_;
 };
@@ -260,7 +262,8 @@ void CudaDecoder::forward(const ForwardBatch& batch, KvCache& cache, float* logi
   const auto num_logits = static_cast<int64_t>(batch.logit_rows.size());
   run_step(batch, cache, logits != nullptr, exec, [&] {
     if (logits != nullptr) {
-      copy_to_host(logits, logits_.data(), num_logits * config_.vocab_size);
+      const int64_t bytes = num_logits * config_.vocab_size * static_cast<int64_t>(sizeof(float));
+      logits_copy_.to_host(logits, logits_.data(), bytes, context_->stream(), exec.threads);
     }
     if (hidden != nullptr) copy_hidden(num_logits, hidden);
   });
