@@ -99,15 +99,20 @@ class RandomCheckpoint final : public Checkpoint {
 
   Tensor dense(const Shape& shape, DType dtype) const {
     Tensor tensor(dtype, shape);
-    const int64_t count = tensor.num_elements();
-    for (int64_t i = 0; i < count; ++i) {
-      const float value = 0.02f * pool_[static_cast<std::size_t>(i % std::ssize(pool_))];
+    const int64_t bytes = tensor.num_bytes();
+    const int64_t tile = std::min(bytes, std::ssize(pool_) * dtype_size(dtype));
+    for (int64_t i = 0; i < tile / dtype_size(dtype); ++i) {
+      const float value = 0.02f * pool_[static_cast<std::size_t>(i)];
       if (dtype == DType::kF32) {
         tensor.as<float>()[i] = value;
       } else {
         tensor.as<uint16_t>()[i] =
             dtype == DType::kBF16 ? bf16_from_float(value) : f16_from_float(value);
       }
+    }
+    for (int64_t done = tile; done < bytes; done += tile) {
+      std::memcpy(tensor.data() + done, tensor.data(),
+                  static_cast<std::size_t>(std::min(tile, bytes - done)));
     }
     return tensor;
   }
