@@ -7,6 +7,7 @@
 #include "kernels/linear/linear_cuda.h"
 #include "kernels/linear/tensor_map.h"
 #include "tensor/cuda_check.h"
+#include "tensor/once_per_device.h"
 
 namespace lathe {
 
@@ -51,9 +52,12 @@ void launch_fp4_gemm(const Fp4Tiles& w, const uint8_t* exponents, const CudaLine
   p.group = token_group;
 
   const auto kernel = fp4_gemm<Decode, Shape>;
-  static const cudaError_t raised = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes);
-  cuda_check(raised, "asking for ", Shape::kSharedBytes, " bytes of shared memory");
+  static OncePerDevice prepare;
+  prepare([&] {
+    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    Shape::kSharedBytes),
+               "asking for ", Shape::kSharedBytes, " bytes of shared memory");
+  });
   const int tiles = p.row_tiles * p.token_tiles;
   const int clusters = Shape::kSplits > 1 ? tiles : std::min(num_sms / Shape::kCluster, tiles);
   // Consumers that do not end a tile together could leave the tensor cores to each other during

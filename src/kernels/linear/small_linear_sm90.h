@@ -18,6 +18,7 @@
 #include "kernels/linear/small_decode_sm90.h"
 #include "kernels/linear/small_linear.h"
 #include "tensor/cuda_launch.cuh"
+#include "tensor/once_per_device.h"
 
 namespace lathe {
 
@@ -309,12 +310,11 @@ void launch(const SmallLinearArgs& args, const SmallLinearConfig& config, CudaSt
   constexpr int kShared = ring_bytes<Decode, kStrips>() + sum_bytes(8 * kTokenTiles, kStrips);
   static_assert(kSmallLinearResidents * (kShared + 1024) <= 228 * 1024);
   const auto kernel = small_linear_kernel<Decode, kTokenTiles, kStrips>;
-  static const bool prepared = [&] {
+  static OncePerDevice prepare;
+  prepare([&] {
     cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared),
                "asking for shared memory");
-    return true;
-  }();
-  (void)prepared;
+  });
   launch_dependent("a linear layer of few rows", kernel, dim3(static_cast<unsigned>(config.blocks)),
                    dim3(kThreads), kShared, stream, 1, args);
 }

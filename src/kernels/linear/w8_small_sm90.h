@@ -25,6 +25,7 @@
 #include "kernels/linear/w8_small_decode_sm90.h"
 #include "kernels/linear/w8_small_layout.h"
 #include "tensor/cuda_launch.cuh"
+#include "tensor/once_per_device.h"
 
 namespace lathe {
 
@@ -442,13 +443,12 @@ __global__ __launch_bounds__(w8_small_threads(kRows),
 template <class Decode, class GroupScale, int kRows>
 void launch(const W8SmallArgs& args, const W8SmallConfig& config, CudaStream stream) {
   const auto function = kernel<Decode, GroupScale, kRows>;
-  static const bool prepared = [&] {
+  static OncePerDevice prepare;
+  prepare([&] {
     cuda_check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     kW8SmallMaxShared),
                "asking for shared memory");
-    return true;
-  }();
-  (void)prepared;
+  });
   const int shared =
       W8SmallLayout(kRows, config.split, config.cluster, GroupScale::kBytes).bytes(config.stages);
   launch_dependent("a linear layer of few rows", function,
