@@ -3,6 +3,7 @@
 #include <cublas_v2.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 #include "kernels/linear/gemm_fp8_cublaslt.h"
@@ -15,7 +16,9 @@ namespace {
 // graph is being captured.
 constexpr int64_t kCublasWorkspaceBytes = int64_t{32} << 20;
 
-void check_driver(int device) {
+}  // namespace
+
+void check_cuda_device(int device) {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaErrorInsufficientDriver || status == cudaErrorNoDevice || count == 0) {
@@ -35,7 +38,43 @@ void check_driver(int device) {
   }
 }
 
-}  // namespace
+DeviceWorkspace::Block::Block(int64_t num_bytes, CudaStream stream)
+    : stream_(stream), size_(num_bytes) {
+  if (stream == nullptr) {
+    own_ = DeviceBuffer(num_bytes);
+    return;
+  }
+  void* data = nullptr;
+  const cudaError_t status = cudaMallocAsync(&data, static_cast<std::size_t>(num_bytes), stream);
+  if (status == cudaErrorMemoryAllocation) cudaGetLastError();  // later launches must not report it
+  cuda_check(status, "scratch memory of ", num_bytes >> 20, " MiB on the GPU");
+  pooled_ = static_cast<std::byte*>(data);
+}
+
+DeviceWorkspace::Block::Block(Block&& other) noexcept
+    : own_(std::move(other.own_)),
+      pooled_(std::exchange(other.pooled_, nullptr)),
+      stream_(other.stream_),
+      size_(std::exchange(other.size_, 0)) {}
+
+DeviceWorkspace::Block& DeviceWorkspace::Block::operator=(Block&& other) noexcept {
+  if (this == &other) return *this;
+  release();
+  own_ = std::move(other.own_);
+  pooled_ = std::exchange(other.pooled_, nullptr);
+  stream_ = other.stream_;
+  size_ = std::exchange(other.size_, 0);
+  return *this;
+}
+
+void DeviceWorkspace::Block::release() noexcept {
+  if (pooled_ != nullptr) cudaFreeAsync(std::exchange(pooled_, nullptr), stream_);
+}
+
+void DeviceWorkspace::release_all() {
+  overflow_.clear();
+  arena_ = Block();
+}
 
 std::byte* DeviceWorkspace::allocate(int64_t num_bytes) {
   LATHE_CHECK(num_bytes >= 0);
@@ -44,21 +83,20 @@ std::byte* DeviceWorkspace::allocate(int64_t num_bytes) {
   used_ += padded;
   high_water_ = std::max(high_water_, used_);
   if (used_ <= arena_.size()) return arena_.data() + offset;
-  overflow_.emplace_back(std::max<int64_t>(padded, 256));
+  overflow_.emplace_back(std::max<int64_t>(padded, 256), stream_);
   return overflow_.back().data();
 }
 
 void DeviceWorkspace::release_to(int64_t mark) {
   used_ = mark;
   if (used_ > 0 || overflow_.empty()) return;
-  overflow_.clear();  // cudaFree waits for the kernels that still use the memory
-  arena_ = DeviceBuffer();
-  arena_ = DeviceBuffer(high_water_ + high_water_ / 8);
+  release_all();  // cudaFree waits for the kernels that still use the memory
+  arena_ = Block(high_water_ + high_water_ / 8, stream_);
   ++generation_;
 }
 
 CudaContext::CudaContext(int device) : device_(device) {
-  check_driver(device);
+  check_cuda_device(device);
   cuda_check(cudaSetDevice(device), "using GPU ", device);
   cudaDeviceProp properties{};
   cuda_check(cudaGetDeviceProperties(&properties, device), "reading what GPU ", device, " is");
@@ -86,6 +124,7 @@ Fp8Gemm& CudaContext::fp8_gemm() {
 }
 
 CudaContext::~CudaContext() {
+  workspace_.release_all();
   fp8_gemm_ = nullptr;
   cublasDestroy(cublas_);
   cudaStreamDestroy(stream_);

@@ -38,15 +38,44 @@ class DeviceWorkspace {
   }
   // Changes when the memory has moved: what remembers addresses (a CUDA graph) is void then.
   int64_t generation() const { return generation_; }
+  // From now on memory is taken and given back in the order of `stream`, without a wait for the
+  // device: while the stream waits for another GPU, a wait for it could keep that GPU from what it
+  // is waited for. release_all() must then come before the stream goes.
+  void use_stream_order(CudaStream stream) { stream_ = stream; }
+  void release_all();
 
  private:
+  // Memory of the device, from the stream's pool or, without one, from cudaMalloc().
+  class Block {
+   public:
+    Block() = default;
+    Block(int64_t num_bytes, CudaStream stream);
+    ~Block() { release(); }
+    Block(Block&& other) noexcept;
+    Block& operator=(Block&& other) noexcept;
+    Block(const Block&) = delete;
+    Block& operator=(const Block&) = delete;
+    std::byte* data() { return pooled_ != nullptr ? pooled_ : own_.data(); }
+    int64_t size() const { return size_; }
+
+   private:
+    void release() noexcept;
+    DeviceBuffer own_;
+    std::byte* pooled_ = nullptr;
+    CudaStream stream_ = nullptr;
+    int64_t size_ = 0;
+  };
   void release_to(int64_t mark);
-  DeviceBuffer arena_;
-  std::vector<DeviceBuffer> overflow_;  // extra blocks while the arena is too small
+  CudaStream stream_ = nullptr;
+  Block arena_;
+  std::vector<Block> overflow_;  // extra blocks while the arena is too small
   int64_t used_ = 0;
   int64_t high_water_ = 0;
   int64_t generation_ = 0;
 };
+
+// Throws kDevice when there is no driver or no such GPU.
+void check_cuda_device(int device);
 
 class CudaContext {
  public:
