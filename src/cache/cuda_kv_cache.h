@@ -27,8 +27,9 @@ class CudaKvCache final : public PagedCache {
               Exec& exec) override;
   std::span<const KvBlockView> views(int64_t layer, int64_t rows_idx) override;
 
- private:
   void copy_block(BlockId from, BlockId to) override;
+
+ private:
   std::byte* plane(int64_t layer, int64_t which) {
     return memory_.data() + (layer * 2 + which) * num_blocks() * plane_bytes_;
   }

@@ -25,10 +25,12 @@ class PagedCache : public KvCache {
   void commit() override;
   void abandon_step() override { in_step_ = false; }
 
+  // What reserve() does with a shared block; for a cache that this one is a part of.
+  virtual void copy_block(BlockId from, BlockId to) = 0;
+
  protected:
   PagedCache(int64_t num_blocks, int64_t max_sequence_tokens)
       : max_sequence_tokens_(max_sequence_tokens), pool_(num_blocks) {}
-  virtual void copy_block(BlockId from, BlockId to) = 0;
 
   bool in_step() const { return in_step_; }
   std::span<const KvRows> rows() const { return rows_; }  // of the step in progress

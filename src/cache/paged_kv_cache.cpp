@@ -62,9 +62,9 @@ class PagedKvCache final : public PagedCache {
     return {views_.data() + view_begin_[i], view_begin_[i + 1] - view_begin_[i]};
   }
 
- private:
   void copy_block(BlockId from, BlockId to) override { live_.copy_block(from, to); }
 
+ private:
   LiveBlocks live_;
   // The step in progress.
   std::vector<KvBlockView> views_;       // of all runs, at the layer of the last append

@@ -58,6 +58,14 @@ std::string table(const Json& result) {
                   100 * result["decode_bandwidth_share"].get<double>());
     share = text;
   }
+  std::string all_reduce;
+  if (result.contains("all_reduce_share")) {
+    char text[96];
+    std::snprintf(text, sizeof text, "%-22s %10.1f us a decode step, %.0f %% of it\n", "all-reduce",
+                  1e6 * result["all_reduce_seconds_per_step"].get<double>(),
+                  100 * result["all_reduce_share"].get<double>());
+    all_reduce = text;
+  }
   const auto flag = [&](const char* key) { return std::to_string(result[key].get<int64_t>()); };
   return str("model     ", result["model"].get<std::string>(), "\nthreads   ", flag("threads"),
              "   cpu ", result["cpu_features"].get<std::string>(), "\nweights   ",
@@ -69,7 +77,8 @@ std::string table(const Json& result) {
              row(("prefill " + flag("prompt_tokens") + " x " + flag("batch")).c_str(),
                  result["prefill_tokens_per_second"], ""),
              row(("decode " + flag("generated_tokens") + " x " + flag("batch")).c_str(),
-                 result["decode_tokens_per_second"], share));
+                 result["decode_tokens_per_second"], share),
+             all_reduce);
 }
 
 void run_draft_bench(const BenchFlags& flags) {
@@ -133,6 +142,11 @@ void run_bench(const BenchFlags& flags) {
   validate(flags.speed, model.config());
   check_forward(model, make_cache, runtime.exec());
   const SpeedResult speed = measure_speed(model, make_cache, flags.speed, runtime.exec());
+  const int ranks = flags.model.tensor_parallel;
+  AllReduceTimes all_reduce;
+  if (ranks > 1 && flags.speed.decode_tokens > 0) {
+    all_reduce = measure_all_reduce(model, make_cache, flags.speed, runtime.exec());
+  }
   const int64_t peak_memory = peak_memory_bytes();  // before the next line, which takes 512 MiB
   const double bandwidth = model.measure_bandwidth(runtime.exec());
 
@@ -148,6 +162,7 @@ void run_bench(const BenchFlags& flags) {
   result["depth"] = flags.speed.depth;
   result["kv"] = loaded.kv().name();
   result["repetitions"] = flags.speed.repetitions;
+  result["tensor_parallel"] = ranks;
   result["prefill_tokens_per_second"] = speed_json(speed.prefill);
   result["decode_tokens_per_second"] = speed_json(speed.decode);
   result["prefill_runs"] = speed.prefill;
@@ -161,6 +176,10 @@ void run_bench(const BenchFlags& flags) {
       speed.decode.empty() || bandwidth == 0
           ? Json(nullptr)
           : Json(steps_per_second * static_cast<double>(model.weight_bytes()) / bandwidth);
+  if (all_reduce.step_seconds > 0) {
+    result["all_reduce_seconds_per_step"] = all_reduce.all_reduce_seconds;
+    result["all_reduce_share"] = all_reduce.all_reduce_seconds / all_reduce.step_seconds;
+  }
   result["peak_memory_bytes"] = peak_memory;
   result["checked"] = true;
   if (flags.common.json) {

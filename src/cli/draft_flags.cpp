@@ -118,6 +118,7 @@ LoadedDraft::LoadedDraft(const DraftFlags& flags, const LoadedModel& target,
   ModelFlags draft_flags = model_flags;
   draft_flags.kv = std::string(kv_format_name(kv_format_));
   draft_flags.kv_codec.clear();
+  draft_flags.tensor_parallel = 1;  // small, and its steps are short: on the first GPU alone
   loaded_ = std::make_unique<LoadedModel>(flags.draft, draft_flags, exec, options);
   check_draft_vocabulary(target, *loaded_);
 }

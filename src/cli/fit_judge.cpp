@@ -171,7 +171,9 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
   const LoadOptions load = {.quiet = quiet};
   const LoadedModel target(flags.target, flags.model, exec, load);
   const JudgeTask task(flags.task, target);
-  const LoadedModel draft(flags.draft, flags.model, exec, load);
+  ModelFlags draft_flags = flags.model;
+  draft_flags.tensor_parallel = 1;
+  const LoadedModel draft(flags.draft, draft_flags, exec, load);
   check_draft_vocabulary(target, draft);
   std::size_t longest = 0;
   for (const auto& prompt : task.mining().prompts) longest = std::max(longest, prompt.size());

@@ -64,10 +64,19 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
           "A codec of 'lathe fit-kv' for the cache (default: the one in the model's directory, "
           "where --kv asks for it)")
       ->type_name("FILE");
+  command
+      .add_option("--tensor-parallel", flags.tensor_parallel,
+                  "Divide every layer over N GPUs of this machine, from --device on (with --device "
+                  "cpu: over groups of its threads). Heads and MLP must divide by N")
+      ->type_name("N");
 }
 
 ModelOptions model_options(const ModelFlags& flags) {
   ModelOptions options;
+  if (flags.tensor_parallel < 1 || flags.tensor_parallel > 64) {
+    fail(ErrorCode::kInvalidArgument, "--tensor-parallel ", flags.tensor_parallel, ": 1 to 64");
+  }
+  options.tensor_parallel = flags.tensor_parallel;
   if (flags.dtype == "fp32" || flags.dtype == "f32") {
     options.dense_dtype = DType::kF32;
     options.compute = ComputeType::kF32;

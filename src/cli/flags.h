@@ -35,6 +35,7 @@ class Runtime {
 struct ModelFlags {
   std::string dtype = "auto";  // fp32: every weight and activation in fp32
   std::string kv;              // empty: bf16, or f32 with --dtype fp32; kv_flags.h
+  int tensor_parallel = 1;     // GPUs (with --device cpu: groups of threads) that share every layer
   std::string kv_codec;  // a file; empty: the one of the model's directory where kv asks for it
 };
 void add_model_flags(CLI::App& command, ModelFlags& flags);

@@ -155,12 +155,14 @@ double time_prefill(Sequences& sequences, const SpeedOptions& options, int64_t v
   return static_cast<double>(options.batch * options.prompt_tokens) / seconds_since(start);
 }
 
+// profile (optional): cleared when decoding begins.
 double time_decode(Sequences& sequences, const SpeedOptions& options, int64_t vocab_size,
-                   int64_t steps) {
+                   int64_t steps, StepProfile* profile = nullptr) {
   sequences.clear();
   const std::vector<int32_t> tokens = make_tokens(options.depth, 0, vocab_size);
   sequences.prefill(static_cast<std::size_t>(options.batch), tokens, options.chunk_tokens);
   std::vector<int32_t> next = make_tokens(options.batch, 100, vocab_size);
+  if (profile != nullptr) *profile = {};
   const auto start = Clock::now();
   for (int64_t step = 0; step < steps; ++step) {
     sequences.step(next);
@@ -214,6 +216,23 @@ SpeedResult measure_speed(Model& model, const CacheMaker& make_cache, const Spee
     }
   }
   return result;
+}
+
+AllReduceTimes measure_all_reduce(Model& model, const CacheMaker& make_cache,
+                                  const SpeedOptions& options, Exec& exec) {
+  const int64_t vocab_size = model.config().vocab_size;
+  Sequences sequences(model, make_cache, options.batch, options.depth + options.decode_tokens, true,
+                      exec);
+  StepProfile profile;
+  model.set_profile(&profile);
+  time_decode(sequences, options, vocab_size, std::min<int64_t>(options.decode_tokens, 8));
+  const double tokens_per_second =
+      time_decode(sequences, options, vocab_size, options.decode_tokens, &profile);
+  model.set_profile(nullptr);
+  const int64_t nanoseconds = profile.nanoseconds[static_cast<std::size_t>(Stage::kAllReduce)];
+  return {.step_seconds = static_cast<double>(options.batch) / tokens_per_second,
+          .all_reduce_seconds =
+              1e-9 * static_cast<double>(nanoseconds) / static_cast<double>(profile.steps)};
 }
 
 void check_forward(Model& model, const CacheMaker& make_cache, Exec& exec) {

@@ -37,6 +37,16 @@ struct SpeedResult {
 SpeedResult measure_speed(Model& model, const CacheMaker& make_cache, const SpeedOptions& options,
                           Exec& exec);
 
+// Decoding as measure_speed() does it, of a model over several ranks: the time of a step, and of it
+// what sums between the ranks take, waiting for them included. On a GPU the events that measure it
+// make a step a little longer than it is without.
+struct AllReduceTimes {
+  double step_seconds = 0;
+  double all_reduce_seconds = 0;
+};
+AllReduceTimes measure_all_reduce(Model& model, const CacheMaker& make_cache,
+                                  const SpeedOptions& options, Exec& exec);
+
 // Throws kInternal unless the model computes, for a short fixed text, the same finite logits token
 // by token, in one chunk, and in a batch of sequences: bit for bit on a CPU, within
 // Model::batch_tolerance() on a GPU. Without that a speed means nothing.

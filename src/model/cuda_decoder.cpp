@@ -9,12 +9,14 @@
 #include "base/error.h"
 #include "cache/cuda_kv_cache.h"
 #include "cache/cuda_kv_parker.h"
+#include "formats/sharded_checkpoint.h"
 #include "kernels/activation/softcap_cuda.h"
 #include "kernels/embedding/embedding_cuda.h"
 #include "kernels/peaks/peaks_cuda.h"
 #include "model/cuda_layer.h"
 #include "model/output_head.h"
 #include "model/step_buffers.h"
+#include "model/timed_collective.h"
 #include "tensor/cuda_check.h"
 #include "tensor/pinned_copy.h"
 
@@ -45,14 +47,20 @@ using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, GraphDelet
 
 class CudaDecoder final : public Model {
  public:
-  CudaDecoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec);
+  CudaDecoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec,
+              Collective* collective);
 
   const ModelConfig& config() const override { return config_; }
   int64_t weight_bytes() const override;
   std::string kernels() const override;
   double measure_bandwidth(Exec&) const override { return measure_cuda_read_bandwidth(*context_); }
-  // Stages overlap on a GPU; only steps are counted.
-  void set_profile(StepProfile* profile) override { profile_ = profile; }
+  // Stages overlap on a GPU; only steps are counted, and sums between ranks timed.
+  void set_profile(StepProfile* profile) override {
+    profile_ = profile;
+    if (collective_ == nullptr) return;
+    timed_ = profile != nullptr ? std::make_unique<TimedCollective>(*collective_) : nullptr;
+    ++own_generation_;  // graphs have the events in them, or do not
+  }
   std::unique_ptr<KvCache> make_cache(KvFormat format, int64_t num_tokens,
                                       int64_t max_sequence_tokens) const override;
   std::unique_ptr<PieceParker> make_parker(KvCache& cache, const KvCodecFile& file,
@@ -96,7 +104,11 @@ class CudaDecoder final : public Model {
   void run(const StepShape& shape, CudaKvCache& cache, bool wants_logits);
   void run_layers(CudaKvCache& cache, float* hidden);
   void run_head(const float* hidden, int64_t num_logits);
-  bool replay(const StepShape& shape, CudaKvCache& cache);
+  void receive_logits(int64_t num_logits);
+  bool is_first_rank() const { return collective_ == nullptr || collective_->rank() == 0; }
+  bool can_replay(const StepShape& shape, CudaKvCache& cache);
+  void replay(const StepShape& shape, CudaKvCache& cache);
+  Graph capture(const StepShape& shape, CudaKvCache& cache);
   CapturedStep& captured(const StepShape& shape, CudaKvCache& cache);
   template <typename T>
   void copy_to_host(T* to, const void* from, int64_t count) {
@@ -119,6 +131,7 @@ class CudaDecoder final : public Model {
   }
 
   ModelConfig config_;
+  Collective* collective_;  // of the ranks that share the model; null: it is alone
   std::unique_ptr<CudaContext> context_;
   CudaElement element_ = CudaElement::kBF16;
   std::optional<CudaRope> rope_full_;
@@ -129,19 +142,24 @@ class CudaDecoder final : public Model {
   DeviceBuffer final_norm_;
   CudaStackedLinear lm_head_;
   StepProfile* profile_ = nullptr;
+  std::unique_ptr<TimedCollective> timed_;  // of collective_, while there is a profile
 
   // The step in progress, and what is kept from one to the next.
   StepBuffers steps_;
   DeviceBuffer attention_workspace_;
   DeviceBuffer hidden_;  // [num_rows, hidden_size] f32
-  DeviceBuffer logits_;  // [num_logits, vocab_size] f32
+  DeviceBuffer logits_;  // [num_logits, vocab_size] f32; rank 0's alone, others: their columns
   PinnedCopy logits_copy_;
   int64_t own_generation_ = 0;
   std::vector<CapturedStep> captured_;
 };
 
-CudaDecoder::CudaDecoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec)
-    : config_(checkpoint.config()), context_(std::make_unique<CudaContext>(exec.cuda_device)) {
+CudaDecoder::CudaDecoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec,
+                         Collective* collective)
+    : config_(checkpoint.config()),
+      collective_(collective),
+      context_(std::make_unique<CudaContext>(exec.cuda_device)) {
+  if (collective_ != nullptr) context_->workspace().use_stream_order(context_->stream());
   const int64_t max_tokens = options.max_sequence_tokens > 0 ? options.max_sequence_tokens
                                                              : config_.max_position_embeddings;
   const auto frequencies = [&](const RopeConfig& rope) {
@@ -178,10 +196,7 @@ CudaDecoder::CudaDecoder(const Checkpoint& checkpoint, const ModelOptions& optio
   }
   const LinearWeights* part = &head;
   lm_head_ = CudaStackedLinear(stack_linears({&part, 1}), options.compute, *context_);
-  if (lm_head_.n() != config_.vocab_size || lm_head_.k() != config_.hidden_size) {
-    fail(ErrorCode::kCorruptData, "lm_head is [", lm_head_.n(), ", ", lm_head_.k(),
-         "], the config asks for [", config_.vocab_size, ", ", config_.hidden_size, "]");
-  }
+  check_output_head(config_, lm_head_.n(), lm_head_.k(), collective_);
   context_->synchronize();
 }
 
@@ -246,7 +261,15 @@ void CudaDecoder::run_step(const ForwardBatch& batch, KvCache& cache, bool wants
   try {
     steps_.send(batch, shape, context_->stream());
     reserve(shape, gpu_cache);
-    if (!is_decode || !replay(shape, gpu_cache)) run(shape, gpu_cache, wants_logits);
+    bool can = is_decode && can_replay(shape, gpu_cache);
+    // NCCL wants all ranks to capture a sum, or none; and who still allocates must be done before
+    // others wait for it on their GPUs.
+    if (collective_ != nullptr) can = collective_->agree(can);
+    if (can) {
+      replay(shape, gpu_cache);
+    } else {
+      run(shape, gpu_cache, wants_logits);
+    }
     finish();
     context_->synchronize();
   } catch (...) {
@@ -254,14 +277,18 @@ void CudaDecoder::run_step(const ForwardBatch& batch, KvCache& cache, bool wants
     throw;
   }
   cache.commit();
-  if (profile_ != nullptr) ++profile_->steps;
+  if (profile_ == nullptr) return;
+  ++profile_->steps;
+  if (timed_ != nullptr) {
+    profile_->nanoseconds[static_cast<std::size_t>(Stage::kAllReduce)] += timed_->nanoseconds();
+  }
 }
 
 void CudaDecoder::forward(const ForwardBatch& batch, KvCache& cache, float* logits, float* hidden,
                           Exec& exec) {
   const auto num_logits = static_cast<int64_t>(batch.logit_rows.size());
   run_step(batch, cache, logits != nullptr, exec, [&] {
-    if (logits != nullptr) {
+    if (logits != nullptr && is_first_rank()) {
       const int64_t bytes = num_logits * config_.vocab_size * static_cast<int64_t>(sizeof(float));
       logits_copy_.to_host(logits, logits_.data(), bytes, context_->stream(), exec.threads);
     }
@@ -326,7 +353,8 @@ void CudaDecoder::reserve(const StepShape& shape, CudaKvCache& cache) {
   };
   const int64_t float_bytes = sizeof(float);
   grow(hidden_, shape.num_rows * config_.hidden_size * float_bytes);
-  grow(logits_, shape.num_logits * config_.vocab_size * float_bytes);
+  const int64_t columns = is_first_rank() ? config_.vocab_size : lm_head_.n();
+  grow(logits_, shape.num_logits * columns * float_bytes);
   if (reserve_attention_workspace(attention_workspace_, layers_.front(), config_, steps_.batch(),
                                   cache.layer(0).element, *context_)) {
     ++own_generation_;
@@ -335,6 +363,7 @@ void CudaDecoder::reserve(const StepShape& shape, CudaKvCache& cache) {
 
 void CudaDecoder::run(const StepShape& shape, CudaKvCache& cache, bool wants_logits) {
   const DeviceWorkspace::Scope scope(context_->workspace());
+  if (timed_ != nullptr) timed_->begin_step();
   auto* hidden = hidden_.as<float>();
   embedding_lookup_cuda({.table = embedding_.data(),
                          .element = embedding_element_,
@@ -363,7 +392,8 @@ void CudaDecoder::run_layers(CudaKvCache& cache, float* hidden) {
                                 .rope = layer.is_sliding ? sliding : full,
                                 .batch = batch,
                                 .cache = cache.layer(layer.index),
-                                .attention_workspace = attention_workspace_.data()};
+                                .attention_workspace = attention_workspace_.data(),
+                                .collective = timed_ != nullptr ? timed_.get() : collective_};
     pending = forward_cuda_layer(layer, step, hidden, pending, branch, *context_);
   }
   add_pending(pending, config_, hidden, batch.num_rows, *context_);
@@ -394,9 +424,43 @@ void CudaDecoder::run_head(const float* hidden, int64_t num_logits) {
             .row_scales = target.row_scales,
             .m = num_logits,
             .k = config_.hidden_size},
-           {.element = CudaElement::kF32, .data = logits_.data(), .stride = config_.vocab_size});
+           {.element = CudaElement::kF32,
+            .data = logits_.data(),
+            .stride = is_first_rank() ? config_.vocab_size : head.n()});
+  if (!is_first_rank()) {
+    collective_->send(logits_.as<float>(), num_logits * head.n(), context_->stream());
+    return;
+  }
+  if (collective_ != nullptr) receive_logits(num_logits);
   softcap_cuda(logits_.as<float>(), num_logits * config_.vocab_size,
                static_cast<float>(config_.final_logit_softcap), context_->stream());
+}
+
+// The other ranks' parts of the vocabulary, into the columns behind rank 0's own.
+void CudaDecoder::receive_logits(int64_t num_logits) {
+  DeviceWorkspace& workspace = context_->workspace();
+  const DeviceWorkspace::Scope scope(workspace);
+  std::vector<Collective::Part> parts;
+  std::vector<VocabularyRange> columns;
+  for (int rank = 1; rank < collective_->size(); ++rank) {
+    columns.push_back(vocabulary_range(config_.vocab_size, {rank, collective_->size()}));
+    const int64_t count = num_logits * columns.back().size();
+    // One row's columns stand where they belong.
+    float* place = num_logits == 1 ? logits_.as<float>() + columns.back().begin
+                                   : workspace.allocate_as<float>(count);
+    parts.push_back({place, count});
+  }
+  collective_->receive(parts, context_->stream());
+  if (num_logits == 1) return;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const auto row_bytes = static_cast<std::size_t>(columns[i].size()) * sizeof(float);
+    cuda_check(cudaMemcpy2DAsync(logits_.as<float>() + columns[i].begin,
+                                 static_cast<std::size_t>(config_.vocab_size) * sizeof(float),
+                                 parts[i].values, row_bytes, row_bytes,
+                                 static_cast<std::size_t>(num_logits), cudaMemcpyDeviceToDevice,
+                                 context_->stream()),
+               "putting logits together");
+  }
 }
 
 CudaDecoder::CapturedStep& CudaDecoder::captured(const StepShape& shape, CudaKvCache& cache) {
@@ -409,43 +473,54 @@ CudaDecoder::CapturedStep& CudaDecoder::captured(const StepShape& shape, CudaKvC
   return captured_.back();
 }
 
-// Runs the step from its graph. False: not yet, the caller runs it. A shape's first step only shows
-// how much memory it takes, the second captures.
-bool CudaDecoder::replay(const StepShape& shape, CudaKvCache& cache) {
+// Whether the step has a graph, or can be captured. A shape's first step is not: it shows how much
+// memory it takes.
+bool CudaDecoder::can_replay(const StepShape& shape, CudaKvCache& cache) {
   CapturedStep& step = captured(shape, cache);
-  if (step.generation != generation()) {
-    step.generation = generation();
-    step.graph = nullptr;
-    return false;
-  }
-  if (step.graph == nullptr) {
-    const CudaStream stream = context_->stream();
-    cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
-               "capturing a step");
-    cudaGraph_t graph = nullptr;
-    try {
-      run(shape, cache, true);
-    } catch (...) {
-      cudaStreamEndCapture(stream, &graph);
-      if (graph != nullptr) cudaGraphDestroy(graph);
-      throw;
-    }
-    cuda_check(cudaStreamEndCapture(stream, &graph), "capturing a step");
-    cudaGraphExec_t instance = nullptr;
-    const cudaError_t status = cudaGraphInstantiate(&instance, graph, 0);
-    cudaGraphDestroy(graph);
-    cuda_check(status, "making a graph of a step");
-    step.graph = Graph(instance);
-  }
+  if (step.generation == generation()) return true;
+  step.generation = generation();
+  step.graph = nullptr;
+  return false;
+}
+
+// Runs the step from its graph, which the second step captures.
+void CudaDecoder::replay(const StepShape& shape, CudaKvCache& cache) {
+  CapturedStep& step = captured(shape, cache);
+  if (step.graph == nullptr) step.graph = capture(shape, cache);
+  // What making a graph allocates is there on all GPUs before one waits for another.
+  if (collective_ != nullptr) collective_->agree(true);
   cuda_check(cudaGraphLaunch(step.graph.get(), context_->stream()), "replaying a step");
-  return true;
+}
+
+Graph CudaDecoder::capture(const StepShape& shape, CudaKvCache& cache) {
+  const CudaStream stream = context_->stream();
+  cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing a step");
+  cudaGraph_t graph = nullptr;
+  try {
+    run(shape, cache, true);
+  } catch (...) {
+    cudaStreamEndCapture(stream, &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
+  }
+  cuda_check(cudaStreamEndCapture(stream, &graph), "capturing a step");
+  cudaGraphExec_t instance = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&instance, graph, 0);
+  cudaGraphDestroy(graph);
+  cuda_check(status, "making a graph of a step");
+  Graph made(instance);
+  if (collective_ != nullptr) {
+    cuda_check(cudaGraphUpload(instance, stream), "sending a graph to the GPU");
+    context_->synchronize();
+  }
+  return made;
 }
 
 }  // namespace
 
 std::unique_ptr<Model> load_cuda_model(const Checkpoint& checkpoint, const ModelOptions& options,
-                                       Exec& exec) {
-  return std::make_unique<CudaDecoder>(checkpoint, options, exec);
+                                       Exec& exec, Collective* collective) {
+  return std::make_unique<CudaDecoder>(checkpoint, options, exec, collective);
 }
 
 }  // namespace lathe

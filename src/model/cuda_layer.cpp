@@ -36,6 +36,12 @@ class LayerForward {
 
   void attention_branch(PendingBranch pending, void* out);
   void mlp_branch(PendingBranch pending, void* out);
+  // branch = its sum over the ranks, where the layer is one rank's part.
+  void add_up(void* branch) {
+    if (step_.collective == nullptr) return;
+    const DType dtype = layer_.element == CudaElement::kF32 ? DType::kF32 : DType::kBF16;
+    step_.collective->all_reduce_sum(branch, num_rows_ * config_.hidden_size, dtype, stream_);
+  }
 
  private:
   // Writes the layer's input, prepared as the target says.
@@ -411,8 +417,10 @@ PendingBranch forward_cuda_layer(const CudaDecoderLayer& layer, const CudaLayerS
   LayerForward forward(layer, step, hidden, context);
   // The branch buffer is free again once the norm in front of the next linear layer has read it.
   forward.attention_branch(pending, branch_buffer);
+  forward.add_up(branch_buffer);
   const PendingBranch attended = {branch_buffer, layer.element, gain_of(layer.post_attention_norm)};
   forward.mlp_branch(attended, branch_buffer);
+  forward.add_up(branch_buffer);
   return {branch_buffer, layer.element, gain_of(layer.post_mlp_norm)};
 }
 

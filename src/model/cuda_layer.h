@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/collective/collective.h"
 #include "kernels/cuda_context.h"
 #include "kernels/linear/cuda_linear.h"
 #include "kernels/quantize_activations/quantize_cuda.h"
@@ -100,6 +101,7 @@ struct CudaLayerStep {
   KvCudaLayer cache;
   void* attention_workspace;  // attention_cuda.h
   CudaLayerTap* tap = nullptr;
+  Collective* collective = nullptr;  // where the layer is one rank's part: sums its branches
 };
 
 // The output of a branch (attention, MLP) that has not been added to the residual stream yet: the

@@ -1,16 +1,19 @@
 // The model: embedding, decoder layers, last norm, output head.
+#include "model/decoder.h"
+
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
 #include "base/error.h"
 #include "cache/kv_parker.h"
+#include "formats/sharded_checkpoint.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/peaks/peaks.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "model/decoder_layer.h"
-#include "model/model.h"
 #include "model/output_head.h"
+#include "model/tensor_parallel.h"
 
 #ifdef LATHE_HAS_CUDA
 #include "model/cuda_decoder.h"
@@ -23,7 +26,8 @@ constexpr const char* kEmbeddingName = "model.embed_tokens.weight";
 
 class Decoder final : public Model {
  public:
-  Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec);
+  Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec,
+          Collective* collective);
 
   const ModelConfig& config() const override { return config_; }
   int64_t weight_bytes() const override;
@@ -47,8 +51,11 @@ class Decoder final : public Model {
   void run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Exec& exec);
   void final_norm(const ForwardBatch& batch, const float* x, float* y, Exec& exec);
   void output_head(const float* x, int64_t num_rows, float* logits, Exec& exec);
+  void send_logits(const float* x, int64_t num_rows, Exec& exec);
+  void receive_logits(int64_t num_rows, float* logits, Exec& exec);
 
   ModelConfig config_;
+  Collective* collective_;  // of the ranks that share the model; null: it is alone
   RopeFrequencies rope_full_;
   RopeFrequencies rope_sliding_;
   bool has_two_ropes_ = false;
@@ -60,8 +67,9 @@ class Decoder final : public Model {
   StepProfile* profile_ = nullptr;
 };
 
-Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec)
-    : config_(checkpoint.config()) {
+Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec,
+                 Collective* collective)
+    : config_(checkpoint.config()), collective_(collective) {
   const int64_t max_tokens = options.max_sequence_tokens > 0 ? options.max_sequence_tokens
                                                              : config_.max_position_embeddings;
   const auto frequencies = [&](const RopeConfig& rope) {
@@ -94,10 +102,7 @@ Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec
   }
   const LinearWeights* part = &head;
   lm_head_ = StackedLinear(stack_linears({&part, 1}), options.compute, exec);
-  if (lm_head_.n() != config_.vocab_size || lm_head_.k() != config_.hidden_size) {
-    fail(ErrorCode::kCorruptData, "lm_head is [", lm_head_.n(), ", ", lm_head_.k(),
-         "], the config asks for [", config_.vocab_size, ", ", config_.hidden_size, "]");
-  }
+  check_output_head(config_, lm_head_.n(), lm_head_.k(), collective_);
 }
 
 int64_t Decoder::weight_bytes() const {
@@ -125,7 +130,11 @@ void Decoder::forward(const ForwardBatch& batch, KvCache& cache, float* logits, 
   if (hidden == nullptr)
     hidden = exec.workspace.allocate_as<float>(num_logits * config_.hidden_size);
   final_norm(batch, x, hidden, exec);
-  if (logits != nullptr) output_head(hidden, num_logits, logits, exec);
+  if (logits != nullptr && collective_ != nullptr && collective_->rank() != 0) {
+    send_logits(hidden, num_logits, exec);
+  } else if (logits != nullptr) {
+    output_head(hidden, num_logits, logits, exec);
+  }
   if (profile_ != nullptr) ++profile_->steps;
 }
 
@@ -185,7 +194,8 @@ void Decoder::run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Ex
                            .sequences = batch.sequences,
                            .cache = cache,
                            .cache_layer = layer.index,
-                           .profile = profile_};
+                           .profile = profile_,
+                           .collective = collective_};
       forward_layer(layer, step, x, static_cast<int64_t>(batch.token_ids.size()), exec);
     }
   } catch (...) {
@@ -215,6 +225,7 @@ void Decoder::final_norm(const ForwardBatch& batch, const float* x, float* y, Ex
 void Decoder::output_head(const float* x, int64_t num_rows, float* logits, Exec& exec) {
   const StageTimer timer(profile_, Stage::kLogits);
   lm_head_.run(x, num_rows, logits, config_.vocab_size, exec);
+  if (collective_ != nullptr) receive_logits(num_rows, logits, exec);
   if (config_.final_logit_softcap == 0) return;
   const auto cap = static_cast<float>(config_.final_logit_softcap);
   exec.threads.parallel_for(num_rows * config_.vocab_size, 4096,
@@ -225,7 +236,42 @@ void Decoder::output_head(const float* x, int64_t num_rows, float* logits, Exec&
                             });
 }
 
+// The other ranks' parts of the vocabulary, into the columns behind rank 0's own.
+void Decoder::receive_logits(int64_t num_rows, float* logits, Exec& exec) {
+  const Workspace::Scope scope(exec.workspace);
+  const auto num_parts = static_cast<std::size_t>(collective_->size() - 1);
+  auto* parts = exec.workspace.allocate_as<Collective::Part>(collective_->size() - 1);
+  const auto columns_of = [&](std::size_t part) {
+    return vocabulary_range(config_.vocab_size, {static_cast<int>(part) + 1, collective_->size()});
+  };
+  for (std::size_t i = 0; i < num_parts; ++i) {
+    const int64_t count = num_rows * columns_of(i).size();
+    parts[i] = {exec.workspace.allocate_as<float>(count), count};
+  }
+  collective_->receive({parts, num_parts}, nullptr);
+  for (std::size_t i = 0; i < num_parts; ++i) {
+    const VocabularyRange columns = columns_of(i);
+    for (int64_t row = 0; row < num_rows; ++row) {
+      std::copy_n(parts[i].values + row * columns.size(), columns.size(),
+                  logits + row * config_.vocab_size + columns.begin);
+    }
+  }
+}
+
+void Decoder::send_logits(const float* x, int64_t num_rows, Exec& exec) {
+  const StageTimer timer(profile_, Stage::kLogits);
+  const Workspace::Scope scope(exec.workspace);
+  float* part = exec.workspace.allocate_as<float>(num_rows * lm_head_.n());
+  lm_head_.run(x, num_rows, part, lm_head_.n(), exec);
+  collective_->send(part, num_rows * lm_head_.n(), nullptr);
+}
+
 }  // namespace
+
+std::unique_ptr<Model> load_cpu_model(const Checkpoint& checkpoint, const ModelOptions& options,
+                                      Exec& exec, Collective* collective) {
+  return std::make_unique<Decoder>(checkpoint, options, exec, collective);
+}
 
 std::unique_ptr<KvCache> Model::make_coded_cache(const KvCodec&, const CodedKvCacheOptions&) const {
   fail(ErrorCode::kUnsupported, "a coded cache is read on the CPU only; use --device cpu");
@@ -279,7 +325,8 @@ void check_batch(const ForwardBatch& batch) {
 std::unique_ptr<Model> Model::load(const Checkpoint& checkpoint, const ModelOptions& options,
                                    Exec& exec) {
   return with_context("loading " + checkpoint.path(), [&]() -> std::unique_ptr<Model> {
-    if (!exec.on_cuda()) return std::make_unique<Decoder>(checkpoint, options, exec);
+    if (options.tensor_parallel > 1) return load_tensor_parallel_model(checkpoint, options, exec);
+    if (!exec.on_cuda()) return load_cpu_model(checkpoint, options, exec);
 #ifdef LATHE_HAS_CUDA
     return load_cuda_model(checkpoint, options, exec);
 #else

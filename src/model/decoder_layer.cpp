@@ -53,6 +53,13 @@ class LayerForward {
                                });
   }
 
+  // branch = its sum over the ranks, where the layer is one rank's part.
+  void add_up(float* branch) {
+    if (step_.collective == nullptr) return;
+    const StageTimer timer(step_.profile, Stage::kAllReduce);
+    step_.collective->all_reduce_sum(branch, num_rows_ * config_.hidden_size, DType::kF32, nullptr);
+  }
+
   void attention_branch(const float* x, float* y);
   void mlp_branch(const float* x, float* y);
   void expert_branch(const float* x, float* y);
@@ -287,6 +294,7 @@ void forward_layer(const DecoderLayer& layer, const LayerStep& step, float* hidd
 
   forward.norm(hidden, layer.input_norm, normed);
   forward.attention_branch(normed, branch);
+  forward.add_up(branch);
   forward.add_branch(branch, layer.post_attention_norm, hidden);
 
   forward.norm(hidden, layer.mlp_norm, normed);
@@ -295,6 +303,7 @@ void forward_layer(const DecoderLayer& layer, const LayerStep& step, float* hidd
   } else {
     forward.mlp_branch(normed, branch);
   }
+  forward.add_up(branch);
   forward.add_branch(branch, layer.post_mlp_norm, hidden);
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cache/kv_cache.h"
+#include "kernels/collective/collective.h"
 #include "model/layer_weights.h"
 #include "model/rope_rows.h"
 #include "model/stacked_linear.h"
@@ -61,6 +62,7 @@ struct LayerStep {
   int64_t cache_layer;  // which of its layers is this one's (0 in a cache of one layer)
   LayerTap* tap = nullptr;
   StepProfile* profile = nullptr;
+  Collective* collective = nullptr;  // where the layer is one rank's part: sums its branches
 };
 
 // hidden: [num_rows, hidden_size], the residual stream, updated in place. Scratch comes from

@@ -26,6 +26,8 @@ struct ModelOptions {
   // The longest sequence that will be run; longrope and dynamic rope scaling depend on it. 0: what
   // the model allows (max_position_embeddings).
   int64_t max_sequence_tokens = 0;
+  // Ranks that share every layer (model/tensor_parallel.h); 1: the model is not divided.
+  int tensor_parallel = 1;
   // Progress of loading, after each layer.
   std::function<void(int64_t layers_done, int64_t num_layers)> on_layer_loaded = nullptr;
 };
@@ -65,7 +67,8 @@ void check_batch(const ForwardBatch& batch);
 
 class Model {
  public:
-  // On the CPU, or on GPU exec.cuda_device (model/cuda_decoder.h).
+  // On the CPU (model/decoder.h), or on GPU exec.cuda_device (model/cuda_decoder.h) and, with
+  // options.tensor_parallel, the ones behind it.
   static std::unique_ptr<Model> load(const Checkpoint& checkpoint, const ModelOptions& options,
                                      Exec& exec);
   virtual ~Model() = default;

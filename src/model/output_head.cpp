@@ -5,6 +5,8 @@
 #include <cstring>
 #include <utility>
 
+#include "base/error.h"
+#include "formats/sharded_checkpoint.h"
 #include "tensor/float16.h"
 
 namespace lathe {
@@ -67,6 +69,16 @@ LinearWeights int8_output_head(LinearWeights head, Exec& exec) {
   head.quantized = std::move(matrix);
   head.dense = Tensor();
   return head;
+}
+
+void check_output_head(const ModelConfig& config, int64_t n, int64_t k,
+                       const Collective* collective) {
+  const Shard shard =
+      collective == nullptr ? Shard{} : Shard{collective->rank(), collective->size()};
+  const int64_t rows = vocabulary_range(config.vocab_size, shard).size();
+  if (n == rows && k == config.hidden_size) return;
+  fail(ErrorCode::kCorruptData, "lm_head is [", n, ", ", k, "], the config asks for [", rows, ", ",
+       config.hidden_size, "]");
 }
 
 }  // namespace lathe

@@ -5,6 +5,7 @@
 // in docs/results.
 #pragma once
 #include "formats/checkpoint.h"
+#include "kernels/collective/collective.h"
 #include "tensor/exec.h"
 
 namespace lathe {
@@ -13,5 +14,10 @@ namespace lathe {
 // A head that is quantized already, or whose hidden_size is not a multiple of 32, comes back as it
 // is.
 LinearWeights int8_output_head(LinearWeights head, Exec& exec);
+
+// Throws kCorruptData unless a head of n outputs and k inputs is the config's, or the part of it
+// that belongs to the collective's rank (null: all of it).
+void check_output_head(const ModelConfig& config, int64_t n, int64_t k,
+                       const Collective* collective);
 
 }  // namespace lathe

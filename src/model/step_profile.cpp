@@ -7,9 +7,9 @@
 namespace lathe {
 namespace {
 
-constexpr const char* kNames[] = {"embed",  "norm",   "qkv",     "rope",       "attention",
-                                  "o",      "router", "gate_up", "activation", "down",
-                                  "logits", "sample", "draft",   "schedule"};
+constexpr const char* kNames[] = {"embed",      "norm",   "qkv",     "rope",       "attention",
+                                  "o",          "router", "gate_up", "activation", "down",
+                                  "all_reduce", "logits", "sample",  "draft",      "schedule"};
 static_assert(std::size(kNames) == static_cast<std::size_t>(Stage::kCount));
 
 }  // namespace

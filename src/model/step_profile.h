@@ -18,6 +18,7 @@ enum class Stage {
   kGateUp,
   kActivation,
   kDown,
+  kAllReduce,  // between ranks, waiting for them included; on a GPU the only stage that is timed
   kLogits,
   kSample,
   kDraft,     // speculation: choosing lengths, the draft model, n-grams

@@ -57,6 +57,8 @@ TEST(Usage, WrongCommandLinesExitWith2) {
       {{"generate", model, "x", "--top-p", "3"}, "top_p"},
       {{"generate", model, "x", "--device", "cuda"}, "cuda"},
       {{"generate", model, "x", "--device", "abacus"}, "abacus"},
+      {{"generate", model, "x", "--tensor-parallel", "0"}, "--tensor-parallel 0: 1 to 64"},
+      {{"generate", model, "x", "--tensor-parallel", "two"}, "two"},
       {{"generate", model, "x", "--threads", "-3"}, "-3"},
       {{"generate", model, "x", "--draft", "ngram", "--draft-tokens", "65"}, "65"},
       {{"generate", model, "x", "--draft", "ngram", "--draft-tokens", "many"}, "many"},
