@@ -44,6 +44,8 @@ CudaQuantizedMatrix make_cuda_quantized_matrix(const WeightFormat& format, int64
     cuda_check(cudaMemset(buffer->data(), 0, static_cast<std::size_t>(buffer->size())),
                "clearing memory of the GPU");
   }
+  // What writes it may come on any stream.
+  cuda_check(cudaStreamSynchronize(nullptr), "clearing memory of the GPU");
   matrix.update_scale_values();
   return matrix;
 }

@@ -1,6 +1,6 @@
 #include "eval/device_comparison.h"
 
-#include "tensor/cuda_check.h"
+#include "tensor/copy_to_device.h"
 
 namespace lathe {
 
@@ -15,9 +15,7 @@ std::span<const LogitComparison> DeviceComparison::compare(const LogitStream* re
   const auto result_bytes = num_rows * static_cast<int64_t>(sizeof(LogitComparison));
   device_targets_.reserve(target_bytes);
   device_results_.reserve(result_bytes);
-  cuda_check(cudaMemcpy(device_targets_.data(), targets_.data(),
-                        static_cast<std::size_t>(target_bytes), cudaMemcpyHostToDevice),
-             "copying targets to the GPU");
+  copy_to_device(device_targets_.data(), targets_.data(), target_bytes);
   compare_logits_cuda({.reference = reference != nullptr ? reference->device_rows() : nullptr,
                        .reference_vocab = reference != nullptr ? reference->vocab_size() : 0,
                        .model = stream.device_rows(),

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "tensor/copy_to_device.h"
 #include "tensor/cuda_check.h"
 
 namespace lathe {
@@ -46,11 +47,7 @@ void DeviceBuffer::reserve(int64_t num_bytes) {
 
 DeviceBuffer DeviceBuffer::from_host(const void* data, int64_t num_bytes) {
   DeviceBuffer buffer(num_bytes);
-  if (num_bytes > 0) {
-    cuda_check(cudaMemcpy(buffer.data(), data, static_cast<std::size_t>(num_bytes),
-                          cudaMemcpyHostToDevice),
-               "copying ", num_bytes, " bytes to the GPU");
-  }
+  copy_to_device(buffer.data(), data, num_bytes);
   return buffer;
 }
 

@@ -16,7 +16,7 @@
 #include "kernels/linear/pack_fp4.h"
 #include "kernels/linear/scale_bias_cuda.h"
 #include "quant/hadamard.h"
-#include "tensor/cuda_check.h"
+#include "tensor/copy_to_device.h"
 
 namespace lathe {
 namespace {
@@ -83,10 +83,7 @@ class DenseCudaWeight final : public CudaWeight {
     int64_t done = 0;
     for (const LinearPart& part : parts) {
       const Tensor converted = convert(part.dense->view(), is_exact ? DType::kF32 : DType::kBF16);
-      cuda_check(
-          cudaMemcpy(weight_.data() + done, converted.data(),
-                     static_cast<std::size_t>(converted.num_bytes()), cudaMemcpyHostToDevice),
-          "copying weights to the GPU");
+      copy_to_device(weight_.data() + done, converted.data(), converted.num_bytes());
       done += converted.num_bytes();
     }
   }
@@ -200,9 +197,7 @@ class EightBitCudaWeight final : public CudaWeight {
     int64_t done = 0;
     for (const LinearPart& part : parts) {
       const Buffer& from = part.quantized->*buffer;
-      cuda_check(cudaMemcpy(all.data() + done, from.data(), static_cast<std::size_t>(from.size()),
-                            cudaMemcpyHostToDevice),
-                 "copying weights to the GPU");
+      copy_to_device(all.data() + done, from.data(), from.size());
       done += from.size();
     }
     return all;
