@@ -245,8 +245,10 @@ __device__ bool Worker<D, kE4M3, kTiles>::locate() {
 
 template <int D, bool kE4M3, int kTiles>
 __device__ void Worker<D, kE4M3, kTiles>::run() {
-  release_next_grid();
-  if (!args_.follows_rope_append) wait_for_previous_grid();
+  if (!args_.follows_rope_append) {
+    wait_for_previous_grid();
+    release_next_grid();
+  }
   if (!locate()) {
     if (args_.follows_rope_append) wait_for_previous_grid();
     return;
@@ -268,6 +270,7 @@ __device__ void Worker<D, kE4M3, kTiles>::run() {
   if (args_.follows_rope_append) {
     start_copies(first_position_ / kBlock);  // blocks that this step's rows are not in
     wait_for_previous_grid();
+    release_next_grid();
   }
   start_copies(INT_MAX);
   load_queries();
@@ -744,8 +747,8 @@ __global__ void __launch_bounds__(kWarps * 32)
     merge_kernel(const __grid_constant__ AttentionCudaArgs args,
                  const __grid_constant__ CudaBatch batch, float value_scale,
                  const __grid_constant__ Plan plan) {
-  release_next_grid();
   wait_for_previous_grid();
+  release_next_grid();
   const int sequence = static_cast<int>(blockIdx.z), kv_head = static_cast<int>(blockIdx.y);
   const int query = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
   const int group = static_cast<int>(args.num_heads / args.num_kv_heads);

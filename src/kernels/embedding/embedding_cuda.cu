@@ -13,8 +13,8 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     embedding_rows(const T* table, const int32_t* token_ids, int64_t vocab_size,
                    int64_t hidden_size, float scale, float* hidden) {
-  allow_next_kernel();
   wait_for_previous_kernel();
+  allow_next_kernel();
   const int64_t column = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kVectorCols;
   if (column >= hidden_size) return;
   const int64_t id = token_ids[blockIdx.x];

@@ -319,8 +319,8 @@ __global__ void __launch_bounds__(max_row_threads(kSlots), min_row_blocks(kSlots
   RowVectors<kSlots> v;
   typename Source::template Prefetched<kSlots> constants;
   source.prefetch(place, constants);
-  allow_next_kernel();
   wait_for_previous_kernel();
+  allow_next_kernel();
   if (is_cluster) cluster_wait();  // all of its blocks run, so their memory may be written
   source.load(place, constants, v, source_scratch);
   if (target.data == nullptr) return;

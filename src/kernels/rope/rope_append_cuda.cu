@@ -59,8 +59,8 @@ template <typename T>
 __global__ void __launch_bounds__(kWarps * 32)
     rope_append_kernel(RopeAppendArgs args, CudaBatch batch, KvCudaLayer layer) {
   __shared__ float heads[kWarps][kMaxHeadDim];
-  release_next_grid();
   wait_for_previous_grid();
+  release_next_grid();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int num_heads = static_cast<int>(args.num_heads);
@@ -205,8 +205,8 @@ __device__ void store_eight_cached(const KvCudaLayer& layer, void* base, int64_t
 template <typename T>
 __global__ void __launch_bounds__(kWarps * 32)
     rope_append_whole_kernel(RopeAppendArgs args, CudaBatch batch, KvCudaLayer layer) {
-  release_next_grid();
   wait_for_previous_grid();
+  release_next_grid();
   const int num_heads = static_cast<int>(args.num_heads);
   const int num_kv_heads = static_cast<int>(args.num_kv_heads);
   const int head_dim = static_cast<int>(args.head_dim);
@@ -279,8 +279,8 @@ __global__ void __launch_bounds__(kWarps * 32)
 __global__ void rope_tables_kernel(const float* inverse_frequencies, float attention_factor,
                                    int half, const int32_t* positions, int64_t num_rows, float* cos,
                                    float* sin) {
-  release_next_grid();
   wait_for_previous_grid();
+  release_next_grid();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= num_rows * half) return;
   const int32_t position = positions[i / half];
