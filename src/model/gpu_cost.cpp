@@ -10,21 +10,23 @@ namespace {
 
 constexpr const char* kResults = "docs/results/hopper.md";
 
-// Linear layers of few rows, MXFP4, H200, m = 1 (the table "Linear layers, few
-// rows"): 7.7, 10.1, 21.4, 26.1 and 85.4 us for 2.0, 3.0, 10.1, 14.1 and 56.3 us of reading. The
-// line through the first and the last, 4.9 + 1.43 x, misses the others by 11 % at most.
-constexpr double kLinearFixed = 4.9e-6;
-constexpr double kLinearShare = 0.70;
-// The same table's m = 16 against m = 1: 1.15, 1.37, 1.17, 1.34 times as long.
-constexpr double kSixteenRows = 1.25;
-constexpr int64_t kRowsOfAPass = 16;
-// The head in 8 bits, 128256 x 4096, m = 1 to 8.
-constexpr double kHeadShare = 0.75;
-// What a layer of the 8B shape takes beside its linears and the cache: of the 4.386 ms of a step of
-// one row (228 tokens/s) 1.98 are linears and head. A row more: of the 17.4 ms of a step of 64
-// (3,680 tokens/s).
-constexpr double kRestOfALayer = 75e-6;
-constexpr double kRestOfARow = 2.1e-6;
+// Linear layers of few rows, MXFP4, H100, m = 1 (the table "Linear layers, few rows"): from 5.8 us
+// for 2.9 us of reading to 96.7 for 89.9. The line through these two, 2.8 + 1.04 x, misses the
+// others by 19 % at most.
+constexpr double kLinearFixed = 2.8e-6;
+constexpr double kLinearShare = 0.96;
+// The same at 16 to 64 rows against one: 1.1 to 1.9 times as long, the large ones 1.2.
+constexpr double kSixteenRows = 1.4;
+constexpr double kRowsToThere = 16;
+constexpr int64_t kRowsOfAPass = 64;
+// The head in 8 bits, 128256 x 4096, H100: 212 us at one row, 384 at 64.
+constexpr double kHeadShare = 0.80;
+constexpr double kHeadSixtyFourRows = 1.8;
+// What a layer of the 8B shape takes beside its linears and the cache: of the 2.49 ms of a step of
+// one row (402 tokens/s) 1.81 are linears and head. A row more: of the 5.23 ms of a step of 64
+// (12,238 tokens/s).
+constexpr double kRestOfALayer = 21e-6;
+constexpr double kRestOfARow = 0.17e-6;
 // Attention reading the cache, long and short contexts, by format (H100).
 constexpr double kAttentionShareBf16 = 0.92;
 constexpr double kAttentionShareFp8 = 0.81;
@@ -34,10 +36,11 @@ constexpr double kPrefillFp4 = 1.04e15;
 constexpr double kPrefillOther = 0.52e15;
 
 // NVLink of a Hopper host, one direction, as NVIDIA states it (900 GB/s both ways); what a ring
-// gets of it, and what a small all-reduce takes, are assumed.
+// gets of it is assumed. A small all-reduce on two H100s, in a graph: 10 us at one row of 8192, 13
+// at 32.
 constexpr double kLinkBandwidth = 450e9;
 constexpr double kLinkShare = 0.7;
-constexpr double kAllReduceLatency = 12e-6;
+constexpr double kAllReduceLatency = 10.5e-6;
 constexpr int64_t kMaxGpus = 8;
 constexpr int64_t kStepRows = 8192;
 constexpr double kShardAlign = 128;  // block Hadamard of 128 holds groups of 16 and of 32
@@ -175,7 +178,9 @@ GpuStep gpu_decode_step(const ModelConfig& config, const GpuCostOptions& options
   // Passes over the weights, and how much longer one takes than with one row.
   const auto passes = static_cast<double>((batch + kRowsOfAPass - 1) / kRowsOfAPass);
   const double rows_of_pass = static_cast<double>(std::min(batch, kRowsOfAPass));
-  const double longer = 1 + (kSixteenRows - 1) * (rows_of_pass - 1) / (kRowsOfAPass - 1);
+  const double longer =
+      1 + (kSixteenRows - 1) * (std::min(rows_of_pass, kRowsToThere) - 1) / (kRowsToThere - 1);
+  const double head_longer = 1 + (kHeadSixtyFourRows - 1) * (rows_of_pass - 1) / (kRowsOfAPass - 1);
   GpuStep step;
   const std::vector<Linear> linears = linears_of_layer(config);
   for (std::size_t i = 0; i < linears.size(); ++i) {
@@ -185,7 +190,8 @@ GpuStep gpu_decode_step(const ModelConfig& config, const GpuCostOptions& options
   }
   const auto table =
       static_cast<double>(config.vocab_size) * static_cast<double>(config.hidden_size);
-  step.linear_seconds += passes * (options.dense ? 2 : 1) * table / n / (kHeadShare * bandwidth);
+  step.linear_seconds +=
+      passes * head_longer * (options.dense ? 2 : 1) * table / n / (kHeadShare * bandwidth);
   step.rest_seconds = layers * (kRestOfALayer + kRestOfARow * static_cast<double>(batch - 1));
   const double cached = static_cast<double>(batch) * static_cast<double>(context) *
                         static_cast<double>(kv_token_bytes(options.cache, config)) / n *
@@ -200,31 +206,34 @@ GpuStep gpu_decode_step(const ModelConfig& config, const GpuCostOptions& options
 }
 
 std::vector<GpuFigure> gpu_figures(const GpuCard& card) {
-  const bool h200 = card.name == "h200";
+  const bool h100 = card.name == "h100";
   const std::string elsewhere =
-      h200 ? kResults : str(kResults, ", on an H200; the same share is assumed for this card");
+      h100 ? kResults : str(kResults, ", on an H100; the same share is assumed for this card");
   return {
       {"memory of a GPU", card.memory_bytes, "bytes", false, "what such a card leaves to programs"},
       {"read bandwidth", card.read_bandwidth, "bytes/s", true, kResults},
-      {"linear of few rows, fixed", kLinearFixed, "s", h200, elsewhere},
-      {"linear of few rows, share of the bandwidth beyond it", kLinearShare, "", h200,
+      {"linear of few rows, fixed", kLinearFixed, "s", h100, elsewhere},
+      {"linear of few rows, share of the bandwidth beyond it", kLinearShare, "", h100,
        elsewhere + "; MXFP4, other formats by their bytes"},
-      {"sixteen rows against one", kSixteenRows, "times", h200, elsewhere},
-      {"head in 8 bits, share of the bandwidth", kHeadShare, "", h200, elsewhere},
-      {"a layer's rest at one row", kRestOfALayer, "s", h200,
+      {"sixteen rows and more against one", kSixteenRows, "times", h100, elsewhere},
+      {"head in 8 bits, share of the bandwidth", kHeadShare, "", h100, elsewhere},
+      {"head in 8 bits, 64 rows against one", kHeadSixtyFourRows, "times", h100, elsewhere},
+      {"a layer's rest at one row", kRestOfALayer, "s", h100,
        elsewhere + ", end to end; assumed not to shrink with more GPUs or grow with the model"},
-      {"a layer's rest, each further row", kRestOfARow, "s", h200, elsewhere + ", end to end"},
+      {"a layer's rest, each further row", kRestOfARow, "s", h100, elsewhere + ", end to end"},
       {"attention, share of the bandwidth, bf16 cache", kAttentionShareBf16, "", true,
        str(kResults, ", on an H100")},
       {"attention, share of the bandwidth, FP8 cache", kAttentionShareFp8, "", true,
        str(kResults, ", on an H100")},
-      {"prefill, MXFP4", kPrefillFp4, "FLOP/s", h200, elsewhere + ", end to end"},
+      {"prefill, MXFP4", kPrefillFp4, "FLOP/s", true,
+       str(kResults, ", end to end on an H200; an H100 is 3 % slower")},
       {"prefill, other formats", kPrefillOther, "FLOP/s", false,
        str("NVFP4 on an H100 in ", kResults, "; the others assumed like it")},
       {"link between GPUs, one direction", kLinkBandwidth, "bytes/s", false,
        "NVLink 4 as NVIDIA states it"},
       {"what an all-reduce gets of the link", kLinkShare, "", false, "ring; not measured here"},
-      {"a small all-reduce", kAllReduceLatency, "s", false, "NCCL; not measured here"},
+      {"a small all-reduce", kAllReduceLatency, "s", true,
+       str("NCCL on two H100s, ", kResults, "; the same is assumed for more GPUs")},
       {"split of embedding and head over the GPUs", 1, "", false, "by the vocabulary"},
   };
 }

@@ -18,15 +18,10 @@ using Run = void (*)(const Fp4Tiles&, const CudaLinearInput&, const CudaLinearOu
                      const Bf16GemmConfig&, CudaStream);
 // Tokens, panels, share, splits; nanoseconds of a stage, a tile and a launch (NVFP4).
 constexpr Fp4GemmVersion kVersions[] = {
-    {256, 2, 2, 1, 650, 2500, 3000},
-    {256, 2, 1, 2, 650, 5500, 2000},
-    {128, 4, 1, 1, 780, 2500, 2000},
-    {128, 2, 1, 1, 400, 2500, 2000},
-    {128, 2, 1, 2, 410, 4000, 2000},
-    // Not measured yet: what memory and decoding allow.
-    {64, 4, 1, 1, 300, 2000, 2000},
-    {64, 2, 1, 1, 180, 1500, 2000},
-    {64, 2, 1, 2, 180, 3000, 2000},
+    {256, 2, 2, 1, 650, 2500, 3000}, {256, 2, 1, 2, 650, 5500, 2000},
+    {128, 4, 1, 1, 780, 2500, 2000}, {128, 2, 1, 1, 400, 2500, 2000},
+    {128, 2, 1, 2, 410, 4000, 2000}, {64, 4, 1, 1, 570, 2000, 2000},
+    {64, 2, 1, 1, 320, 1500, 2000},  {64, 2, 1, 2, 320, 2000, 2000},
 };
 // The same, with the stages that fit into shared memory.
 template <class Decode>
