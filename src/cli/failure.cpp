@@ -12,7 +12,8 @@ void print_failure(std::string message) {
   for (char& c : message) {
     if (c == '\n' || c == '\r') c = ' ';
   }
-  std::cerr << "lathe: " << message << std::endl;
+  // In one write: under mpirun others write to the same pipe.
+  std::cerr << "lathe: " + message + "\n" << std::flush;
 }
 
 }  // namespace lathe

@@ -26,7 +26,9 @@ void print_line(std::string_view text) { print(std::string(text) + "\n"); }
 
 void print_json(const Json& json) { print_line(dump_json(json, 1)); }
 
-void print_warning(std::string_view text) { std::cerr << "lathe: " << text << std::endl; }
+void print_warning(std::string_view text) {
+  std::cerr << "lathe: " + std::string(text) + "\n" << std::flush;  // one write, as failures
+}
 
 void guard_standard_descriptors() {
   for (int descriptor = 0; descriptor <= 2; ++descriptor) {

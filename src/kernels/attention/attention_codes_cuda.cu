@@ -7,6 +7,7 @@
 #include "kernels/attention/attention_cuda_kernels.h"
 #include "kernels/attention/kv_codes_cuda.h"
 #include "kernels/attention/kv_rotate_cuda.cuh"
+#include "tensor/cuda_launch.cuh"
 
 namespace lathe {
 namespace {
@@ -34,8 +35,8 @@ __global__ void __launch_bounds__(kWarps * 32)
                                  bool short_runs_only) {
   __shared__ float sums[kWarps][kMaxHeadDim];
   __shared__ float largest[kWarps], totals[kWarps];
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const int64_t row = blockIdx.x;
   const int head = static_cast<int>(blockIdx.y);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -144,8 +145,8 @@ __global__ void __launch_bounds__(256)
     unpack_kernel(CudaBatch batch, KvCudaLayer layer, Unpacked to, int num_kv_heads, int head_dim,
                   int window, int sequence) {
   constexpr KvCudaElement kElement = sizeof(T) == 4 ? KvCudaElement::kF32 : KvCudaElement::kBF16;
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const int block = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
   const bool is_value = blockIdx.z == 1;
   const int first_row = batch.query_begin[sequence];
@@ -179,8 +180,8 @@ template <typename T>
 __global__ void __launch_bounds__(256)
     rotate_rows_kernel(CudaBatch batch, T* out, int num_heads, int head_dim, int sequence) {
   __shared__ float heads[8][kMaxHeadDim];
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int first_row = batch.query_begin[sequence];
   const int rows = batch.query_begin[sequence + 1] - first_row;
@@ -202,10 +203,10 @@ void attend_long_run(const AttentionCudaArgs& args, const CudaBatch& batch,
   const int num_kv_heads = static_cast<int>(args.num_kv_heads);
   const int head_dim = static_cast<int>(args.head_dim);
   launch_dependent(
-      unpack_kernel<T>,
+      "attention_unpack", unpack_kernel<T>,
       dim3(static_cast<unsigned>(to.num_blocks), static_cast<unsigned>(num_kv_heads), 2), dim3(256),
-      0, stream, "attention_unpack", batch, layer, to, num_kv_heads, head_dim,
-      static_cast<int>(args.sliding_window), sequence);
+      0, stream, 1, batch, layer, to, num_kv_heads, head_dim, static_cast<int>(args.sliding_window),
+      sequence);
   CudaBatch alone = batch;
   alone.query_begin = batch.query_begin + sequence;
   alone.block_tables = to.table;
@@ -220,9 +221,9 @@ void attend_long_run(const AttentionCudaArgs& args, const CudaBatch& batch,
     attention_tiles_cuda(rotated, alone, to.layer, stream);
   }
   const int64_t heads = batch.max_rows_per_sequence * args.num_heads;
-  launch_dependent(rotate_rows_kernel<T>, dim3(static_cast<unsigned>((heads + 7) / 8)), dim3(256),
-                   0, stream, "attention_rotate", batch, static_cast<T*>(args.out),
-                   static_cast<int>(args.num_heads), head_dim, sequence);
+  launch_dependent("attention_rotate", rotate_rows_kernel<T>,
+                   dim3(static_cast<unsigned>((heads + 7) / 8)), dim3(256), 0, stream, 1, batch,
+                   static_cast<T*>(args.out), static_cast<int>(args.num_heads), head_dim, sequence);
 }
 
 }  // namespace
@@ -231,10 +232,10 @@ void attention_codes_plain_cuda(const AttentionCudaArgs& args, const CudaBatch& 
                                 const KvCudaLayer& layer, bool short_runs_only, CudaStream stream) {
   if (batch.num_rows == 0) return;
   const dim3 grid(static_cast<unsigned>(batch.num_rows), static_cast<unsigned>(args.num_heads));
-  launch_dependent(args.element == CudaElement::kF32 ? attention_codes_plain_kernel<float>
+  launch_dependent("attention_codes_plain",
+                   args.element == CudaElement::kF32 ? attention_codes_plain_kernel<float>
                                                      : attention_codes_plain_kernel<__nv_bfloat16>,
-                   grid, dim3(kWarps * 32), 0, stream, "attention_codes_plain", args, batch, layer,
-                   short_runs_only);
+                   grid, dim3(kWarps * 32), 0, stream, 1, args, batch, layer, short_runs_only);
 }
 
 int64_t prefill_codes_bytes(const AttentionCudaArgs& args, const CudaBatch& batch) {

@@ -24,6 +24,7 @@
 #include "kernels/attention/attention_splits.h"
 #include "kernels/attention/kv_rotate_cuda.cuh"
 #include "kernels/attention/sm90_memory.cuh"
+#include "tensor/cuda_launch.cuh"
 
 namespace lathe {
 namespace {
@@ -391,8 +392,8 @@ __global__ void __launch_bounds__(Shape<D, kTiles>::kWarps * 32, 1)
   }
   if (threadIdx.x == 0) first_split = INT_MAX, last_split = -1;
   __syncthreads();
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   // The parts that there are, of all sequences.
   int first = INT_MAX, last = -1;
   for (int s = static_cast<int>(threadIdx.x); s < static_cast<int>(batch.num_sequences);
@@ -420,8 +421,8 @@ __global__ void __launch_bounds__(256)
   __shared__ float sums[kWarps][D];
   __shared__ float totals[kWarps];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   if (blockIdx.x + blockIdx.y + blockIdx.z == 0 && threadIdx.x == 0) *plan.next = 0;
   const int query = static_cast<int>(blockIdx.x), kv_head = static_cast<int>(blockIdx.y);
   const int sequence = static_cast<int>(blockIdx.z);
@@ -515,12 +516,12 @@ void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaL
              "counting multiprocessors");
   const auto blocks =
       static_cast<unsigned>(std::clamp<int64_t>((pieces + S::kWarps - 1) / S::kWarps, 1, num_sms));
-  launch_dependent(kernel, dim3(blocks), dim3(S::kWarps * 32), kSharedBytes, stream,
-                   "attention_decode_codes", args, batch, layer, plan);
+  launch_dependent("attention_decode_codes", kernel, dim3(blocks), dim3(S::kWarps * 32),
+                   kSharedBytes, stream, 1, args, batch, layer, plan);
   const dim3 queries(static_cast<unsigned>(grid.num_queries),
                      static_cast<unsigned>(args.num_kv_heads),
                      static_cast<unsigned>(batch.num_sequences));
-  launch_dependent(merge_codes_kernel<D>, queries, dim3(256), 0, stream, "attention_merge_codes",
+  launch_dependent("attention_merge_codes", merge_codes_kernel<D>, queries, dim3(256), 0, stream, 1,
                    args, batch, plan);
 }
 

@@ -22,6 +22,7 @@
 #include "kernels/attention/attention_cuda_kernels.h"
 #include "kernels/attention/attention_splits.h"
 #include "kernels/attention/sm90_memory.cuh"
+#include "tensor/cuda_launch.cuh"
 
 namespace lathe::sm90 {
 namespace decode {
@@ -246,11 +247,11 @@ __device__ bool Worker<D, kE4M3, kTiles>::locate() {
 template <int D, bool kE4M3, int kTiles>
 __device__ void Worker<D, kE4M3, kTiles>::run() {
   if (!args_.follows_rope_append) {
-    wait_for_previous_grid();
-    release_next_grid();
+    wait_for_previous_kernel();
+    allow_next_kernel();
   }
   if (!locate()) {
-    if (args_.follows_rope_append) wait_for_previous_grid();
+    if (args_.follows_rope_append) wait_for_previous_kernel();
     return;
   }
 
@@ -269,8 +270,8 @@ __device__ void Worker<D, kE4M3, kTiles>::run() {
   start_part(first_split);
   if (args_.follows_rope_append) {
     start_copies(first_position_ / kBlock);  // blocks that this step's rows are not in
-    wait_for_previous_grid();
-    release_next_grid();
+    wait_for_previous_kernel();
+    allow_next_kernel();
   }
   start_copies(INT_MAX);
   load_queries();
@@ -747,8 +748,8 @@ __global__ void __launch_bounds__(kWarps * 32)
     merge_kernel(const __grid_constant__ AttentionCudaArgs args,
                  const __grid_constant__ CudaBatch batch, float value_scale,
                  const __grid_constant__ Plan plan) {
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const int sequence = static_cast<int>(blockIdx.z), kv_head = static_cast<int>(blockIdx.y);
   const int query = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
   const int group = static_cast<int>(args.num_heads / args.num_kv_heads);
@@ -808,14 +809,14 @@ void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaL
   const dim3 blocks(
       static_cast<unsigned>(decode_blocks_per_pair(pairs, batch.max_context, grid.num_splits)),
       static_cast<unsigned>(args.num_kv_heads * tiles), static_cast<unsigned>(batch.num_sequences));
-  launch_dependent(kernel, blocks, dim3(kWarps * 32), shared_bytes, stream, "attention_decode",
+  launch_dependent("attention_decode", kernel, blocks, dim3(kWarps * 32), shared_bytes, stream, 1,
                    args, batch, layer, plan);
   if (!plan.merges_apart) return;
   const dim3 merge_blocks(static_cast<unsigned>((grid.num_queries + kWarps - 1) / kWarps),
                           static_cast<unsigned>(args.num_kv_heads),
                           static_cast<unsigned>(batch.num_sequences));
-  launch_dependent(merge_kernel<D>, merge_blocks, dim3(kWarps * 32), 0, stream, "attention_merge",
-                   args, batch, layer.value_scale, plan);
+  launch_dependent("attention_merge", merge_kernel<D>, merge_blocks, dim3(kWarps * 32), 0, stream,
+                   1, args, batch, layer.value_scale, plan);
 }
 
 // Two tiles a block when there are more than 16 queries: the keys and values of a block are then

@@ -5,6 +5,7 @@
 #include <cuda_fp8.h>
 
 #include "kernels/attention/attention_cuda_kernels.h"
+#include "tensor/cuda_launch.cuh"
 
 namespace lathe {
 namespace {
@@ -33,8 +34,8 @@ __global__ void __launch_bounds__(kWarps * 32)
                            bool short_runs_only) {
   __shared__ float sums[kWarps][kMaxHeadDim];
   __shared__ float largest[kWarps], totals[kWarps];
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const int64_t row = blockIdx.x;
   const int head = static_cast<int>(blockIdx.y);
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -136,10 +137,10 @@ void attention_plain_cuda(const AttentionCudaArgs& args, const CudaBatch& batch,
     return;
   }
   const dim3 grid(static_cast<unsigned>(batch.num_rows), static_cast<unsigned>(args.num_heads));
-  launch_dependent(args.element == CudaElement::kF32 ? kernel_for<float>(layer.element)
+  launch_dependent("attention_plain",
+                   args.element == CudaElement::kF32 ? kernel_for<float>(layer.element)
                                                      : kernel_for<__nv_bfloat16>(layer.element),
-                   grid, dim3(kWarps * 32), 0, stream, "attention_plain", args, batch, layer,
-                   short_runs_only);
+                   grid, dim3(kWarps * 32), 0, stream, 1, args, batch, layer, short_runs_only);
 }
 
 }  // namespace lathe

@@ -18,6 +18,7 @@
 #include "kernels/attention/attention_cuda_kernels.h"
 #include "kernels/attention/sm90_memory.cuh"
 #include "kernels/attention/sm90_wgmma.cuh"
+#include "tensor/cuda_launch.cuh"
 
 namespace lathe::sm90 {
 namespace prefill {
@@ -527,8 +528,8 @@ __global__ void __launch_bounds__(kThreads, 1)
                    const __grid_constant__ KvCudaLayer layer) {
   using S = Shape<D, kE4M3>;
   extern __shared__ char unaligned[];
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   Tile tile;
   if (!tile.locate(args, batch)) return;
   char* shared = unaligned + (1024 - (shared_address(unaligned) & 1023)) % 1024;
@@ -566,7 +567,7 @@ void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaL
   const dim3 blocks(static_cast<unsigned>(args.num_kv_heads),
                     static_cast<unsigned>((queries + kQueries - 1) / kQueries),
                     static_cast<unsigned>(batch.num_sequences));
-  launch_dependent(kernel, blocks, dim3(kThreads), S::kSharedBytes, stream, "attention_prefill",
+  launch_dependent("attention_prefill", kernel, blocks, dim3(kThreads), S::kSharedBytes, stream, 1,
                    args, batch, layer);
 }
 

@@ -11,6 +11,7 @@
 #include <cuda_fp8.h>
 
 #include "kernels/attention/attention_cuda_kernels.h"
+#include "tensor/cuda_launch.cuh"
 
 namespace lathe {
 namespace {
@@ -152,8 +153,8 @@ __global__ void __launch_bounds__(kThreads)
   float* queries = reinterpret_cast<float*>(shared_memory);  // [kQueries][kStride]
   float* tile = queries + kQueries * kStride;  // [kTokens][kStride]: keys, then values
   float* weights = tile + kTokens * kStride;   // [kTokens][kWeightStride]
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
 
   const int head = static_cast<int>(blockIdx.x);
   const int sequence = static_cast<int>(blockIdx.z);
@@ -270,7 +271,7 @@ void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaL
   const dim3 blocks(static_cast<unsigned>(args.num_heads),
                     static_cast<unsigned>((batch.max_rows_per_sequence + kQueries - 1) / kQueries),
                     static_cast<unsigned>(batch.num_sequences));
-  launch_dependent(kernel, blocks, dim3(kThreads), kSharedBytes, stream, "attention_tiles", args,
+  launch_dependent("attention_tiles", kernel, blocks, dim3(kThreads), kSharedBytes, stream, 1, args,
                    batch, layer);
 }
 

@@ -5,10 +5,10 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
-#include "kernels/attention/attention_cuda_kernels.h"
 #include "kernels/attention/kv_encode_cuda.cuh"
 #include "kernels/attention/kv_rotate_cuda.cuh"
 #include "kernels/kv_rows/kv_rows_cuda.h"
+#include "tensor/cuda_launch.cuh"
 
 namespace lathe {
 namespace {
@@ -272,8 +272,8 @@ __global__ void __launch_bounds__(kWarps * 32)
     decode_rows_kernel(KvRowsCudaFormat format, KvCodesCuda codes, bool has_product, float* rows,
                        int64_t num_rows, KvLiveRowsCuda live) {
   __shared__ float heads[kWarps][kMaxHeadDim];
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int64_t row;
   int head;
@@ -297,8 +297,8 @@ __global__ void __launch_bounds__(kWarps * 32)
                        const float* exact, float* rows, int64_t num_rows) {
   __shared__ float heads[kWarps][kMaxHeadDim];
   __shared__ uint8_t chosen[kWarps][kMaxHeadDim];
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   int64_t row;
   int head;
@@ -326,8 +326,8 @@ __global__ void __launch_bounds__(kWarps * 32)
     load_rows_kernel(KvLiveRowsCuda live, int num_heads, int head_dim, int64_t num_rows,
                      float* rows) {
   __shared__ float heads[kWarps][kMaxHeadDim];
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int64_t row;
   int head;
@@ -342,8 +342,8 @@ __global__ void __launch_bounds__(kWarps * 32)
     store_rows_kernel(KvLiveRowsCuda live, int num_heads, int head_dim, int64_t num_rows,
                       const float* rows) {
   __shared__ float heads[kWarps][kMaxHeadDim];
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int64_t row;
   int head;
@@ -373,26 +373,26 @@ void decode_kv_rows_cuda(const KvRowsCudaFormat& format, const KvCodesCuda& code
                          CudaStream stream) {
   check_head_dim(format.head_dim);
   if (num_rows == 0) return;
-  launch_dependent(decode_rows_kernel, blocks_for_heads(num_rows, format.num_heads),
-                   dim3(kWarps * 32), 0, stream, "decode_kv_rows", format, codes, has_product, rows,
-                   num_rows, live);
+  launch_dependent("decode_kv_rows", decode_rows_kernel,
+                   blocks_for_heads(num_rows, format.num_heads), dim3(kWarps * 32), 0, stream, 1,
+                   format, codes, has_product, rows, num_rows, live);
 }
 
 void encode_kv_rows_cuda(const KvRowsCudaFormat& format, const KvCodesCuda& codes, bool has_product,
                          const float* exact, float* rows, int64_t num_rows, CudaStream stream) {
   check_head_dim(format.head_dim);
   if (num_rows == 0) return;
-  launch_dependent(encode_rows_kernel, blocks_for_heads(num_rows, format.num_heads),
-                   dim3(kWarps * 32), 0, stream, "encode_kv_rows", format, codes, has_product,
-                   exact, rows, num_rows);
+  launch_dependent("encode_kv_rows", encode_rows_kernel,
+                   blocks_for_heads(num_rows, format.num_heads), dim3(kWarps * 32), 0, stream, 1,
+                   format, codes, has_product, exact, rows, num_rows);
 }
 
 void load_live_rows_cuda(const KvLiveRowsCuda& live, int64_t num_heads, int64_t head_dim,
                          int64_t num_rows, float* rows, CudaStream stream) {
   check_head_dim(head_dim);
   if (num_rows == 0) return;
-  launch_dependent(load_rows_kernel, blocks_for_heads(num_rows, num_heads), dim3(kWarps * 32), 0,
-                   stream, "load_live_rows", live, static_cast<int>(num_heads),
+  launch_dependent("load_live_rows", load_rows_kernel, blocks_for_heads(num_rows, num_heads),
+                   dim3(kWarps * 32), 0, stream, 1, live, static_cast<int>(num_heads),
                    static_cast<int>(head_dim), num_rows, rows);
 }
 
@@ -400,8 +400,8 @@ void store_live_rows_cuda(const KvLiveRowsCuda& live, int64_t num_heads, int64_t
                           int64_t num_rows, const float* rows, CudaStream stream) {
   check_head_dim(head_dim);
   if (num_rows == 0) return;
-  launch_dependent(store_rows_kernel, blocks_for_heads(num_rows, num_heads), dim3(kWarps * 32), 0,
-                   stream, "store_live_rows", live, static_cast<int>(num_heads),
+  launch_dependent("store_live_rows", store_rows_kernel, blocks_for_heads(num_rows, num_heads),
+                   dim3(kWarps * 32), 0, stream, 1, live, static_cast<int>(num_heads),
                    static_cast<int>(head_dim), num_rows, rows);
 }
 

@@ -1,9 +1,10 @@
 // Norm, rotation and a cache of codes: a warp for each row and head, the head in shared memory.
 #include <cuda_bf16.h>
 
-#include "kernels/attention/attention_cuda_kernels.h"
+#include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/kv_encode_cuda.cuh"
 #include "kernels/attention/kv_rotate_cuda.cuh"
+#include "tensor/cuda_launch.cuh"
 
 namespace lathe {
 namespace {
@@ -45,8 +46,8 @@ template <typename T>
 __global__ void __launch_bounds__(kWarps * 32)
     rope_append_codes_kernel(RopeAppendArgs args, CudaBatch batch, KvCudaLayer layer) {
   __shared__ float heads[kWarps][kMaxHeadDim];
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int num_heads = static_cast<int>(args.num_heads);
   const int num_kv_heads = static_cast<int>(args.num_kv_heads);
@@ -89,9 +90,10 @@ void rope_append_codes_cuda(const RopeAppendArgs& args, const CudaBatch& batch,
   }
   const int64_t num_slots = args.num_heads + 2 * args.num_kv_heads;
   const dim3 blocks(static_cast<unsigned>((batch.num_rows * num_slots + kWarps - 1) / kWarps));
-  launch_dependent(args.element == CudaElement::kF32 ? rope_append_codes_kernel<float>
+  launch_dependent("rope_append_codes",
+                   args.element == CudaElement::kF32 ? rope_append_codes_kernel<float>
                                                      : rope_append_codes_kernel<__nv_bfloat16>,
-                   blocks, dim3(kWarps * 32), 0, stream, "rope_append_codes", args, batch, layer);
+                   blocks, dim3(kWarps * 32), 0, stream, 1, args, batch, layer);
 }
 
 }  // namespace lathe

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "kernels/attention/attention_cuda_kernels.h"
+#include "tensor/cuda_launch.cuh"
 
 namespace lathe {
 namespace {
@@ -59,8 +60,8 @@ template <typename T>
 __global__ void __launch_bounds__(kWarps * 32)
     rope_append_kernel(RopeAppendArgs args, CudaBatch batch, KvCudaLayer layer) {
   __shared__ float heads[kWarps][kMaxHeadDim];
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int num_heads = static_cast<int>(args.num_heads);
@@ -205,8 +206,8 @@ __device__ void store_eight_cached(const KvCudaLayer& layer, void* base, int64_t
 template <typename T>
 __global__ void __launch_bounds__(kWarps * 32)
     rope_append_whole_kernel(RopeAppendArgs args, CudaBatch batch, KvCudaLayer layer) {
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const int num_heads = static_cast<int>(args.num_heads);
   const int num_kv_heads = static_cast<int>(args.num_kv_heads);
   const int head_dim = static_cast<int>(args.head_dim);
@@ -279,8 +280,8 @@ __global__ void __launch_bounds__(kWarps * 32)
 __global__ void rope_tables_kernel(const float* inverse_frequencies, float attention_factor,
                                    int half, const int32_t* positions, int64_t num_rows, float* cos,
                                    float* sin) {
-  wait_for_previous_grid();
-  release_next_grid();
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= num_rows * half) return;
   const int32_t position = positions[i / half];
@@ -323,16 +324,17 @@ void rope_append_cuda(const RopeAppendArgs& args, const CudaBatch& batch, const 
     const int64_t block = std::min<int64_t>(kWarps * 32, (threads + 31) / 32 * 32);
     const dim3 blocks(static_cast<unsigned>(batch.num_rows),
                       static_cast<unsigned>((threads + block - 1) / block));
-    launch_dependent(args.element == CudaElement::kF32 ? rope_append_whole_kernel<float>
+    launch_dependent("rope_append",
+                     args.element == CudaElement::kF32 ? rope_append_whole_kernel<float>
                                                        : rope_append_whole_kernel<__nv_bfloat16>,
-                     blocks, dim3(static_cast<unsigned>(block)), 0, stream, "rope_append", args,
-                     batch, layer);
+                     blocks, dim3(static_cast<unsigned>(block)), 0, stream, 1, args, batch, layer);
     return;
   }
   const dim3 grid(static_cast<unsigned>((batch.num_rows * num_slots + kWarps - 1) / kWarps));
-  launch_dependent(args.element == CudaElement::kF32 ? rope_append_kernel<float>
+  launch_dependent("rope_append",
+                   args.element == CudaElement::kF32 ? rope_append_kernel<float>
                                                      : rope_append_kernel<__nv_bfloat16>,
-                   grid, dim3(kWarps * 32), 0, stream, "rope_append", args, batch, layer);
+                   grid, dim3(kWarps * 32), 0, stream, 1, args, batch, layer);
 }
 
 void rope_tables_cuda(const float* inverse_frequencies, float attention_factor, int64_t half,
@@ -341,10 +343,10 @@ void rope_tables_cuda(const float* inverse_frequencies, float attention_factor, 
   constexpr int64_t kThreads = 128;
   const int64_t count = num_rows * half;
   if (count == 0) return;
-  launch_dependent(rope_tables_kernel,
+  launch_dependent("rope_tables", rope_tables_kernel,
                    dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads)), dim3(kThreads),
-                   0, stream, "rope_tables", inverse_frequencies, attention_factor,
-                   static_cast<int>(half), positions, num_rows, cos, sin);
+                   0, stream, 1, inverse_frequencies, attention_factor, static_cast<int>(half),
+                   positions, num_rows, cos, sin);
 }
 
 }  // namespace lathe
