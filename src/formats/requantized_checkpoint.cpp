@@ -1,30 +1,16 @@
 #include "formats/requantized_checkpoint.h"
 
 #include "base/error.h"
+#include "formats/checkpoint_view.h"
 #include "quant/encode.h"
 
 namespace lathe {
 namespace {
 
-class RequantizedCheckpoint final : public Checkpoint {
+class RequantizedCheckpoint final : public CheckpointView {
  public:
   RequantizedCheckpoint(const Checkpoint& source, const WeightFormat& format)
-      : source_(source), format_(format) {}
-
-  const std::string& path() const override { return source_.path(); }
-  const ModelConfig& config() const override { return source_.config(); }
-  bool is_gguf() const override { return source_.is_gguf(); }
-  DType weight_dtype() const override { return source_.weight_dtype(); }
-  bool has_tensor(const std::string& name) const override { return source_.has_tensor(name); }
-  std::vector<std::string> tensor_names() const override { return source_.tensor_names(); }
-  Shape tensor_shape(const std::string& name) const override { return source_.tensor_shape(name); }
-  Tensor load(const std::string& name, DType dtype) const override {
-    return source_.load(name, dtype);
-  }
-  void release_pages() const override { source_.release_pages(); }
-  std::optional<std::string> auxiliary_file(const std::string& name) const override {
-    return source_.auxiliary_file(name);
-  }
+      : CheckpointView(source), format_(format) {}
 
   LinearWeights load_linear(const std::string& module, DType dense_dtype) const override {
     const bool is_layer = module.rfind("model.layers.", 0) == 0 && !module.ends_with(".mlp.gate");
@@ -52,7 +38,6 @@ class RequantizedCheckpoint final : public Checkpoint {
   }
 
  private:
-  const Checkpoint& source_;
   WeightFormat format_;
 };
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "formats/checkpoint_view.h"
 #include "quant/weight_slice.h"
 
 namespace lathe {
@@ -65,25 +66,12 @@ int64_t input_unit(const LinearWeights& weights) {
   return unit;
 }
 
-class ShardedCheckpoint final : public Checkpoint {
+class ShardedCheckpoint final : public CheckpointView {
  public:
   ShardedCheckpoint(const Checkpoint& source, const Shard& shard)
-      : source_(source), shard_(shard), config_(shard_config(source.config(), shard.size)) {}
+      : CheckpointView(source), shard_(shard), config_(shard_config(source.config(), shard.size)) {}
 
-  const std::string& path() const override { return source_.path(); }
   const ModelConfig& config() const override { return config_; }
-  bool is_gguf() const override { return source_.is_gguf(); }
-  DType weight_dtype() const override { return source_.weight_dtype(); }
-  bool has_tensor(const std::string& name) const override { return source_.has_tensor(name); }
-  std::vector<std::string> tensor_names() const override { return source_.tensor_names(); }
-  Shape tensor_shape(const std::string& name) const override { return source_.tensor_shape(name); }
-  Tensor load(const std::string& name, DType dtype) const override {
-    return source_.load(name, dtype);
-  }
-  void release_pages() const override { source_.release_pages(); }
-  std::optional<std::string> auxiliary_file(const std::string& name) const override {
-    return source_.auxiliary_file(name);
-  }
 
   LinearWeights load_linear(const std::string& module, DType dense_dtype) const override {
     LinearWeights whole = source_.load_linear(module, dense_dtype);
@@ -138,7 +126,6 @@ class ShardedCheckpoint final : public Checkpoint {
     return weights;
   }
 
-  const Checkpoint& source_;
   Shard shard_;
   ModelConfig config_;
 };
