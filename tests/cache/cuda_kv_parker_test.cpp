@@ -10,6 +10,7 @@
 #include "cache/predictive_codec.h"
 #include "formats/kv_codec_examples.h"
 #include "support/all_close.h"
+#include "support/cuda_cases.h"
 #include "support/kernel_cases.h"
 
 namespace lathe {
@@ -35,11 +36,7 @@ ModelConfig config() {
 class CudaKvParkerTest : public testing::Test {
  protected:
   void SetUp() override {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-      cudaGetLastError();
-      GTEST_SKIP() << "no CUDA device";
-    }
+    LATHE_NEEDS_GPU();
     context_ = std::make_unique<CudaContext>(0);
   }
 

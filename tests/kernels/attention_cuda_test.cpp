@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "kernels/attention/attention_cuda_kernels.h"
+#include "support/cuda_cases.h"
 #include "support/kernel_cases.h"
 #include "support/paged_kv_cuda.h"
 
@@ -312,13 +313,7 @@ testing::AssertionResult close(const std::vector<float>& actual, const Expected&
 
 class AttentionCuda : public testing::Test {
  protected:
-  void SetUp() override {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-      cudaGetLastError();
-      GTEST_SKIP() << "no CUDA device";
-    }
-  }
+  void SetUp() override { LATHE_NEEDS_GPU(); }
 };
 
 void expect_matches_reference(const Problem& p, uint64_t seed = 1) {

@@ -9,6 +9,7 @@
 
 #include "kernels/kv_rows/kv_rows.h"
 #include "support/all_close.h"
+#include "support/cuda_cases.h"
 #include "support/kernel_cases.h"
 
 namespace lathe {
@@ -16,13 +17,7 @@ namespace {
 
 class KvRowsCuda : public testing::Test {
  protected:
-  void SetUp() override {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-      cudaGetLastError();
-      GTEST_SKIP() << "no CUDA device";
-    }
-  }
+  void SetUp() override { LATHE_NEEDS_GPU(); }
 };
 
 DeviceBuffer upload(const std::vector<float>& v) {

@@ -6,6 +6,7 @@
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "kernels/rope/rope.h"
+#include "support/cuda_cases.h"
 #include "support/kernel_cases.h"
 #include "support/paged_kv_cuda.h"
 
@@ -14,13 +15,7 @@ namespace {
 
 class RopeAppendCuda : public testing::Test {
  protected:
-  void SetUp() override {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-      cudaGetLastError();
-      GTEST_SKIP() << "no CUDA device";
-    }
-  }
+  void SetUp() override { LATHE_NEEDS_GPU(); }
 };
 
 struct Problem {
