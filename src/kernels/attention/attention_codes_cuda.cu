@@ -8,6 +8,7 @@
 #include "kernels/attention/kv_codes_cuda.h"
 #include "kernels/attention/kv_rotate_cuda.cuh"
 #include "tensor/cuda_launch.cuh"
+#include "tensor/cuda_numbers.cuh"
 
 namespace lathe {
 namespace {
@@ -16,11 +17,6 @@ constexpr int kWarps = 4;
 constexpr int kMaxHeadDim = 256;
 constexpr int kSlots = kMaxHeadDim / 2 / 32;  // per lane
 constexpr int kBlock = static_cast<int>(kBlockSize);
-
-__device__ float to_float(float x) { return x; }
-__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ void store(float* y, float x) { *y = x; }
-__device__ void store(__nv_bfloat16* y, float x) { *y = __float2bfloat16_rn(x); }
 
 __device__ float scale_of(const uint8_t* head, int head_dim, int token) {
   return __bfloat162float(

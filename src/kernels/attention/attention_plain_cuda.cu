@@ -6,6 +6,7 @@
 
 #include "kernels/attention/attention_cuda_kernels.h"
 #include "tensor/cuda_launch.cuh"
+#include "tensor/cuda_numbers.cuh"
 
 namespace lathe {
 namespace {
@@ -13,13 +14,6 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kMaxHeadDim = 256;
 constexpr int kDims = kMaxHeadDim / 32;  // per lane
-
-__device__ float to_float(float x) { return x; }
-__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ float to_float(__nv_fp8_e4m3 x) { return static_cast<float>(x); }
-
-__device__ void store(float* y, float x) { *y = x; }
-__device__ void store(__nv_bfloat16* y, float x) { *y = __float2bfloat16_rn(x); }
 
 template <typename Kv>
 constexpr KvCudaElement element_of() {

@@ -12,6 +12,7 @@
 
 #include "kernels/attention/attention_cuda_kernels.h"
 #include "tensor/cuda_launch.cuh"
+#include "tensor/cuda_numbers.cuh"
 
 namespace lathe {
 namespace {
@@ -29,10 +30,6 @@ struct Shape {
   static constexpr int kColumns = D / 16;  // of the result, per thread and row
   static constexpr int kSharedFloats = (kQueries + kTokens) * kStride + kTokens * kWeightStride;
 };
-
-__device__ float to_float(float x) { return x; }
-__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ float to_float(__nv_fp8_e4m3 x) { return static_cast<float>(x); }
 
 __device__ float4 load4(const float* at) { return *reinterpret_cast<const float4*>(at); }
 

@@ -1,8 +1,20 @@
-// kv_rotate() by a warp, on a head in shared memory.
+// RoPE and kv_rotate() by a warp, on a head in shared memory.
 #pragma once
 #include <cstdint>
 
 namespace lathe {
+
+// In place, the pairs (j, j + half) by the angles whose cosines and sines are given; all lanes have
+// the result behind it.
+__device__ inline void rope_head(float* x, const float* cos, const float* sin, int half, int lane) {
+  for (int j = lane; j < half; j += 32) {
+    const float c = cos[j], s = sin[j];
+    const float a = x[j], b = x[j + half];
+    x[j] = a * c - b * s;
+    x[j + half] = b * c + a * s;
+  }
+  __syncwarp();
+}
 
 // In place; n a power of two. All lanes have the result behind the next __syncwarp().
 __device__ inline void hadamard_butterflies(float* x, int n, int lane) {

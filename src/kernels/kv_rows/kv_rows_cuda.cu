@@ -187,13 +187,7 @@ __device__ void store_live(const KvLiveRowsCuda& live, int64_t row, int head, in
                            int head_dim, float* x, int lane) {
   if (live.cos != nullptr && !live.is_value) {
     const int half = static_cast<int>(live.rotary_dim) / 2;
-    for (int j = lane; j < half; j += 32) {
-      const float cos = live.cos[row * half + j], sin = live.sin[row * half + j];
-      const float a = x[j], b = x[j + half];
-      x[j] = a * cos - b * sin;
-      x[j + half] = b * cos + a * sin;
-    }
-    __syncwarp();
+    rope_head(x, live.cos + row * half, live.sin + row * half, half, lane);
   }
   uint8_t* out = live_head(live, row, head, num_heads, head_dim);
   const int token = static_cast<int>(row % kBlock);

@@ -2,16 +2,12 @@
 
 #include "kernels/linear/scale_bias_cuda.h"
 #include "tensor/cuda_check.h"
+#include "tensor/cuda_numbers.cuh"
 
 namespace lathe {
 namespace {
 
 constexpr int kThreads = 256;
-
-__device__ float to_float(float value) { return value; }
-__device__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-__device__ void store(float* to, float value) { *to = value; }
-__device__ void store(__nv_bfloat16* to, float value) { *to = __float2bfloat16_rn(value); }
 
 // One row a block in y, columns in x.
 template <typename T>

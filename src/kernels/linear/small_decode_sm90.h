@@ -16,6 +16,7 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/linear/decode_words_sm90.h"
 #include "kernels/linear/fp4_tiles.h"
 
 namespace lathe {
@@ -27,11 +28,6 @@ namespace lathe {
 //   kHalfPairs  2t, 2t + 16      2t + 1, 2t + 17     then 2t + 8, 2t + 24   2t + 9, 2t + 25
 enum class XOrder { kQuads, kHalfPairs };
 
-__device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
-  uint32_t result;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(selector));
-  return result;
-}
 __device__ __forceinline__ uint32_t mul_bf16x2(uint32_t a, uint32_t b) {
   uint32_t product;
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
@@ -58,23 +54,6 @@ __device__ __forceinline__ void copy_async(uint32_t to, const std::byte* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(kBytes)
                : "memory");
 }
-__device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
-  uint4 v;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address));
-  return v;
-}
-__device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
-  uint2 v;
-  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
-  return v;
-}
-__device__ __forceinline__ uint32_t load_shared_4(uint32_t address) {
-  uint32_t v;
-  asm volatile("ld.shared.b32 %0, [%1];" : "=r"(v) : "r"(address));
-  return v;
-}
 constexpr uint32_t kTwoToThe112 = 0x77807780;  // as two bf16
 constexpr uint32_t kTwoToThe127 = 0x7F007F00;
 
@@ -88,10 +67,10 @@ __device__ __forceinline__ void e2m1_neighbours(uint32_t word, uint32_t (&pairs)
   for (int i = 0; i < 2; ++i) {  // A, B
     const uint32_t selector = i == 0 ? selectors : selectors >> 16;
     const uint32_t signs = (i == 0 ? word : word << 4) & kByteSigns;
-    const uint32_t upper = permute_bytes(0x3F3F3F00u, 0x40404040u, selector) | signs;
-    const uint32_t lower = permute_bytes(0xC0800000u, 0xC0804000u, selector);
-    pairs[2 * i] = permute_bytes(lower, upper, 0x5140);
-    pairs[2 * i + 1] = permute_bytes(lower, upper, 0x7362);
+    const uint32_t upper = select_bytes(0x3F3F3F00u, 0x40404040u, selector) | signs;
+    const uint32_t lower = select_bytes(0xC0800000u, 0xC0804000u, selector);
+    pairs[2 * i] = select_bytes(lower, upper, 0x5140);
+    pairs[2 * i + 1] = select_bytes(lower, upper, 0x7362);
   }
 }
 // A_i B_i: pairs whose halves belong to two groups of 16, which need one word of scales. Times
@@ -104,7 +83,7 @@ __device__ __forceinline__ void e2m1_pairs_apart_16(uint32_t word, uint32_t (&pa
   const uint32_t shifted[4] = {word << 6, word << 2, upper << 6, upper << 2};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const uint32_t signs = permute_bytes(a_signs, b_signs, 0x4000u | i << 4 | i << 12);
+    const uint32_t signs = select_bytes(a_signs, b_signs, 0x4000u | i << 4 | i << 12);
     pairs[i] = select_bits(shifted[i], signs, kMagnitudes);
   }
 }
@@ -120,7 +99,7 @@ struct SmallDecodeMxfp4 {
     uint32_t scales;
   };
   static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales) {
-    return {load_shared_16(codes), load_shared_4(scales)};
+    return {load_shared_128(codes), load_shared_32(scales)};
   }
   // half: columns 32 half .. 32 half + 31, which is a group.
   template <int kHalf>
@@ -159,7 +138,7 @@ struct SmallDecodeNvfp4 {
     uint2 scales;
   };
   static __device__ __forceinline__ Raw load(uint32_t codes, uint32_t scales) {
-    return {load_shared_16(codes), load_shared_8(scales)};
+    return {load_shared_128(codes), load_shared_64(scales)};
   }
   template <int kHalf>
   static __device__ __forceinline__ void decode(const Raw& raw, uint32_t (&a)[2][4]) {
@@ -172,7 +151,7 @@ struct SmallDecodeNvfp4 {
       e2m1_pairs_apart_16(words[row], pairs);
       // The byte shifted by four is a bf16 of 2^-120 times the E4M3 value, subnormals too. It needs
       // 2^(120 + 119), in two products; 448 * 2^119 is still finite.
-      const uint32_t bytes = permute_bytes(scales, 0, 0x4240u + 0x101u * row);
+      const uint32_t bytes = select_bytes(scales, 0, 0x4240u + 0x101u * row);
       const uint32_t scale = mul_bf16x2(mul_bf16x2(bytes * 16, kTwoToThe127), kTwoToThe112);
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[i / 2][i % 2 * 2 + row] = mul_bf16x2(pairs[i], scale);
@@ -198,7 +177,7 @@ struct SmallDecodeInt4 {
     const uint32_t scales = kHalf == 0 ? raw.scales.x : raw.scales.y;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const uint32_t scale = permute_bytes(scales, 0, row == 0 ? 0x1010u : 0x3232u);
+      const uint32_t scale = select_bytes(scales, 0, row == 0 ? 0x1010u : 0x3232u);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         // 128 + nibble as bf16; the nibble is the code + 8.

@@ -174,8 +174,8 @@ __device__ __forceinline__ void read_x(const __nv_bfloat16* x_row, uint32_t (&b)
       }
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
-        b[2 * half + step][0] = permute_bytes(pairs[step], pairs[step + 2], 0x5410);
-        b[2 * half + step][1] = permute_bytes(pairs[step], pairs[step + 2], 0x7632);
+        b[2 * half + step][0] = select_bytes(pairs[step], pairs[step + 2], 0x5410);
+        b[2 * half + step][1] = select_bytes(pairs[step], pairs[step + 2], 0x7632);
       }
     }
   } else {

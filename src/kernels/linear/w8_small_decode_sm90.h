@@ -2,19 +2,15 @@
 #pragma once
 #include <cstdint>
 
-namespace lathe::w8_small {
+#include "kernels/linear/decode_words_sm90.h"
 
-__device__ __forceinline__ uint32_t permute_bytes(uint32_t a, uint32_t b, uint32_t selector) {
-  uint32_t result;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(selector));
-  return result;
-}
+namespace lathe::w8_small {
 
 // Two's complement: the low seven bits as 128 + b, less 128 or, where the sign is set, 256.
 struct DecodeInt8 {
   static __device__ __forceinline__ void decode(uint32_t word, uint32_t& first, uint32_t& second) {
-    first = pair(permute_bytes(word, 0, 0x4140));
-    second = pair(permute_bytes(word, 0, 0x4342));
+    first = pair(select_bytes(word, 0, 0x4140));
+    second = pair(select_bytes(word, 0, 0x4342));
   }
   static __device__ __forceinline__ uint32_t pair(uint32_t bytes) {  // in bits 0..7, 16..23
     constexpr uint32_t k128 = 0x43004300;
@@ -29,8 +25,8 @@ struct DecodeInt8 {
 // E4M3's exponent and mantissa are those of a bf16 2^120 times smaller; subnormals too.
 struct DecodeE4m3 {
   static __device__ __forceinline__ void decode(uint32_t word, uint32_t& first, uint32_t& second) {
-    first = pair(permute_bytes(word, 0, 0x1404));
-    second = pair(permute_bytes(word, 0, 0x3424));
+    first = pair(select_bytes(word, 0, 0x1404));
+    second = pair(select_bytes(word, 0, 0x3424));
   }
   static __device__ __forceinline__ uint32_t pair(uint32_t bytes) {  // in bits 8..15, 24..31
     constexpr uint32_t kTwoToThe120 = 0x7B807B80;

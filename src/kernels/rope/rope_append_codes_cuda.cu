@@ -5,17 +5,13 @@
 #include "kernels/attention/kv_encode_cuda.cuh"
 #include "kernels/attention/kv_rotate_cuda.cuh"
 #include "tensor/cuda_launch.cuh"
+#include "tensor/cuda_numbers.cuh"
 
 namespace lathe {
 namespace {
 
 constexpr int kWarps = 8;
 constexpr int kMaxHeadDim = 256;
-
-__device__ float to_float(float x) { return x; }
-__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ void store(float* y, float x) { *y = x; }
-__device__ void store(__nv_bfloat16* y, float x) { *y = __float2bfloat16_rn(x); }
 
 // RMSNorm with a gain, then the rotation by position, on one head in shared memory.
 __device__ void norm_and_rope(float* head, const float* gain, const RopeAppendArgs& args,
@@ -33,13 +29,7 @@ __device__ void norm_and_rope(float* head, const float* gain, const RopeAppendAr
     __syncwarp();
   }
   const int half = static_cast<int>(args.rotary_dim) / 2;
-  for (int j = lane; j < half; j += 32) {
-    const float cos = args.cos[row * half + j], sin = args.sin[row * half + j];
-    const float a = head[j], b = head[j + half];
-    head[j] = a * cos - b * sin;
-    head[j + half] = b * cos + a * sin;
-  }
-  __syncwarp();
+  rope_head(head, args.cos + row * half, args.sin + row * half, half, lane);
 }
 
 template <typename T>
