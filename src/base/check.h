@@ -9,6 +9,9 @@ namespace lathe {
 #define LATHE_CHECK(condition) \
   ((condition) ? static_cast<void>(0) : ::lathe::check_failed(#condition, __FILE__, __LINE__))
 
+// A place that no caller may reach; `why` says so in the message.
+#define LATHE_UNREACHABLE(why) ::lathe::check_failed(why, __FILE__, __LINE__)
+
 #ifdef LATHE_DEBUG_CHECKS
 #define LATHE_DCHECK(condition) LATHE_CHECK(condition)
 #else

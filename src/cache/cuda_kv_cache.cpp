@@ -76,12 +76,11 @@ KvCudaLayer CudaKvCache::layer(int64_t layer) {
 }
 
 void CudaKvCache::append(int64_t, const float*, const float*, const float*, int64_t, Exec&) {
-  LATHE_CHECK(!"rows of a GPU's cache are appended by rope_append_cuda()");
+  LATHE_UNREACHABLE("rows of a GPU's cache are appended by rope_append_cuda()");
 }
 
 std::span<const KvBlockView> CudaKvCache::views(int64_t, int64_t) {
-  LATHE_CHECK(!"a GPU's cache has no views");
-  return {};
+  LATHE_UNREACHABLE("a GPU's cache has no views");
 }
 
 void CudaKvCache::copy_block(BlockId from, BlockId to) {

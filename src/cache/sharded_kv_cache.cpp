@@ -19,12 +19,11 @@ int64_t ShardedKvCache::bytes_per_block() const {
 }
 
 void ShardedKvCache::append(int64_t, const float*, const float*, const float*, int64_t, Exec&) {
-  LATHE_CHECK(!"rows are appended to the ranks' parts");
+  LATHE_UNREACHABLE("rows are appended to the ranks' parts");
 }
 
 std::span<const KvBlockView> ShardedKvCache::views(int64_t, int64_t) {
-  LATHE_CHECK(!"views are those of the ranks' parts");
-  return {};
+  LATHE_UNREACHABLE("views are those of the ranks' parts");
 }
 
 void ShardedKvCache::copy_block(BlockId from, BlockId to) {

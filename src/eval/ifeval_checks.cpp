@@ -450,8 +450,8 @@ void parse_arguments(const Json& kwargs, Instruction& instruction) {
   if (!kwargs.is_object()) fail(ErrorCode::kCorruptData, "its kwargs must be an object");
   const auto& parameters = instruction.rule->parameters;
   for (const auto& [name, value] : kwargs.items()) {
-    const bool is_known = std::any_of(parameters.begin(), parameters.end(),
-                                      [&](const Parameter& known) { return known.name == name; });
+    const auto is_it = [&name = name](const Parameter& known) { return known.name == name; };
+    const bool is_known = std::any_of(parameters.begin(), parameters.end(), is_it);
     if (!is_known && !value.is_null()) {
       fail(ErrorCode::kCorruptData, "it has no argument '", name.substr(0, 100), "'");
     }
