@@ -146,7 +146,7 @@ Json fit_cache(const CompressFlags& flags, Exec& exec) {
   const std::string codec = (fs::path(flags.out) / kKvCodecFileName).string();
   SoloCommunicator alone;
   const KvFitResult result =
-      run_kv_fit(model, codec, fit, flags.command_line, flags.common.json, alone, exec);
+      run_kv_fit(model, codec, fit, flags.command_line, flags.common.json, alone, exec).front();
   write_fitted_codec(result, codec);
   return kv_fit_json(result, codec);
 }

@@ -1,6 +1,7 @@
 // lathe eval: what a model is worth, and what compressing it cost.
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <memory>
 #include <numeric>
 
@@ -41,29 +42,81 @@ Json eval_perplexity(const EvalFlags& flags, Exec& exec) {
   return json;
 }
 
-// One model, the cache of --kv against an exact one.
+// A cache of --caches: a codec's file, or else a name of --kv.
+RunningKv named_cache(const EvalFlags& flags, const std::string& name) {
+  ModelFlags cache = flags.model;
+  if (std::filesystem::is_regular_file(name)) {
+    cache.kv_codec = name;
+  } else {
+    cache.kv = name;
+  }
+  return RunningKv(cache);
+}
+
+// What queries of a coded cache see depends on it, so it must suit all.
+void take_common_chunk(std::vector<MeasuredModel*> models) {
+  int64_t common = 0;
+  bool differ = false;
+  for (const MeasuredModel* model : models) {
+    const int64_t rows = model->chunk_rows > 0 ? model->chunk_rows : LogitStream::kChunkRows;
+    common = std::gcd(common, rows);
+    differ |= model->chunk_rows != models.front()->chunk_rows;
+  }
+  if (!differ) return;
+  for (MeasuredModel* model : models) model->chunk_rows = common;
+}
+
+// One model, the cache of --kv or each of --caches against an exact one.
 Json eval_cache_divergence(const EvalFlags& flags, Exec& exec) {
   const std::string& path = flags.paths.front();
+  std::vector<RunningKv> caches;
+  for (const std::string& name : flags.caches) caches.push_back(named_cache(flags, name));
   const std::string text = read_text_file(flags.data);
   const LoadedModel loaded(
       path, flags.model, exec,
       {.quiet = flags.common.json, .max_sequence_tokens = flags.windows.seq_len});
+  for (RunningKv& cache : caches) cache.load(loaded.checkpoint());
   const auto windows = text_windows(loaded, text, flags.data, flags.windows);
   const bool exact = model_options(flags.model).dense_dtype == DType::kF32;
   MeasuredModel reference = measured(loaded.model(), exact ? KvFormat::kF32 : KvFormat::kBF16);
-  const MeasuredModel coded = measured(loaded, flags.chunk);
-  reference.chunk_rows = coded.chunk_rows;
+  std::vector<MeasuredModel> models;
+  if (caches.empty()) {
+    models.push_back(measured(loaded, flags.chunk));
+  } else {
+    for (const RunningKv& cache : caches) {
+      models.push_back(measured(loaded.model(), cache, flags.chunk));
+    }
+  }
+  std::vector<MeasuredModel*> coded;
+  for (MeasuredModel& model : models) coded.push_back(&model);
+  take_common_chunk(coded);
+  reference.chunk_rows = models.front().chunk_rows;
   Progress progress("divergence of the cache", count_tokens(windows), "tokens", flags.common.json);
-  Json json = divergence_json(measure_divergence(
-      reference, coded, windows, exec, [&](int64_t tokens) { progress.advance(tokens); }));
+  const std::vector<DivergenceResult> results = measure_divergences(
+      reference, models, windows, exec, [&](int64_t tokens) { progress.advance(tokens); });
+  Json json;
+  if (caches.empty()) {
+    json = divergence_json(results.front());
+    json["kv"] = kv_json(loaded, flags.windows.seq_len);
+  } else {
+    json["caches"] = Json::array();
+    for (std::size_t i = 0; i < caches.size(); ++i) {
+      Json cache = {{"cache", flags.caches[i]}};
+      cache.update(divergence_json(results[i]));
+      cache["kv"] = kv_json(loaded.model(), caches[i], flags.windows.seq_len);
+      json["caches"].push_back(std::move(cache));
+    }
+    json["windows"] = results.front().model.windows;
+    json["seq_len"] = results.front().model.seq_len;
+  }
   json["model"] = path;
   json["reference"] = path + (exact ? " with --kv f32" : " with --kv bf16");
-  json["kv"] = kv_json(loaded, flags.windows.seq_len);
   return json;
 }
 
 Json eval_divergence(const EvalFlags& flags, Exec& exec) {
-  const bool other_cache = !flags.model.kv.empty() || !flags.model.kv_codec.empty();
+  const bool other_cache =
+      !flags.model.kv.empty() || !flags.model.kv_codec.empty() || !flags.caches.empty();
   if (flags.reference.empty() && flags.paths.size() == 1 && other_cache) {
     return eval_cache_divergence(flags, exec);
   }
@@ -93,11 +146,7 @@ Json eval_divergence(const EvalFlags& flags, Exec& exec) {
   Progress progress("divergence from " + reference_path, count_tokens(windows), "tokens",
                     flags.common.json);
   MeasuredModel first = measured(reference, flags.chunk), second = measured(loaded, flags.chunk);
-  if (first.chunk_rows != second.chunk_rows) {  // codecs of other windows, or one codec alone
-    const auto rows = [](int64_t chunk) { return chunk > 0 ? chunk : LogitStream::kChunkRows; };
-    first.chunk_rows = second.chunk_rows =
-        std::gcd(rows(first.chunk_rows), rows(second.chunk_rows));
-  }
+  take_common_chunk({&first, &second});  // codecs of other windows, or one codec alone
   const DivergenceResult result = measure_divergence(
       first, second, windows, exec, [&](int64_t tokens) { progress.advance(tokens); });
   Json json = divergence_json(result);
@@ -114,6 +163,15 @@ void run_eval(const EvalFlags& flags) {
   if (flags.chunk < 0 || flags.chunk > 65536) {
     fail(ErrorCode::kInvalidArgument, "--chunk ", flags.chunk,
          ": 1 to 65536, or 0 for the default");
+  }
+  if (!flags.caches.empty()) {
+    if (flags.task != "kld" || flags.paths.size() != 1 || !flags.reference.empty()) {
+      fail(ErrorCode::kInvalidArgument, "--caches goes with 'eval kld MODEL', one model alone");
+    }
+    if (!flags.model.kv.empty() || !flags.model.kv_codec.empty()) {
+      fail(ErrorCode::kInvalidArgument,
+           "--caches with --kv or --kv-codec: list them all in --caches");
+    }
   }
   if (flags.limit < 0 || flags.max_tokens < 0 || flags.batch < 1 || flags.batch > 1024) {
     fail(ErrorCode::kInvalidArgument,
@@ -153,25 +211,34 @@ void run_eval(const EvalFlags& flags) {
 }  // namespace
 
 MeasuredModel measured(const LoadedModel& loaded, int64_t chunk) {
-  if (chunk == 0 && loaded.kv_codec() != nullptr) {
+  return measured(loaded.model(), loaded.kv(), chunk);
+}
+
+MeasuredModel measured(Model& model, const RunningKv& kv, int64_t chunk) {
+  if (chunk == 0 && kv.codec() != nullptr) {
     // The most at which queries see what they see in decoding.
-    const KvCodecPolicy policy = loaded.kv_codec()->codec->policy();
+    const KvCodecPolicy policy = kv.codec()->codec->policy();
     chunk = std::gcd(LogitStream::kChunkRows, std::gcd(policy.window, policy.chunk_tokens));
   }
-  return {.model = &loaded.model(),
-          .make_cache = [&loaded](int64_t tokens) { return loaded.make_cache(tokens, tokens); },
-          .chunk_rows = chunk};
+  return {
+      .model = &model,
+      .make_cache = [&model, &kv](int64_t tokens) { return kv.make_cache(model, tokens, tokens); },
+      .chunk_rows = chunk};
 }
 
 Json kv_json(const LoadedModel& loaded, int64_t num_tokens) {
-  const ModelConfig& config = loaded.model().config();
+  return kv_json(loaded.model(), loaded.kv(), num_tokens);
+}
+
+Json kv_json(const Model& model, const RunningKv& kv, int64_t num_tokens) {
+  const ModelConfig& config = model.config();
   const double numbers = 2.0 * static_cast<double>(config.num_layers * config.kv_size());
-  Json json = {{"name", loaded.kv_name()}};
-  if (const LoadedKvCodec* codec = loaded.kv_codec()) {
+  Json json = {{"name", kv.name()}};
+  if (const LoadedKvCodec* codec = kv.codec()) {
     const KvCodecFile& file = codec->file;
     const double exact_bits =
-        8.0 * static_cast<double>(
-                  kv_element_size(loaded.model().make_cache(KvFormat::kBF16, 1, 1)->element()));
+        8.0 *
+        static_cast<double>(kv_element_size(model.make_cache(KvFormat::kBF16, 1, 1)->element()));
     json["codec"] = codec->path;
     json["method"] = file.method;
     json["variant"] = file.variant;
@@ -182,7 +249,7 @@ Json kv_json(const LoadedModel& loaded, int64_t num_tokens) {
     json["window"] = file.window;
     return json;
   }
-  const double bits = 8.0 * static_cast<double>(loaded.make_cache(1, 1)->bytes_per_block()) /
+  const double bits = 8.0 * static_cast<double>(kv.make_cache(model, 1, 1)->bytes_per_block()) /
                       static_cast<double>(kBlockSize) / numbers;
   json["bits_per_value"] = bits;
   json["sequence_bits_per_value"] = bits;
@@ -210,6 +277,11 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
       ->type_name("FILE");
   command->add_option("--reference", flags->reference, "kld: the model to compare with")
       ->type_name("MODEL");
+  command
+      ->add_option("--caches", flags->caches,
+                   "kld with one model: each of these caches against bf16, which is computed once; "
+                   "names of --kv and files of 'lathe fit-kv'")
+      ->type_name("CACHE...");
   command
       ->add_option("--windows", flags->windows.max_windows,
                    "perplexity, kld: so many windows from the beginning; 0: the whole text")
@@ -275,6 +347,8 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
       "  lathe eval perplexity smollm2.gguf --data wiki.test.raw --windows 32 --seq-len 512\n"
       "  lathe eval kld smollm2.gguf OUT --data wiki.test.raw --windows 8\n"
       "  lathe eval kld OUT --kv aqua2 --data wiki.test.raw --windows 8\n"
+      "  lathe eval kld OUT --caches q4 higgs2 aqua2 star.safetensors --data wiki.test.raw "
+      "--windows 8\n"
       "  lathe eval passkey OUT --kv aqua2 --data book.txt --lengths 2048 8192\n"
       "  lathe eval gsm8k MODEL OUT --data gsm8k/test.jsonl --limit 200\n"
       "  lathe eval ifeval MODEL OUT --data ifeval/input_data.jsonl --items answers.jsonl\n"

@@ -19,6 +19,7 @@ struct EvalFlags {
   std::string task;
   std::vector<std::string> paths;
   std::string reference;
+  std::vector<std::string> caches;  // kld: names of --kv, files of codecs
   std::string data;
   WindowOptions windows = {.seq_len = 2048, .max_windows = 0};
   int64_t limit = 0;
@@ -34,8 +35,11 @@ struct EvalFlags {
 
 // The model as it was loaded, with the cache of --kv.
 MeasuredModel measured(const LoadedModel& loaded, int64_t chunk);
+// With another cache; both must outlive it.
+MeasuredModel measured(Model& model, const RunningKv& kv, int64_t chunk);
 // What the cache of a sequence of num_tokens tokens takes.
 nlohmann::ordered_json kv_json(const LoadedModel& loaded, int64_t num_tokens);
+nlohmann::ordered_json kv_json(const Model& model, const RunningKv& kv, int64_t num_tokens);
 
 nlohmann::ordered_json eval_passkey(const EvalFlags& flags, Exec& exec);
 

@@ -1,6 +1,8 @@
 #include "cli/eval_report.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -14,6 +16,11 @@ namespace {
 
 // JSON has no NaN: null where a number cannot be known.
 Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
+
+// NaN for null.
+double value(const Json& number) {
+  return number.is_null() ? std::numeric_limits<double>::quiet_NaN() : number.get<double>();
+}
 
 std::string plus_minus(const Json& error, const char* pattern = " ± %.3f") {
   return error.is_null() ? "" : format(pattern, error.get<double>());
@@ -54,8 +61,11 @@ Json compared_perplexity_json(const std::string& second_path,
       {"t_interval_95", {number(interval.low), number(interval.high)}},
       {"bootstrap_interval_95", {number(interval.bootstrap_low), number(interval.bootstrap_high)}},
       {"perplexity_ratio", std::exp(interval.mean)},
-      {"perplexity_ratio_95", {number(std::exp(interval.low)), number(std::exp(interval.high))}},
+      {"perplexity_ratio_95", {nullptr, nullptr}},
   };
+  if (std::isfinite(interval.low) && std::isfinite(interval.high)) {  // more than one window
+    json["paired"]["perplexity_ratio_95"] = {std::exp(interval.low), std::exp(interval.high)};
+  }
   return json;
 }
 
@@ -146,8 +156,8 @@ void write_task_items(const std::string& file, const std::vector<std::string>& p
 namespace {
 
 std::string perplexity_text(const Json& json) {
-  return format("perplexity %.4f", json["perplexity"].get<double>()) +
-         plus_minus(json["standard_error"]) + "   " + json["model"].get<std::string>();
+  return format("perplexity %.4f", value(json["perplexity"])) + plus_minus(json["standard_error"]) +
+         "   " + json["model"].get<std::string>();
 }
 
 std::string ifeval_text(const Json& json) {
@@ -188,19 +198,38 @@ std::string paired_text(const Json& paired) {
   return text;
 }
 
+std::string caches_text(const Json& caches) {
+  std::size_t width = 5;
+  for (const Json& cache : caches)
+    width = std::max(width, cache["cache"].get<std::string>().size());
+  std::string text = std::string(width, ' ') + "   bits  in all   mean KL  same top  perplexity\n";
+  for (const Json& cache : caches) {
+    const std::string name = cache["cache"].get<std::string>();
+    text += name + std::string(width - name.size(), ' ') +
+            format(" %6.3f  %6.3f", cache["kv"]["bits_per_value"].get<double>(),
+                   cache["kv"]["sequence_bits_per_value"].get<double>()) +
+            format("  %8.5f  %6.2f %%  %10.4f\n", value(cache["mean_kl"]),
+                   100 * value(cache["top1_agreement"]), value(cache["perplexity"]));
+  }
+  return text + "bf16" + std::string(width - 4, ' ') +
+         format("%47.4f\n", value(caches[0]["reference_perplexity"]));
+}
+
 }  // namespace
 
 std::string eval_text(const Json& json) {
   const std::string task = json["task"].get<std::string>();
   std::string text;
-  if (task == "kld") {
-    text = format("KL divergence  mean %.5f", json["mean_kl"].get<double>()) +
+  if (json.contains("caches")) {
+    text = caches_text(json["caches"]);
+  } else if (task == "kld") {
+    text = format("KL divergence  mean %.5f", value(json["mean_kl"])) +
            plus_minus(json["mean_kl_standard_error"], " ± %.5f") +
-           format(", median %.5f, 99 %% %.4f nats a token\n", json["median_kl"].get<double>(),
-                  json["p99_kl"].get<double>()) +
-           format("same top token %.2f %%\n", 100 * json["top1_agreement"].get<double>()) +
-           format("perplexity     %.4f, reference %.4f\n", json["perplexity"].get<double>(),
-                  json["reference_perplexity"].get<double>()) +
+           format(", median %.5f, 99 %% %.4f nats a token\n", value(json["median_kl"]),
+                  value(json["p99_kl"])) +
+           format("same top token %.2f %%\n", 100 * value(json["top1_agreement"])) +
+           format("perplexity     %.4f, reference %.4f\n", value(json["perplexity"]),
+                  value(json["reference_perplexity"])) +
            paired_text(json["compared"]) + "\n";
   } else if (task == "passkey") {
     text = format("passkey %.1f %%", 100 * json["accuracy"].get<double>()) +

@@ -50,7 +50,7 @@ Json quality_json(const KvFitQuality& quality, double reconstruction) {
 
 }  // namespace
 
-void add_kv_fit_flags(CLI::App& command, KvFitFlags& flags) {
+void add_kv_codec_flags(CLI::App& command, KvCodecFlags& flags) {
   const auto add = [&](const char* name, auto& value, const char* help, const char* type) {
     return command.add_option(name, value, help)->type_name(type);
   };
@@ -97,7 +97,7 @@ void add_kv_fit_flags(CLI::App& command, KvFitFlags& flags) {
       ->capture_default_str();
 }
 
-KvFitOptions kv_fit_options(const KvFitFlags& flags) {
+KvFitOptions kv_fit_options(const KvCodecFlags& flags) {
   KvFitOptions options;
   options.method = kv_fit_method_from_name(flags.method);
   options.variant = kv_fit_variant_from_name(flags.variant);
@@ -128,11 +128,12 @@ KvFitOptions kv_fit_options(const KvFitFlags& flags) {
   return options;
 }
 
-KvFitResult run_kv_fit(const TextModel& source, const std::string& out, const KvFitFlags& flags,
-                       const std::string& command, bool quiet, Communicator& ranks, Exec& exec) {
+std::vector<KvFitResult> run_kv_fit(const TextModel& source, const std::string& out,
+                                    const KvFitFlags& flags, const std::string& command, bool quiet,
+                                    Communicator& ranks, Exec& exec) {
   KvFitJob job;
   job.source = &source.checkpoint();
-  job.options = kv_fit_options(flags);
+  for (const KvCodecFlags& codec : flags.codecs) job.options.push_back(kv_fit_options(codec));
   std::vector<std::string> texts;
   for (const std::string& path : flags.calibration) texts.push_back(read_calibration_text(path));
   if (texts.empty()) {
@@ -159,7 +160,7 @@ KvFitResult run_kv_fit(const TextModel& source, const std::string& out, const Kv
     if (done > progress.done()) progress.advance(done - progress.done());
   };
   callbacks.canceled = [&] { return interrupt.requested(); };
-  return fit_kv_codec(job, callbacks, exec);
+  return fit_kv_codecs(job, callbacks, exec);
 }
 
 void write_fitted_codec(const KvFitResult& result, const std::string& out) {

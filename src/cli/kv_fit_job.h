@@ -1,4 +1,4 @@
-// From flags to a run of fit_kv_codec(): shared by `fit-kv` and `compress`.
+// From flags to a run of fit_kv_codecs(): shared by `fit-kv` and `compress`.
 #pragma once
 #include <CLI/CLI.hpp>
 #include <cstdint>
@@ -11,7 +11,8 @@
 
 namespace lathe {
 
-struct KvFitFlags {
+// What one codec is.
+struct KvCodecFlags {
   std::string method = "aqua";
   std::string variant = "dense";
   int bits = 2;
@@ -30,6 +31,11 @@ struct KvFitFlags {
   bool no_hadamard = false;
   int64_t sinks = 4;
   int64_t window = 128;
+};
+
+// What it is fitted on.
+struct KvFitFlags {
+  std::vector<KvCodecFlags> codecs = {KvCodecFlags{}};  // in one pass over the model
   std::vector<std::string> calibration;
   int64_t samples = 32;
   int64_t seq_len = 1024;
@@ -38,15 +44,16 @@ struct KvFitFlags {
   // a flag.
   bool hold_out = false;
 };
-void add_kv_fit_flags(CLI::App& command, KvFitFlags& flags);
+void add_kv_codec_flags(CLI::App& command, KvCodecFlags& flags);
 
 // Throws kInvalidArgument for names and numbers that cannot be.
-KvFitOptions kv_fit_options(const KvFitFlags& flags);
+KvFitOptions kv_fit_options(const KvCodecFlags& flags);
 
 // Reads the calibration text (the built-in one when none is named) and fits. Ctrl-C ends it
-// (kCanceled). Working files: beside `out`, gone at the end.
-KvFitResult run_kv_fit(const TextModel& source, const std::string& out, const KvFitFlags& flags,
-                       const std::string& command, bool quiet, Communicator& ranks, Exec& exec);
+// (kCanceled). One result a codec. Working files: beside `out`, gone at the end.
+std::vector<KvFitResult> run_kv_fit(const TextModel& source, const std::string& out,
+                                    const KvFitFlags& flags, const std::string& command, bool quiet,
+                                    Communicator& ranks, Exec& exec);
 
 // Writes the codec; where `out` is the codec of a model directory with a manifest, the manifest
 // lists it from then on.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <deque>
 #include <filesystem>
 #include <memory>
 #include <utility>
@@ -40,28 +41,46 @@ class WorkingDirectory {
   std::string path_;
 };
 
-// Which calibration tokens of the share the fit sees, and what for.
+// Which calibration tokens of the share are kept, and what a fit sees them for.
 struct TokenRows {
-  std::vector<int32_t> row;  // [all tokens], -1 for a sink
-  std::vector<int32_t> train, held_out;
+  std::vector<int32_t> row;  // [all tokens], -1 for a sink of every codec
+  int64_t count = 0;
+  struct Parts {
+    std::vector<int32_t> train, held_out;
+  };
+  std::vector<Parts> parts;  // of each codec
 };
 TokenRows plan_rows(const KvFitJob& job, const RankShare& share) {
   TokenRows rows;
-  int32_t next = 0;
+  rows.parts.resize(job.options.size());
+  int64_t fewest_sinks = job.options.front().num_sinks;
+  for (const KvFitOptions& options : job.options) {
+    fewest_sinks = std::min(fewest_sinks, options.num_sinks);
+  }
+  const auto every = static_cast<std::size_t>(job.held_out_every);
   for (auto i = static_cast<std::size_t>(share.begin); i < static_cast<std::size_t>(share.end);
        ++i) {
-    const auto every = static_cast<std::size_t>(job.held_out_every);
-    auto& part = i % every == every - 1 ? rows.held_out : rows.train;
     for (std::size_t t = 0; t < job.sequences[i].size(); ++t) {
-      if (static_cast<int64_t>(t) < job.options.num_sinks) {
+      if (static_cast<int64_t>(t) < fewest_sinks) {
         rows.row.push_back(-1);
-      } else {
-        part.push_back(next);
-        rows.row.push_back(next++);
+        continue;
+      }
+      const auto row = static_cast<int32_t>(rows.count++);
+      rows.row.push_back(row);
+      for (std::size_t c = 0; c < rows.parts.size(); ++c) {
+        if (static_cast<int64_t>(t) < job.options[c].num_sinks) continue;
+        TokenRows::Parts& parts = rows.parts[c];
+        (i % every == every - 1 ? parts.held_out : parts.train).push_back(row);
       }
     }
   }
   return rows;
+}
+
+Buffer copy_of(const Buffer& buffer) {
+  Buffer copy(buffer.size());
+  std::memcpy(copy.data(), buffer.data(), static_cast<std::size_t>(buffer.size()));
+  return copy;
 }
 
 void check_job(const KvFitJob& job, const Exec& exec) {
@@ -78,7 +97,10 @@ void check_job(const KvFitJob& job, const Exec& exec) {
     fail(ErrorCode::kInvalidArgument, tokens, " calibration tokens are more than 2^30");
   }
   check_token_ids(job.sequences, job.source->config().vocab_size);
-  check_kv_fit_options(job.options, job.source->config());
+  if (job.options.empty()) fail(ErrorCode::kInvalidArgument, "no codec to fit");
+  for (const KvFitOptions& options : job.options) {
+    check_kv_fit_options(options, job.source->config());
+  }
 }
 
 // Ranks that were given different things would wait for one another, or fit to a mixture.
@@ -96,7 +118,8 @@ void check_same_job(const KvFitJob& job, Communicator& ranks) {
 
 }  // namespace
 
-KvFitResult fit_kv_codec(const KvFitJob& job, const KvFitCallbacks& callbacks, Exec& exec) {
+std::vector<KvFitResult> fit_kv_codecs(const KvFitJob& job, const KvFitCallbacks& callbacks,
+                                       Exec& exec) {
   check_job(job, exec);
   const Clock::time_point start = Clock::now();
   const ModelConfig& config = job.source->config();
@@ -107,15 +130,18 @@ KvFitResult fit_kv_codec(const KvFitJob& job, const KvFitCallbacks& callbacks, E
   const std::vector<std::vector<int32_t>> sequences(job.sequences.begin() + own.begin,
                                                     job.sequences.begin() + own.end);
   TokenRows rows = plan_rows(job, own);
-  const auto num_rows = static_cast<int64_t>(rows.train.size() + rows.held_out.size());
-  KvFitResult result;
-  double counts[] = {static_cast<double>(rows.train.size()),
-                     static_cast<double>(rows.held_out.size())};
-  all_reduce_sum(ranks, counts);
-  result.train_tokens = static_cast<int64_t>(counts[0]);
-  result.held_out_tokens = static_cast<int64_t>(counts[1]);
-  KvFitter fitter(config, job.options, std::move(rows.train), std::move(rows.held_out), num_rows,
-                  &ranks);
+  std::vector<KvFitResult> results(job.options.size());
+  std::deque<KvFitter> fitters;
+  for (std::size_t c = 0; c < results.size(); ++c) {
+    TokenRows::Parts& parts = rows.parts[c];
+    double counts[] = {static_cast<double>(parts.train.size()),
+                       static_cast<double>(parts.held_out.size())};
+    all_reduce_sum(ranks, counts);
+    results[c].train_tokens = static_cast<int64_t>(counts[0]);
+    results[c].held_out_tokens = static_cast<int64_t>(counts[1]);
+    fitters.emplace_back(config, job.options[c], std::move(parts.train), std::move(parts.held_out),
+                         rows.count, &ranks);
+  }
 
   const std::string working_directory =
       ranks.rank() == 0 ? job.working_directory : str(job.working_directory, ".", ranks.rank());
@@ -135,8 +161,8 @@ KvFitResult fit_kv_codec(const KvFitJob& job, const KvFitCallbacks& callbacks, E
       }
     };
     report(0);
-    Buffer keys(num_rows * width * int64_t{sizeof(float)});
-    Buffer values(num_rows * width * int64_t{sizeof(float)});
+    Buffer keys(rows.count * width * int64_t{sizeof(float)});
+    Buffer values(rows.count * width * int64_t{sizeof(float)});
     with_context(str("layer ", layer), [&] {
       // As the model is served: bf16 weights stay so, quantized ones run by their kernels.
       const CalibrationLayer packed =
@@ -160,21 +186,28 @@ KvFitResult fit_kv_codec(const KvFitJob& job, const KvFitCallbacks& callbacks, E
           exec);
       job.source->release_pages();
     });
-    fitter.add_layer(std::move(keys), std::move(values), exec);
+    for (KvFitter& fitter : fitters) {
+      const bool last = &fitter == &fitters.back();
+      fitter.add_layer(last ? std::move(keys) : copy_of(keys),
+                       last ? std::move(values) : copy_of(values), exec);
+    }
   }
-  result.layers = fitter.reports();
-  result.file = fitter.finish();
-  result.file.model_fingerprint = kv_model_fingerprint(*job.source);
-  result.file.calibration_hash = digest_of(job.sequences);
-  result.file.created_by = job.created_by;
-  result.seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  return result;
+  for (std::size_t c = 0; c < results.size(); ++c) {
+    KvFitResult& result = results[c];
+    result.layers = fitters[c].reports();
+    result.file = fitters[c].finish();
+    result.file.model_fingerprint = kv_model_fingerprint(*job.source);
+    result.file.calibration_hash = digest_of(job.sequences);
+    result.file.created_by = job.created_by;
+    result.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  }
+  return results;
 }
 
-KvFitPlan plan_kv_fit(const Checkpoint& source, const KvFitOptions& options, int64_t samples,
-                      int64_t seq_len, Exec& exec) {
+KvFitPlan plan_kv_fit(const Checkpoint& source, std::span<const KvFitOptions> options,
+                      int64_t samples, int64_t seq_len, Exec& exec) {
   const ModelConfig& config = source.config();
-  check_kv_fit_options(options, config);
+  for (const KvFitOptions& codec : options) check_kv_fit_options(codec, config);
   const double tokens = static_cast<double>(samples) * static_cast<double>(seq_len);
   const auto width = static_cast<double>(config.kv_size());
   double linear_flops = 0;
@@ -198,7 +231,9 @@ KvFitPlan plan_kv_fit(const Checkpoint& source, const KvFitOptions& options, int
                                  static_cast<double>(config.num_layers);
   // Moments of keys and of values with their inputs, three to four predictions and searches.
   const auto layers = static_cast<double>(config.num_layers);
-  const double fit_flops = tokens * layers * (2 * 9 * width * width + 3 * 2 * 4 * width * width);
+  const auto num_codecs = static_cast<double>(options.size());
+  const double fit_flops =
+      num_codecs * tokens * layers * (2 * 9 * width * width + 3 * 2 * 4 * width * width);
   const double linear_rate =
       1e9 * measure_linear_gflops(std::min<int64_t>(config.hidden_size, 2048),
                                   std::min<int64_t>(config.hidden_size, 2048), ComputeType::kAuto,
@@ -218,13 +253,13 @@ KvFitPlan plan_kv_fit(const Checkpoint& source, const KvFitOptions& options, int
   const double embedding =
       static_cast<double>(config.vocab_size) * static_cast<double>(config.hidden_size) * 2;
   const auto num_rows = static_cast<int64_t>(tokens);
-  plan.memory_bytes =
-      std::max(embedding * 2,
-               8 * largest_layer + step +
-                   static_cast<double>(KvFitter::memory_bytes(config, options, num_rows))) +
-      64e6;
-  const bool predicts = options.method == KvFitMethod::kAqua;
-  plan.codec_bytes = layers * width * 2 * 2 + (predicts ? layers * 4 * width * width * 2 : 0);
+  double held_rows = 0;
+  for (const KvFitOptions& codec : options) {
+    held_rows += static_cast<double>(KvFitter::memory_bytes(config, codec, num_rows));
+    const bool predicts = codec.method == KvFitMethod::kAqua;
+    plan.codec_bytes += layers * width * 2 * 2 + (predicts ? layers * 4 * width * width * 2 : 0);
+  }
+  plan.memory_bytes = std::max(embedding * 2, 8 * largest_layer + step + held_rows) + 64e6;
   return plan;
 }
 

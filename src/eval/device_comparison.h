@@ -12,6 +12,9 @@ namespace lathe {
 
 class DeviceComparison {
  public:
+  // Copies the rows that `reference` has just computed: compare() uses the copy for it from now on.
+  // Needed where its model runs again, with another cache, before the comparison.
+  void keep(const LogitStream& reference);
   // The rows that `stream` has just computed, and, unless null, those of `reference` for the same
   // chunk, over the tokens below `common`.
   std::span<const LogitComparison> compare(const LogitStream* reference, const LogitStream& stream,
@@ -20,6 +23,8 @@ class DeviceComparison {
  private:
   std::vector<int32_t> targets_;
   std::vector<LogitComparison> results_;
+  const LogitStream* kept_stream_ = nullptr;
+  DeviceBuffer kept_rows_;
   DeviceBuffer device_targets_;
   DeviceBuffer device_results_;
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <numeric>
 
 #include "base/check.h"
@@ -22,9 +23,10 @@ int64_t longest(std::span<const std::vector<int32_t>> windows) {
   return static_cast<int64_t>(length);
 }
 
-LogitStream stream_of(const MeasuredModel& measured, int64_t window_tokens, Exec& exec) {
-  return LogitStream(*measured.model, measured.make_cache(window_tokens), window_tokens,
-                     measured.chunk_rows, exec, /*stay=*/true);
+std::unique_ptr<LogitStream> stream_of(const MeasuredModel& measured, int64_t window_tokens,
+                                       Exec& exec) {
+  return std::make_unique<LogitStream>(*measured.model, measured.make_cache(window_tokens),
+                                       window_tokens, measured.chunk_rows, exec, /*stay=*/true);
 }
 
 // NaN where there are too few values to tell.
@@ -65,6 +67,13 @@ RowComparison compare_rows(std::span<const float> reference, std::span<const flo
 // only model_nll counts then), where the rows are.
 class ChunkComparison {
  public:
+  // Before the reference's model computes something else: its rows are needed until the next chunk.
+  void keep([[maybe_unused]] const LogitStream& reference) {
+#ifdef LATHE_HAS_CUDA
+    if (reference.device_rows() != nullptr) device_.keep(reference);
+#endif
+  }
+
   std::span<const RowComparison> compare(const LogitStream* reference, const LogitStream& stream,
                                          std::size_t common, Exec& exec) {
     rows_.assign(static_cast<std::size_t>(stream.num_rows()), {});
@@ -99,6 +108,41 @@ class ChunkComparison {
 #endif
 };
 
+// What one model's windows add up to.
+class DivergenceSums {
+ public:
+  void begin_window() { kl_ = nll_ = 0; }
+  void add(const RowComparison& row) {
+    kl_ += row.kl;
+    nll_ += row.model_nll;
+    agreements_ += row.same_top;
+    token_kl_.push_back(static_cast<float>(row.kl));
+  }
+  void end_window(std::size_t tokens) {
+    window_nll_.push_back(nll_);
+    window_kl_.push_back(kl_ / static_cast<double>(tokens - 1));
+  }
+  DivergenceResult result(std::vector<double> reference_nll, int64_t seq_len) && {
+    DivergenceResult result;
+    result.mean_kl = mean_interval(window_kl_).mean;
+    result.mean_kl_error = standard_error_of_mean(window_kl_);
+    result.median_kl = quantile(token_kl_, 0.5);
+    result.p99_kl = quantile(token_kl_, 0.99);
+    result.max_kl = quantile(token_kl_, 1);
+    result.top1_agreement =
+        static_cast<double>(agreements_) / static_cast<double>(token_kl_.size());
+    result.reference = summarize_perplexity(std::move(reference_nll), seq_len);
+    result.model = summarize_perplexity(std::move(window_nll_), seq_len);
+    return result;
+  }
+
+ private:
+  double kl_ = 0, nll_ = 0;  // of the window
+  std::vector<double> window_nll_, window_kl_;
+  std::vector<float> token_kl_;
+  int64_t agreements_ = 0;
+};
+
 }  // namespace
 
 PerplexityResult summarize_perplexity(std::vector<double> window_nll, int64_t seq_len) {
@@ -131,15 +175,15 @@ PerplexityResult measure_perplexity(const MeasuredModel& model,
                                     std::span<const std::vector<int32_t>> windows, Exec& exec,
                                     const WindowDone& done) {
   LATHE_CHECK(!windows.empty());
-  LogitStream stream = stream_of(model, longest(windows), exec);
+  const std::unique_ptr<LogitStream> stream = stream_of(model, longest(windows), exec);
   ChunkComparison comparison;
   const auto vocab_size = static_cast<std::size_t>(model.model->config().vocab_size);
   std::vector<double> window_nll;
   for (const std::vector<int32_t>& window : windows) {
     double nll = 0;
-    stream.begin(window);
-    while (stream.next()) {
-      for (const RowComparison& row : comparison.compare(nullptr, stream, vocab_size, exec)) {
+    stream->begin(window);
+    while (stream->next()) {
+      for (const RowComparison& row : comparison.compare(nullptr, *stream, vocab_size, exec)) {
         nll += row.model_nll;
       }
     }
@@ -160,53 +204,65 @@ DivergenceResult measure_divergence(Model& reference, KvFormat reference_kv_form
 DivergenceResult measure_divergence(const MeasuredModel& reference, const MeasuredModel& model,
                                     std::span<const std::vector<int32_t>> windows, Exec& exec,
                                     const WindowDone& done) {
-  LATHE_CHECK(!windows.empty() && reference.chunk_rows == model.chunk_rows);
-  const int64_t common =
-      std::min(reference.model->config().vocab_size, model.model->config().vocab_size);
+  return measure_divergences(reference, {&model, 1}, windows, exec, done).front();
+}
+
+std::vector<DivergenceResult> measure_divergences(const MeasuredModel& reference,
+                                                  std::span<const MeasuredModel> models,
+                                                  std::span<const std::vector<int32_t>> windows,
+                                                  Exec& exec, const WindowDone& done) {
+  LATHE_CHECK(!windows.empty() && !models.empty());
+  int64_t common = reference.model->config().vocab_size;
+  for (const MeasuredModel& model : models) {
+    LATHE_CHECK(reference.chunk_rows == model.chunk_rows);
+    common = std::min(common, model.model->config().vocab_size);
+  }
   for (const auto& window : windows) {
     for (const int32_t id : window) {
       if (id >= common) {
         fail(ErrorCode::kInvalidArgument, "token ", id, " is beyond the ", common,
-             " tokens that both models know: they have different tokenizers");
+             " tokens that all models know: they have different tokenizers");
       }
     }
   }
-  LogitStream reference_stream = stream_of(reference, longest(windows), exec);
-  LogitStream stream = stream_of(model, longest(windows), exec);
+  const std::unique_ptr<LogitStream> reference_stream =
+      stream_of(reference, longest(windows), exec);
+  std::vector<std::unique_ptr<LogitStream>> streams;
+  bool shares_model = false;
+  for (const MeasuredModel& model : models) {
+    streams.push_back(stream_of(model, longest(windows), exec));
+    shares_model |= model.model == reference.model;
+  }
   ChunkComparison comparison;
-  std::vector<double> reference_nll, model_nll, window_kl;
-  std::vector<float> token_kl;
-  int64_t agreements = 0;
+  std::vector<double> reference_nll;
+  std::vector<DivergenceSums> sums(models.size());
   for (const std::vector<int32_t>& window : windows) {
-    double kl = 0, reference_sum = 0, model_sum = 0;
-    reference_stream.begin(window);
-    stream.begin(window);
-    while (reference_stream.next() && stream.next()) {
-      for (const RowComparison& row :
-           comparison.compare(&reference_stream, stream, static_cast<std::size_t>(common), exec)) {
-        kl += row.kl;
-        reference_sum += row.reference_nll;
-        model_sum += row.model_nll;
-        agreements += row.same_top;
-        token_kl.push_back(static_cast<float>(row.kl));
+    double reference_sum = 0;
+    reference_stream->begin(window);
+    for (std::size_t m = 0; m < models.size(); ++m) {
+      streams[m]->begin(window);
+      sums[m].begin_window();
+    }
+    while (reference_stream->next()) {
+      if (shares_model) comparison.keep(*reference_stream);
+      for (std::size_t m = 0; m < models.size(); ++m) {
+        LATHE_CHECK(streams[m]->next());
+        for (const RowComparison& row : comparison.compare(
+                 reference_stream.get(), *streams[m], static_cast<std::size_t>(common), exec)) {
+          if (m == 0) reference_sum += row.reference_nll;
+          sums[m].add(row);
+        }
       }
     }
     reference_nll.push_back(reference_sum);
-    model_nll.push_back(model_sum);
-    window_kl.push_back(kl / static_cast<double>(window.size() - 1));
+    for (DivergenceSums& sum : sums) sum.end_window(window.size());
     if (done) done(static_cast<int64_t>(window.size()));
   }
-  const int64_t seq_len = longest(windows);
-  DivergenceResult result;
-  result.mean_kl = mean_interval(window_kl).mean;
-  result.mean_kl_error = standard_error_of_mean(window_kl);
-  result.median_kl = quantile(token_kl, 0.5);
-  result.p99_kl = quantile(token_kl, 0.99);
-  result.max_kl = quantile(token_kl, 1);
-  result.top1_agreement = static_cast<double>(agreements) / static_cast<double>(token_kl.size());
-  result.reference = summarize_perplexity(std::move(reference_nll), seq_len);
-  result.model = summarize_perplexity(std::move(model_nll), seq_len);
-  return result;
+  std::vector<DivergenceResult> results;
+  for (DivergenceSums& sum : sums) {
+    results.push_back(std::move(sum).result(reference_nll, longest(windows)));
+  }
+  return results;
 }
 
 }  // namespace lathe

@@ -47,7 +47,7 @@ PerplexityResult measure_perplexity(Model& model, KvFormat kv_format,
 // From the windows' nll, all of the same length.
 PerplexityResult summarize_perplexity(std::vector<double> window_nll, int64_t seq_len);
 
-// Both models over the same windows, side by side; one chunk of logits of each in memory.
+// Two models over the same windows, side by side; one chunk of logits of each in memory.
 struct DivergenceResult {
   double mean_kl = 0;        // KL(reference || model) in nats per token
   double mean_kl_error = 0;  // standard error, from the windows; NaN for one window
@@ -57,9 +57,14 @@ struct DivergenceResult {
   double top1_agreement = 0;  // share of positions where both find the same token most probable
   PerplexityResult reference, model;
 };
-// Vocabularies of different size (padding) are compared over the common ids. Throws
-// kInvalidArgument when a target lies beyond them.
-// The two may be one model with two caches; chunk_rows must be the same.
+// Each of several models against one reference, whose predictions are computed once; in the order
+// of `models`, at least one. Vocabularies of different size (padding) are compared over the common
+// ids. Throws kInvalidArgument when a target lies beyond them. They may be one model with several
+// caches; chunk_rows must be the same.
+std::vector<DivergenceResult> measure_divergences(const MeasuredModel& reference,
+                                                  std::span<const MeasuredModel> models,
+                                                  std::span<const std::vector<int32_t>> windows,
+                                                  Exec& exec, const WindowDone& done = nullptr);
 DivergenceResult measure_divergence(const MeasuredModel& reference, const MeasuredModel& model,
                                     std::span<const std::vector<int32_t>> windows, Exec& exec,
                                     const WindowDone& done = nullptr);

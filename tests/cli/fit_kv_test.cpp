@@ -106,6 +106,61 @@ TEST(FitKv, WritesWhereItIsToldAndRefusesOtherModels) {
   expect_error({"eval", "perplexity", other, "--kv-codec", codec, "--data", text}, 2, "fit-kv");
 }
 
+TEST(FitKv, SweepsCodecsThatAreMeasuredTogether) {
+  const std::string directory = temporary_directory();
+  const std::string text = long_text();
+  const std::string aqua = directory + "/a.safetensors", star = directory + "/b.safetensors";
+  const std::string sweep = directory + "/sweep";
+  write_file_atomically(sweep, "# two codecs\n\n" + aqua + "\n  " + star +
+                                   " --variant star --group-layers 2 --bits 3\r\n");
+  const std::vector<std::string> fit = {
+      "fit-kv", tiny_checkpoint(), "--calibration", text,       "--samples", "8", "--seq-len",
+      "64",     "--sweep",         sweep,           "--window", "16"};
+  const Json fitted = json_of(fit);
+  ASSERT_EQ(fitted["codecs"].size(), 2u);
+  EXPECT_EQ(fitted["codecs"][0]["codec"], aqua);
+  EXPECT_EQ(fitted["codecs"][0]["bits"], 2);
+  EXPECT_EQ(fitted["codecs"][1]["variant"], "star");
+  EXPECT_EQ(fitted["codecs"][1]["bits"], 3);
+  EXPECT_EQ(fitted["codecs"][1]["window"], 16);
+
+  const std::vector<std::string> data = {"--data", text, "--windows", "2", "--seq-len", "256"};
+  const auto measure = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {"eval", "kld", tiny_checkpoint()});
+    arguments.insert(arguments.end(), data.begin(), data.end());
+    return json_of(arguments);
+  };
+  const Json together = measure({"--caches", "q4", aqua, star});
+  ASSERT_EQ(together["caches"].size(), 3u);
+  const std::vector<std::vector<std::string>> alone = {
+      {"--kv", "q4"}, {"--kv-codec", aqua}, {"--kv-codec", star}};
+  for (std::size_t i = 0; i < alone.size(); ++i) {
+    SCOPED_TRACE(i);
+    const Json one = measure(alone[i]);
+    EXPECT_GT(one["mean_kl"].get<double>(), 0);
+    for (const char* key : {"mean_kl", "perplexity", "reference_perplexity", "kv", "compared"}) {
+      EXPECT_EQ(together["caches"][i][key], one[key]) << key;
+    }
+  }
+
+  const auto refuse = [&](const std::string& lines, const std::string& part) {
+    write_file_atomically(sweep, lines);
+    expect_error(fit, 2, part);
+  };
+  refuse("# nothing\n", "no codec");
+  refuse(aqua + "\n" + aqua + " --bits 3\n", ":2: " + aqua);
+  refuse(aqua + " --bits 9\n", aqua + ": --bits 9");
+  refuse(aqua + " --variant new\n", "sweep:1");
+  refuse(aqua + " --samples 9\n", "sweep:1");
+  refuse("--bits 2\n", "sweep:1");
+  expect_error({"eval", "kld", tiny_checkpoint(), "--data", text, "--caches", "nosuch"}, 2,
+               "nosuch");
+  expect_error({"eval", "kld", tiny_checkpoint(), "--data", text, "--caches", "q4", "--kv", "q4"},
+               2, "--caches");
+  expect_error({"eval", "perplexity", tiny_checkpoint(), "--data", text, "--caches", "q4"}, 2,
+               "--caches");
+}
+
 TEST(FitKv, SaysWhatItWillTake) {
   const Json plan = json_of({"fit-kv", tiny_checkpoint(), "--plan"});
   EXPECT_GT(plan["memory_bytes"].get<double>(), 1e6);

@@ -156,6 +156,20 @@ TEST(Eval, AModelAgainstItself) {
   EXPECT_EQ(kld["top1_agreement"], 1.0);
 }
 
+// One window has no spread to tell an error by.
+TEST(Eval, OneWindowIsEnough) {
+  const std::string text = sample_text();
+  for (const char* cache : {"--kv", "--caches"}) {
+    const ProgramResult result = run_lathe({"eval", "kld", tiny_checkpoint(), cache, "q4", "--data",
+                                            text, "--windows", "1", "--seq-len", "32"});
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    EXPECT_NE(result.out.find("q4"), std::string::npos) << result.out;
+  }
+  const Json kld = json_of({"eval", "kld", tiny_checkpoint(), "--kv", "q4", "--data", text,
+                            "--windows", "1", "--seq-len", "32", "--json"});
+  EXPECT_TRUE(kld["compared"]["perplexity_ratio_95"][0].is_null());
+}
+
 TEST(Eval, TasksRunToTheEnd) {
   const std::string directory = temporary_directory();
   write_file_atomically(directory + "/gsm8k.jsonl",

@@ -315,12 +315,15 @@ TEST_F(KvFit, AModelsCodecWorksInItsCache) {
   job.source = checkpoint.get();
   job.sequences = random_sequences(9, 100, 101, 3);
   job.working_directory = directory + "/working";
-  job.options.window = 32;
-  job.options.chunk_tokens = 32;
+  job.options.resize(1);
+  job.options[0].window = 32;
+  job.options[0].chunk_tokens = 32;
   std::vector<double> fractions;
-  const KvFitResult result = fit_kv_codec(
-      job, {.on_progress = [&](int64_t, double fraction) { fractions.push_back(fraction); }},
-      exec_);
+  const KvFitResult result =
+      fit_kv_codecs(
+          job, {.on_progress = [&](int64_t, double fraction) { fractions.push_back(fraction); }},
+          exec_)
+          .front();
   EXPECT_FALSE(std::filesystem::exists(job.working_directory));
   EXPECT_TRUE(std::is_sorted(fractions.begin(), fractions.end()));
   EXPECT_EQ(result.train_tokens, 8 * 96);  // without four sinks each
@@ -354,6 +357,37 @@ TEST_F(KvFit, AModelsCodecWorksInItsCache) {
   EXPECT_NE(one, measure_perplexity(*model, KvFormat::kF32, windows, exec_).window_nll);
 }
 
+// Codecs fitted in one pass are those that are fitted alone, also where their sinks differ.
+TEST_F(KvFit, SeveralCodecsInOnePassAreThoseOfOnePassEach) {
+  const TemporaryDirectory temporary;
+  const std::string& directory = temporary.path();
+  write_random_model(directory, kQwen2Config, 7);
+  const auto checkpoint = Checkpoint::open(directory);
+  KvFitJob job;
+  job.source = checkpoint.get();
+  job.sequences = random_sequences(8, 60, 101, 3);
+  job.working_directory = directory + "/working";
+  job.options.resize(3);
+  job.options[1].variant = KvFitVariant::kLatent;
+  job.options[1].bits = 3;
+  job.options[2].method = KvFitMethod::kHiggs;
+  job.options[2].num_sinks = 0;
+  const std::vector<KvFitResult> together = fit_kv_codecs(job, {}, exec_);
+  ASSERT_EQ(together.size(), 3u);
+  EXPECT_EQ(together[0].train_tokens, 7 * 56);
+  EXPECT_EQ(together[2].train_tokens, 7 * 60);
+  const std::vector<KvFitOptions> all = job.options;
+  for (std::size_t c = 0; c < all.size(); ++c) {
+    SCOPED_TRACE(c);
+    job.options = {all[c]};
+    const KvFitResult alone = std::move(fit_kv_codecs(job, {}, exec_).front());
+    EXPECT_EQ(kv_codec_fingerprint(together[c].file), kv_codec_fingerprint(alone.file));
+    EXPECT_EQ(together[c].layers.back().value_reconstruction,
+              alone.layers.back().value_reconstruction);
+    EXPECT_EQ(together[c].held_out_tokens, alone.held_out_tokens);
+  }
+}
+
 TEST_F(KvFit, AJobIsCheckedAndCanBeStopped) {
   const TemporaryDirectory temporary;
   const std::string& directory = temporary.path();
@@ -362,9 +396,10 @@ TEST_F(KvFit, AJobIsCheckedAndCanBeStopped) {
   KvFitJob job;
   job.source = checkpoint.get();
   job.working_directory = directory + "/working";
+  job.options.resize(1);
   const auto code = [&](const KvFitCallbacks& callbacks) {
     try {
-      fit_kv_codec(job, callbacks, exec_);
+      fit_kv_codecs(job, callbacks, exec_);
     } catch (const Error& error) {
       return error.code();
     }
@@ -375,9 +410,14 @@ TEST_F(KvFit, AJobIsCheckedAndCanBeStopped) {
   job.sequences[2][4] = 101;
   EXPECT_EQ(code({}), ErrorCode::kInvalidArgument);  // not a token
   job.sequences[2][4] = 100;
-  job.options.num_sinks = 20;
+  job.options[0].num_sinks = 20;
   EXPECT_EQ(code({}), ErrorCode::kInvalidArgument);  // nothing behind the sinks
-  job.options.num_sinks = 4;
+  job.options[0].num_sinks = 4;
+  job.options.emplace_back().bits = 5;
+  EXPECT_EQ(code({}), ErrorCode::kInvalidArgument);  // one of two cannot be
+  job.options.clear();
+  EXPECT_EQ(code({}), ErrorCode::kInvalidArgument);  // no codec
+  job.options.resize(1);
   int asked = 0;
   EXPECT_EQ(code({.canceled = [&] { return ++asked > 3; }}), ErrorCode::kCanceled);
   EXPECT_FALSE(std::filesystem::exists(job.working_directory));

@@ -1,5 +1,5 @@
-// What decoding packed weights needs of PTX: words from shared memory, by 32-bit addresses, and their
-// bytes.
+// What decoding packed weights needs of PTX: words from shared memory, by 32-bit addresses, and
+// their bytes.
 #pragma once
 #include <cstdint>
 
