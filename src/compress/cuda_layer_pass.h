@@ -18,9 +18,9 @@ class CudaLayerPass {
   CudaLayerPass(const ModelConfig& config, int64_t cache_tokens, int64_t longest,
                 const RopeFrequencies& full, const RopeFrequencies& sliding, int device);
 
-  CudaDecoderLayer pack(const LayerWeights& weights) {
+  CudaDecoderLayer pack(const LayerWeights& weights, ComputeType compute) {
     context_.use();
-    return make_cuda_layer(config_, weights, ComputeType::kF32, context_);
+    return make_cuda_layer(config_, weights, compute, context_);
   }
   KvCache& cache() { return cache_; }
   // hidden: [positions.size(), hidden_size] on the host, updated in place. The rows have been

@@ -41,8 +41,8 @@ struct KvFitResult {
 };
 
 // One result for each of job.options, in one pass over the model; their `seconds` are the whole
-// run's. CPU only. Throws kInvalidArgument (options, no sequences to judge by), kUnsupported,
-// kCanceled, kIo.
+// run's. On a GPU the model runs there and the fit here. Throws kInvalidArgument (options, no
+// sequences to judge by), kUnsupported, kCanceled, kIo.
 std::vector<KvFitResult> fit_kv_codecs(const KvFitJob& job, const KvFitCallbacks& callbacks,
                                        Exec& exec);
 

@@ -9,6 +9,7 @@
 #include "quant/hadamard.h"
 
 #ifdef LATHE_HAS_CUDA
+#include "compress/cuda_capture.h"
 #include "compress/cuda_layer_pass.h"
 #include "compress/cuda_layer_statistics.h"
 #endif
@@ -201,7 +202,8 @@ CalibrationLayer LayerPass::pack(const LayerWeights& weights, Exec& exec, Comput
   layer.is_sliding = config_.layer_is_sliding[static_cast<std::size_t>(weights.layer)];
 #ifdef LATHE_HAS_CUDA
   if (device_ != nullptr) {
-    layer.device = std::make_shared<const CudaDecoderLayer>(device_->pack(weights));
+    layer.device = std::make_shared<const CudaDecoderLayer>(device_->pack(weights, compute));
+    if (!weights.k_norm.empty()) layer.host.k_norm = weights.k_norm.clone();
     return layer;
   }
 #endif
@@ -211,20 +213,32 @@ CalibrationLayer LayerPass::pack(const LayerWeights& weights, Exec& exec, Comput
 
 void LayerPass::forward(const CalibrationLayer& layer, std::span<const KvRows> rows,
                         std::span<const int64_t> positions, const Collection* collection,
-                        bool held_out, LayerTap* capture, float* hidden, Exec& exec) {
+                        bool held_out, const StepCapture* capture, float* hidden, Exec& exec) {
 #ifdef LATHE_HAS_CUDA
   if (device_ != nullptr) {
-    std::optional<CudaStatisticsTap> tap;
+    LATHE_CHECK(capture == nullptr || capture->inputs == nullptr);  // ranks are on CPUs
+    std::optional<CudaStatisticsTap> statistics;
+    std::optional<CudaCaptureTap> keys_values;
+    CudaLayerTap* tap = nullptr;
     if (collection != nullptr) {
-      tap.emplace(collection->options, collection->statistics, held_out);
+      tap = &statistics.emplace(collection->options, collection->statistics, held_out);
+    } else if (capture != nullptr) {
+      tap = &keys_values.emplace(config_, layer.host.k_norm, *capture->keys_values,
+                                 capture->first_token, exec);
     }
-    device_->forward(*layer.device, rows, positions, tap ? &*tap : nullptr, hidden, exec);
+    device_->forward(*layer.device, rows, positions, tap, hidden, exec);
     return;
   }
 #endif
-  std::optional<StatisticsTap> tap;
+  std::optional<StatisticsTap> statistics;
+  std::optional<CaptureTap> keys_values;
+  LayerTap* tap = nullptr;
   if (collection != nullptr) {
-    tap.emplace(collection->options, collection->statistics, held_out, exec);
+    tap = &statistics.emplace(collection->options, collection->statistics, held_out, exec);
+  } else if (capture != nullptr && capture->keys_values != nullptr) {
+    tap = &keys_values.emplace(*capture->keys_values, capture->first_token);
+  } else if (capture != nullptr) {
+    tap = capture->inputs;
   }
   const Workspace::Scope scope(exec.workspace);
   const RopeRows rope = rope_rows(layer.is_sliding ? rope_sliding_ : rope_full_, positions, exec);
@@ -236,7 +250,7 @@ void LayerPass::forward(const CalibrationLayer& layer, std::span<const KvRows> r
                    .sequences = rows,
                    .cache = *cache_,
                    .cache_layer = 0,
-                   .tap = tap ? &*tap : capture},
+                   .tap = tap},
                   hidden, static_cast<int64_t>(positions.size()), exec);
   } catch (...) {
     cache_->abandon_step();
@@ -246,7 +260,7 @@ void LayerPass::forward(const CalibrationLayer& layer, std::span<const KvRows> r
 }
 
 void LayerPass::run_step(const CalibrationLayer& layer, int64_t first, int64_t count,
-                         const Collection* collection, bool held_out, LayerTap* capture,
+                         const Collection* collection, bool held_out, const StepCapture* capture,
                          Exec& exec) {
   while (static_cast<int64_t>(sequences_.size()) < count) {
     sequences_.push_back(cache_->new_sequence());
@@ -289,9 +303,10 @@ void LayerPass::run(const CalibrationLayer& layer, const Collection* collection,
       num_rows += store_.length(first + count);
       ++count;
     }
-    std::optional<CaptureTap> tap;
-    if (capture != nullptr) tap.emplace(*capture, store_.tokens_before(first));
-    run_step(layer, first, count, collection, held_out, tap ? &*tap : nullptr, exec);
+    const StepCapture handed_out = {.keys_values = capture,
+                                    .first_token = store_.tokens_before(first)};
+    run_step(layer, first, count, collection, held_out, capture != nullptr ? &handed_out : nullptr,
+             exec);
     if (write_outputs) store_.write(layer.index + 1, first, count, hidden_.data());
     first += count;
     if (on_tokens) on_tokens(store_.tokens_before(first));
@@ -309,7 +324,9 @@ void LayerPass::run_on_ranks(const CalibrationLayer& layer, const Collection* co
     const int64_t sequence = first + store_.ranks().rank();
     RecordingTap tap(collection != nullptr ? collection->options.kinds : nothing);
     if (sequence < store_.num_sequences()) {
-      run_step(layer, sequence, 1, nullptr, false, collection != nullptr ? &tap : nullptr, exec);
+      const StepCapture capture = {.inputs = &tap};
+      run_step(layer, sequence, 1, nullptr, false, collection != nullptr ? &capture : nullptr,
+               exec);
       if (write_outputs) store_.write(layer.index + 1, sequence, 1, hidden_.data());
     }
     if (collection != nullptr) add_round(first, *collection, tap, exec);
@@ -372,11 +389,6 @@ void LayerPass::propagate(const CalibrationLayer& layer, const OnTokens& on_toke
 void LayerPass::propagate_and_capture(const CalibrationLayer& layer,
                                       const OnKeysValues& on_keys_values, const OnTokens& on_tokens,
                                       Exec& exec) {
-#ifdef LATHE_HAS_CUDA
-  if (device_ != nullptr) {
-    fail(ErrorCode::kUnsupported, "keys and values are captured on the CPU only; use --device cpu");
-  }
-#endif
   run(layer, nullptr, &on_keys_values, on_tokens, exec);
 }
 

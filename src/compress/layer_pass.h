@@ -80,7 +80,7 @@ class LayerPass {
   LayerPass(const ModelConfig& config, HiddenStore& store, int64_t max_rows, const Exec& exec);
   ~LayerPass();
 
-  // weights: dense or quantized; computed with in fp32, or (CPU only) in `compute`.
+  // weights: dense or quantized; computed with in `compute`.
   CalibrationLayer pack(const LayerWeights& weights, Exec& exec,
                         ComputeType compute = ComputeType::kF32);
 
@@ -92,7 +92,7 @@ class LayerPass {
                           const OnTokens& on_tokens, Exec& exec);
   // Reads the inputs of the layer and writes its outputs, whole on disk at return.
   void propagate(const CalibrationLayer& layer, const OnTokens& on_tokens, Exec& exec);
-  // The same, and hands out the keys and values of all tokens in order, step by step. CPU only.
+  // The same, and hands out the keys and values of all tokens in order, step by step.
   // keys (before RoPE), values: [rows, kv_size] with the given row stride, valid during the call.
   using OnKeysValues = std::function<void(int64_t first_token, const float* keys,
                                           const float* values, int64_t stride, int64_t rows)>;
@@ -105,6 +105,13 @@ class LayerPass {
     const CollectOptions& options;
     LayerStatistics& statistics;
   };
+  // What a step hands out beside its statistics: its linear inputs to a tap, or its keys and
+  // values.
+  struct StepCapture {
+    LayerTap* inputs = nullptr;
+    const OnKeysValues* keys_values = nullptr;
+    int64_t first_token = 0;
+  };
   // collection: null while propagating. capture: null unless keys and values are wanted.
   void run(const CalibrationLayer& layer, const Collection* collection, const OnKeysValues* capture,
            const OnTokens& on_tokens, Exec& exec);
@@ -113,10 +120,11 @@ class LayerPass {
   // Inputs of the round's sequences, from the rank that ran each, to all.
   void add_round(int64_t first, const Collection& collection, RecordingTap& own, Exec& exec);
   void run_step(const CalibrationLayer& layer, int64_t first, int64_t count,
-                const Collection* collection, bool held_out, LayerTap* capture, Exec& exec);
+                const Collection* collection, bool held_out, const StepCapture* capture,
+                Exec& exec);
   void forward(const CalibrationLayer& layer, std::span<const KvRows> rows,
                std::span<const int64_t> positions, const Collection* collection, bool held_out,
-               LayerTap* capture, float* hidden, Exec& exec);
+               const StepCapture* capture, float* hidden, Exec& exec);
 
   ModelConfig config_;
   ModelConfig cache_config_;  // of a cache of one layer

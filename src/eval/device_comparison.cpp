@@ -1,6 +1,7 @@
 #include "eval/device_comparison.h"
 
 #include "tensor/copy_to_device.h"
+#include "tensor/cuda_check.h"
 
 namespace lathe {
 

@@ -164,6 +164,7 @@ void LayerForward::attention_branch(PendingBranch pending, void* out) {
   void* qkv = allocate(num_rows_ * stride, element);
   linear(layer_.qkv, LinearKind::kQkv, -1, num_rows_, qkv, element,
          [&](const QuantizedTarget& target) { norm(pending, layer_.input_norm, target); });
+  if (step_.tap != nullptr) step_.tap->on_projections(qkv, element, stride, num_rows_, stream_);
 
   rope_append_cuda({.qkv = qkv,
                     .element = element,

@@ -26,6 +26,11 @@ class CudaLayerTap {
   // enqueued on `stream`.
   virtual void on_linear_input(LinearKind kind, int64_t expert, const float* x, int64_t rows,
                                int64_t k, CudaStream stream) = 0;
+  // Queries, keys and values as the projections leave them, before any norm and RoPE: [rows,
+  // (num_heads + 2 num_kv_heads) * head_dim] of `element` with the given row stride. Valid as
+  // above.
+  virtual void on_projections(const void* /*qkv*/, CudaElement /*element*/, int64_t /*stride*/,
+                              int64_t /*rows*/, CudaStream /*stream*/) {}
 };
 
 class CudaStackedLinear {

@@ -33,8 +33,7 @@ TEST(DivergenceCuda, OfTwoCachesOfOneModelIsThatOfTheCpu) {
   EXPECT_GT(cpu.mean_kl, 1e-5);
   // Other roundings of the same cache: the mean over 398 tokens of what FP8 costs stays.
   EXPECT_NEAR(gpu.mean_kl, cpu.mean_kl, 0.2 * cpu.mean_kl);
-  EXPECT_NEAR(gpu.reference.perplexity, cpu.reference.perplexity,
-              0.01 * cpu.reference.perplexity);
+  EXPECT_NEAR(gpu.reference.perplexity, cpu.reference.perplexity, 0.01 * cpu.reference.perplexity);
 }
 
 }  // namespace
