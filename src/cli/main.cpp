@@ -1,8 +1,10 @@
 // The program: finds the command, runs it, turns errors into one line and an exit code.
 //   0  done    1  failed    2  wrong usage (a flag or argument that cannot be)
 #include <malloc.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <iostream>
 #include <new>
 
@@ -12,6 +14,7 @@
 #include "cli/output.h"
 #include "cli/version.h"
 #include "comm/launch.h"
+#include "compress/blas.h"
 
 namespace {
 
@@ -23,6 +26,13 @@ int report(int code, const std::string& message) {
   lathe::wait_for_turn();
   lathe::print_failure(message);
   return code;
+}
+
+// Once: OpenBLAS reads the variable only while it is loaded.
+void restart_with_fast_blas(char** argv) {
+  const char* core = lathe::better_blas_core();
+  if (core == nullptr || setenv("OPENBLAS_CORETYPE", core, 1) != 0) return;
+  execv("/proc/self/exe", argv);  // comes back only where it cannot; all works, slower
 }
 
 bool knows(const CLI::App& app, const std::string& command) {
@@ -81,6 +91,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   lathe::guard_standard_descriptors();
+  restart_with_fast_blas(argv);
 #ifdef M_MMAP_THRESHOLD
   // Or it grows to 32 MB as large blocks are freed, and those of a streamed model then come from
   // heaps that fill with holes: quantizing SmolLM2 held 650 MB instead of 270.

@@ -2,6 +2,7 @@
 
 #include <cblas.h>
 
+#include <cstdlib>
 #include <limits>
 #include <vector>
 
@@ -26,6 +27,28 @@ int blas_int(int64_t value) {
 }
 
 }  // namespace
+
+const char* better_blas_core(std::string_view chosen, bool avx512, bool avx2) {
+  for (const std::string_view old : {"Prescott", "Core2", "Penryn", "Dunnington", "Nehalem",
+                                     "Athlon", "Opteron", "Barcelona", "Bobcat", "generic"}) {
+    if (!chosen.starts_with(old)) continue;
+    return avx512 ? "SkylakeX" : avx2 ? "Haswell" : nullptr;
+  }
+  return nullptr;
+}
+
+const char* better_blas_core() {
+#if defined(__x86_64__)
+  if (std::getenv("OPENBLAS_CORETYPE") != nullptr) return nullptr;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd");
+  return better_blas_core(openblas_get_corename(), avx512, avx2);
+#else
+  return nullptr;
+#endif
+}
 
 BlasThreads::BlasThreads(int num_threads) : previous_(openblas_get_num_threads()) {
   openblas_set_num_threads(num_threads);

@@ -3,8 +3,14 @@
 // so these are never called from inside a parallel_for.
 #pragma once
 #include <cstdint>
+#include <string_view>
 
 namespace lathe {
+
+// OpenBLAS chooses its kernels by the processor's model number when it is loaded, and takes a model
+// younger than itself for one of 2004: then the name of a core whose kernels run here, for the
+// environment variable OPENBLAS_CORETYPE of a new start. Null: it has chosen well, or was told.
+const char* better_blas_core();
 
 // Gives OpenBLAS this many threads while the object lives.
 class BlasThreads {
@@ -17,6 +23,9 @@ class BlasThreads {
  private:
   int previous_;
 };
+
+// That decision: `chosen` is OpenBLAS's name of its core, the rest what the processor has.
+const char* better_blas_core(std::string_view chosen, bool avx512, bool avx2);
 
 // c[m, n] = a[k, m]^T b[k, n] + beta c, with row strides lda, ldb, ldc.
 void gemm_at_b(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,

@@ -16,13 +16,13 @@ void CudaCaptureTap::on_projections(const void* qkv, CudaElement element, int64_
   const int64_t width = 2 * config_.kv_size();  // keys, then values
   const auto num_values = static_cast<std::size_t>(rows * width);
   std::vector<std::byte> raw(num_values * size);
-  cuda_check(cudaMemcpy2DAsync(raw.data(), static_cast<std::size_t>(width) * size,
-                               static_cast<const std::byte*>(qkv) +
-                                   static_cast<std::size_t>(config_.q_size()) * size,
-                               static_cast<std::size_t>(stride) * size,
-                               static_cast<std::size_t>(width) * size,
-                               static_cast<std::size_t>(rows), cudaMemcpyDeviceToHost, stream),
-             "copying keys and values");
+  cuda_check(
+      cudaMemcpy2DAsync(
+          raw.data(), static_cast<std::size_t>(width) * size,
+          static_cast<const std::byte*>(qkv) + static_cast<std::size_t>(config_.q_size()) * size,
+          static_cast<std::size_t>(stride) * size, static_cast<std::size_t>(width) * size,
+          static_cast<std::size_t>(rows), cudaMemcpyDeviceToHost, stream),
+      "copying keys and values");
   cuda_check(cudaStreamSynchronize(stream), "copying keys and values");
   std::vector<float> values(num_values);
   if (element == CudaElement::kF32) {

@@ -1,4 +1,5 @@
-// Keys and values of a step on a GPU, for the host: what LayerPass::propagate_and_capture hands out.
+// Keys and values of a step on a GPU, for the host: what LayerPass::propagate_and_capture hands
+// out.
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -65,6 +65,10 @@ std::vector<double> block(const Moments& moments, int64_t row_begin, int64_t num
   return result;
 }
 
+// An eigenvector decomposition of n columns is n matrix-vector products behind one another: small
+// ones wait for their threads longer than they compute.
+int eigen_threads(int64_t n, const Exec& exec) { return n < 1024 ? 1 : exec.threads.num_threads(); }
+
 }  // namespace
 
 double Moments::variance(int64_t begin, int64_t end) const {
@@ -171,7 +175,7 @@ LinearFit fit_ridge(const Moments& moments, int64_t num_inputs, double ridge, Ex
 LowRankFit reduce_rank(const Moments& moments, const LinearFit& full, int64_t rank, Exec& exec) {
   LATHE_CHECK(rank >= 1 && rank <= full.num_outputs);
   const int64_t m = full.num_inputs, p = full.num_outputs;
-  const BlasThreads threads(exec.threads.num_threads());
+  const BlasThreads threads(eigen_threads(p, exec));
   // C_yx (C_xx + ridge)^-1 C_xy = W C_xy, symmetric but for rounding.
   const std::vector<double> c_yx = block(moments, m, p, 0, m);
   std::vector<double> predicted(index(p * p));
@@ -243,7 +247,7 @@ LinearFit fit_block_diagonal(const Moments& moments, int64_t num_inputs, int64_t
 PrincipalComponents principal_components(const Moments& moments, int64_t rank, Exec& exec) {
   LATHE_CHECK(rank >= 1 && rank <= moments.size);
   const int64_t n = moments.size;
-  const BlasThreads threads(exec.threads.num_threads());
+  const BlasThreads threads(eigen_threads(n, exec));
   std::vector<double> c = moments.covariance;
   std::vector<double> eigenvalues(index(n));
   symmetric_eigenvectors(n, c.data(), eigenvalues.data());

@@ -45,8 +45,8 @@ TEST(KvFitCuda, FindsThePredictorsOfTheCpu) {
     for (std::size_t c = 0; c < cpu.size(); ++c) {
       for (std::size_t l = 0; l < cpu[c].layers.size(); ++l) {
         SCOPED_TRACE(testing::Message() << "codec " << c << ", layer " << l);
-        // The model runs in bf16 here, in bf16 with other sums there: rows differ by up to some 1 %,
-        // what a prediction leaves of their energy by far less.
+        // The model runs in bf16 here, in bf16 with other sums there: rows differ by up to some 1
+        // %, what a prediction leaves of their energy by far less.
         const auto expect_near = [](double a, double b) { EXPECT_NEAR(a, b, 0.02 * b + 1e-4); };
         expect_near(gpu[c].file.key_quality[l].heldout_relative_mse,
                     cpu[c].file.key_quality[l].heldout_relative_mse);
