@@ -90,8 +90,8 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  restart_with_fast_blas(argv);  // first: nothing may have been done yet
   lathe::guard_standard_descriptors();
-  restart_with_fast_blas(argv);
 #ifdef M_MMAP_THRESHOLD
   // Or it grows to 32 MB as large blocks are freed, and those of a streamed model then come from
   // heaps that fill with holes: quantizing SmolLM2 held 650 MB instead of 270.
