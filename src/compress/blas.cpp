@@ -10,7 +10,6 @@
 #include "base/error.h"
 
 // LAPACK has no C header in the OpenBLAS package; column-major, everything by pointer.
-extern "C" void spotrf_(const char* uplo, const int* n, float* a, const int* lda, int* info);
 extern "C" void dpotrf_(const char* uplo, const int* n, double* a, const int* lda, int* info);
 extern "C" void dpotrs_(const char* uplo, const int* n, const int* nrhs, const double* a,
                         const int* lda, double* b, const int* ldb, int* info);
@@ -67,20 +66,6 @@ void gemm_a_b(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, cons
               1.0f, a, blas_int(lda), b, blas_int(ldb), beta, c, blas_int(ldc));
 }
 
-void add_gram_upper(int64_t m, int64_t k, float alpha, const float* x, float* c) {
-  cblas_ssyrk(CblasRowMajor, CblasUpper, CblasTrans, blas_int(k), blas_int(m), alpha, x,
-              blas_int(k), 1.0f, c, blas_int(k));
-}
-
-bool cholesky_lower(int64_t k, float* a) {
-  // The lower triangle of a row-major matrix is the upper one of the same memory read column-major:
-  // LAPACK computes U with a = U^T U there, and U^T is our L.
-  const int n = blas_int(k);
-  int info = 0;
-  spotrf_("U", &n, a, &n, &info);
-  return info == 0;
-}
-
 void gemm_a_b(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
               int64_t ldb, double beta, double* c, int64_t ldc) {
   cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, blas_int(m), blas_int(n), blas_int(k), 1.0,
@@ -94,6 +79,8 @@ void gemm_a_bt(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, co
 }
 
 bool cholesky_lower(int64_t k, double* a) {
+  // The lower triangle of a row-major matrix is the upper one of the same memory read column-major:
+  // LAPACK computes U with a = U^T U there, and U^T is our L.
   const int n = blas_int(k);
   int info = 0;
   dpotrf_("U", &n, a, &n, &info);

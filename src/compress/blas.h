@@ -1,6 +1,6 @@
-// The few BLAS and LAPACK routines that calibration needs, on row-major float (and, where the
-// cache's predictors are solved for, double) matrices. OpenBLAS does the work on its own threads,
-// so these are never called from inside a parallel_for.
+// The few BLAS and LAPACK routines that calibration needs beside product.h and cholesky.h, on
+// row-major float (and, where the cache's predictors are solved for, double) matrices. OpenBLAS
+// does the work on its own threads, so these are never called from inside a parallel_for.
 #pragma once
 #include <cstdint>
 #include <string_view>
@@ -35,20 +35,15 @@ void gemm_at_b(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, con
 void gemm_a_b(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
               int64_t ldb, float beta, float* c, int64_t ldc);
 
-// The upper triangle (j >= i) of c[k, k] += alpha x[m, k]^T x[m, k].
-void add_gram_upper(int64_t m, int64_t k, float alpha, const float* x, float* c);
-
-// Cholesky in place, from the lower triangle (j <= i) of a[k, k]: a = L L^T, L lower. The strictly
-// upper triangle is not touched. False when a is not positive definite (a is then half
-// overwritten).
-bool cholesky_lower(int64_t k, float* a);
-
 // The same in fp64.
 void gemm_a_b(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
               int64_t ldb, double beta, double* c, int64_t ldc);
 // c[m, n] = a[m, k] b[n, k]^T + beta c.
 void gemm_a_bt(int64_t m, int64_t n, int64_t k, const double* a, int64_t lda, const double* b,
                int64_t ldb, double beta, double* c, int64_t ldc);
+// Cholesky in place, from the lower triangle (j <= i) of a[k, k]: a = L L^T, L lower. The strictly
+// upper triangle is not touched. False when a is not positive definite (a is then half
+// overwritten).
 bool cholesky_lower(int64_t k, double* a);
 // Solves L L^T x = b in place for each row x of b[num_rows, k], with L of cholesky_lower().
 void solve_cholesky_rows(int64_t k, const double* l, int64_t num_rows, double* b);

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "base/check.h"
-#include "compress/blas.h"
 #include "compress/gptq_column.h"
+#include "compress/product.h"
 #include "compress/transposed_matrix.h"
 #include "quant/encode.h"
 
@@ -37,8 +37,16 @@ GptqResult gptq(QuantizedMatrix& matrix, const float* w, const HessianFactor& fa
     // t = w + (errors of all earlier columns) R / pivot
     std::memcpy(target, d + first * rows, static_cast<std::size_t>(width * rows) * sizeof(float));
     if (first > 0) {
-      const BlasThreads threads(exec.threads.num_threads());
-      gemm_at_b(width, rows, first, r + first, cols, d, rows, 1.0f, target, rows);
+      add_product({.depth = first,
+                   .a = r + first,
+                   .a_stride = cols,
+                   .b = d,
+                   .b_stride = rows,
+                   .c = target,
+                   .c_stride = rows,
+                   .rows = width,
+                   .columns = rows},
+                  exec);
     }
     exec.threads.parallel_for(num_slabs, 1, [&](int64_t begin, int64_t end, int) {
       std::vector<float> t(static_cast<std::size_t>(width * kSlab));

@@ -2,11 +2,32 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "base/error.h"
-#include "compress/blas.h"
+#include "compress/cholesky.h"
 
 namespace lathe {
+namespace {
+
+// (i, c) and (k - 1 - c, k - 1 - i) of the upper triangle change places. In tiles: one of the two
+// walks down a column.
+void mirror_at_other_diagonal(int64_t k, float* a, Exec& exec) {
+  constexpr int64_t kTile = 32;
+  exec.threads.parallel_for((k + kTile - 1) / kTile, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t ti = begin * kTile; ti < std::min(k, end * kTile); ti += kTile) {
+      for (int64_t tc = ti; tc < k - 1 - ti; tc += kTile) {
+        for (int64_t i = ti; i < ti + kTile; ++i) {
+          for (int64_t c = std::max(tc, i); c < std::min(tc + kTile, k - 1 - i); ++c) {
+            std::swap(a[i * k + c], a[(k - 1 - c) * k + (k - 1 - i)]);
+          }
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
 
 std::vector<int32_t> visiting_order(const std::vector<float>& diagonal, ColumnOrder order) {
   std::vector<int32_t> columns(diagonal.size());
@@ -51,21 +72,20 @@ HessianFactor factor_hessian(const float* h, int64_t k, ColumnOrder order, doubl
   float* a = factor.normalised.as<float>();
   const int32_t* columns = factor.order.data();
   for (double relative = damping;; relative *= 10) {
-    // Factorise in reversed order, J H J = L L^T; then R = J L J is upper triangular and
-    // H = R R^T. Reading the memory backwards is that reversal of both indices.
+    // Factorise in reversed order, J H J = U^T U; then R = J U^T J is upper triangular and
+    // H = R R^T: R is U mirrored at the other diagonal.
     const auto added = static_cast<float>(relative * mean);
     const auto dead_pivot = static_cast<float>(mean);
     exec.threads.parallel_for(k, 32, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t hi = columns[k - 1 - i];
-        for (int64_t j = 0; j <= i; ++j) a[i * k + j] = h[hi * k + columns[k - 1 - j]];
+        for (int64_t j = i; j < k; ++j) a[i * k + j] = h[hi * k + columns[k - 1 - j]];
         // A dead input: its row and column are zero, any pivot keeps it apart from the others.
         if (a[i * k + i] == 0) a[i * k + i] = dead_pivot;
         a[i * k + i] += added;
       }
     });
-    const BlasThreads threads(exec.threads.num_threads());
-    if (cholesky_lower(k, a)) {
+    if (cholesky_upper(k, a, exec)) {
       factor.damping = relative;
       factor.added = double{added};
       break;
@@ -74,14 +94,7 @@ HessianFactor factor_hessian(const float* h, int64_t k, ColumnOrder order, doubl
     ++factor.escalations;
   }
 
-  // Reverse the memory in place, two ends at a time.
-  exec.threads.parallel_for(k * k / 2, 1 << 16, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      const float front = a[i];
-      a[i] = a[k * k - 1 - i];
-      a[k * k - 1 - i] = front;
-    }
-  });
+  mirror_at_other_diagonal(k, a, exec);
   factor.pivot.resize(static_cast<std::size_t>(k));
   std::vector<float> inverse(static_cast<std::size_t>(k));
   for (int64_t c = 0; c < k; ++c) {

@@ -3,15 +3,29 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "base/check.h"
 #include "base/error.h"
-#include "compress/blas.h"
 #include "compress/gram.h"
+#include "compress/magnitudes.h"
+#include "kernels/features.h"
+#include "kernels/registry.h"
 #include "quant/hadamard.h"
 
 namespace lathe {
+
+void add_magnitudes_ref(const float* x, int64_t stride, int64_t rows, int64_t columns, float* amax,
+                        double* sum) {
+  for (int64_t t = 0; t < rows; ++t) {
+    for (int64_t j = 0; j < columns; ++j) {
+      const float a = std::fabs(x[t * stride + j]);
+      amax[j] = std::max(amax[j], a);
+      sum[j] += double{a};
+    }
+  }
+}
 
 InputStatistics::InputStatistics(int64_t k, bool gram)
     : k_(k), amax_(static_cast<std::size_t>(k)), sum_abs_(static_cast<std::size_t>(k)) {
@@ -35,29 +49,43 @@ InputStatistics::InputStatistics(int64_t tokens, Buffer gram, std::vector<float>
 void InputStatistics::add(const float* x, int64_t tokens, Exec& exec, const GramShare& share) {
   if (tokens == 0) return;
   // Columns in strips, so that threads own their sums; the order of additions does not depend on
-  // the number of threads.
-  constexpr int64_t kStrip = 64;
-  exec.threads.parallel_for((k_ + kStrip - 1) / kStrip, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t strip = begin; strip < end; ++strip) {
-      if (strip % share.parts != share.part) continue;
-      const int64_t first = strip * kStrip;
-      const int64_t last = std::min(k_, first + kStrip);
-      for (int64_t t = 0; t < tokens; ++t) {
-        for (int64_t j = first; j < last; ++j) {
-          const float a = std::fabs(x[t * k_ + j]);
-          // Written so that a NaN fails.
-          if (!(a <= 3.4e38f)) {
-            fail(ErrorCode::kInvalidArgument, "calibration input channel ", j, " became ",
-                 x[t * k_ + j], "; the model or the text is broken");
-          }
-          amax_[static_cast<std::size_t>(j)] = std::max(amax_[static_cast<std::size_t>(j)], a);
-          sum_abs_[static_cast<std::size_t>(j)] += double{a};
+  // the number of threads. Some rows at a time: a strip alone would meet a page in each row.
+  constexpr int64_t kStrip = 4 * kMagnitudeColumns;
+  constexpr int64_t kRows = 64;
+  for (int64_t row = 0; row < tokens; row += kRows) {
+    const int64_t rows = std::min(kRows, tokens - row);
+    exec.threads.parallel_for((k_ + kStrip - 1) / kStrip, 16, [&](int64_t begin, int64_t end, int) {
+      for (int64_t strip = begin; strip < end; ++strip) {
+        if (strip % share.parts != share.part) continue;
+        const int64_t last = std::min(k_, (strip + 1) * kStrip);
+        for (int64_t j = strip * kStrip; j < last; j += kMagnitudeColumns) {
+          add_magnitudes(x + row * k_, rows, j, std::min(last - j, kMagnitudeColumns));
         }
       }
-    }
-  });
+    });
+  }
   if (gram_.size() > 0) add_gram(tokens, k_, x, gram_.as<float>(), exec, share);
   tokens_ += tokens;
+}
+
+void InputStatistics::add_magnitudes(const float* x, int64_t rows, int64_t first, int64_t columns) {
+  float* amax = amax_.data() + first;
+  double* sum = sum_abs_.data() + first;
+  if (columns == kMagnitudeColumns && machine_has(kAvx2)) {
+    add_magnitudes_avx2(x + first, k_, rows, amax, sum);
+  } else {
+    add_magnitudes_ref(x + first, k_, rows, columns, amax, sum);
+  }
+  for (int64_t j = 0; j < columns; ++j) {
+    // Written so that a NaN fails.
+    if (sum[j] <= std::numeric_limits<double>::max() && amax[j] <= 3.4e38f) continue;
+    for (int64_t t = 0; t < rows; ++t) {
+      const float value = x[t * k_ + first + j];
+      if (std::fabs(value) <= 3.4e38f) continue;
+      fail(ErrorCode::kInvalidArgument, "calibration input channel ", first + j, " became ", value,
+           "; the model or the text is broken");
+    }
+  }
 }
 
 std::vector<float> InputStatistics::mean_abs() const {
@@ -174,23 +202,7 @@ void rotate_hessian(float* h, int64_t k, int64_t block, Exec& exec) {
 }
 
 double output_error(const float* d, int64_t n, const float* h, int64_t k, Exec& exec) {
-  // In pieces of rows, so that D H stays small beside D.
-  constexpr int64_t kRows = 512;
-  const BlasThreads threads(exec.threads.num_threads());
-  Buffer product(std::min(n, kRows) * k * static_cast<int64_t>(sizeof(float)));
-  double total = 0;
-  for (int64_t begin = 0; begin < n; begin += kRows) {
-    const int64_t rows = std::min(kRows, n - begin);
-    gemm_a_b(rows, k, k, d + begin * k, k, h, k, 0.0f, product.as<float>(), k);
-    for (int64_t r = 0; r < rows; ++r) {
-      double sum = 0;
-      for (int64_t j = 0; j < k; ++j) {
-        sum += double{d[(begin + r) * k + j]} * double{product.as<float>()[r * k + j]};
-      }
-      total += sum;
-    }
-  }
-  return total;
+  return gram_dot(n, k, d, h, exec);
 }
 
 }  // namespace lathe

@@ -45,6 +45,9 @@ class InputStatistics {
   void join(Communicator& ranks, int root);
 
  private:
+  // Columns [first, first + columns) of x [rows, k]. Throws where one is not finite.
+  void add_magnitudes(const float* x, int64_t rows, int64_t first, int64_t columns);
+
   int64_t k_;
   int64_t tokens_ = 0;
   Buffer gram_;  // upper triangle of X^T X

@@ -13,8 +13,8 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "compress/embed_sequences.h"
-#include "compress/gram.h"
 #include "compress/hidden_store.h"
+#include "compress/product.h"
 #include "compress/residual_rotation.h"
 #include "formats/compressed_tensors_writer.h"
 #include "formats/model_tensors.h"
@@ -87,7 +87,7 @@ class ModelQuantizer {
     }
     // Sums are made in parts that all of them divide alike.
     const std::string own =
-        str(writer_options().settings, gram_divides() ? "" : ", without AVX-512");
+        str(writer_options().settings, product_is_fused() ? "" : ", without FMA");
     std::string first = own;
     broadcast_text(ranks_, 0, first);
     if (own != first) {

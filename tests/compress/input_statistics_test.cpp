@@ -129,10 +129,33 @@ TEST_F(Statistics, OutputErrorIsTheMeanSquaredErrorOfOutputs) {
 TEST_F(Statistics, RejectsNanAndInfinity) {
   for (const float bad :
        {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-    std::vector<float> x(64, 1.0f);
-    x[50] = bad;
-    InputStatistics statistics(32, true);
-    EXPECT_THROW(statistics.add(x.data(), 2, exec_), Error);
+    for (const int64_t k : {32, 19}) {  // whole vectors, and what is left over
+      std::vector<float> x(static_cast<std::size_t>(2 * k), 1.0f);
+      x[static_cast<std::size_t>(2 * k - 2)] = bad;
+      InputStatistics statistics(k, true);
+      EXPECT_THROW(statistics.add(x.data(), 2, exec_), Error);
+    }
+  }
+}
+
+TEST_F(Statistics, MagnitudesAreThoseOfTheColumns) {
+  for (const int64_t k : {1, 16, 45, 200}) {
+    const int64_t tokens = 150;
+    const auto x = normal_values(tokens * k, 11);
+    InputStatistics statistics(k, false);
+    statistics.add(x.data(), tokens, exec_);
+    const std::vector<float> mean = statistics.mean_abs();
+    for (int64_t j = 0; j < k; ++j) {
+      double sum = 0;
+      float largest = 0;
+      for (int64_t t = 0; t < tokens; ++t) {
+        const float a = std::fabs(x[static_cast<std::size_t>(t * k + j)]);
+        sum += double{a};
+        largest = std::max(largest, a);
+      }
+      EXPECT_EQ(mean[static_cast<std::size_t>(j)], static_cast<float>(sum / 150.0));
+      EXPECT_EQ(statistics.amax()[static_cast<std::size_t>(j)], largest);
+    }
   }
 }
 

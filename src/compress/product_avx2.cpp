@@ -1,0 +1,10 @@
+#include "compress/product_simd.h"
+#include "kernels/simd/simd_avx2.h"
+
+namespace lathe {
+
+void add_product_avx2(const ProductArgs& args, float* scratch) {
+  product_block<Avx2, 6>(args, scratch);
+}
+
+}  // namespace lathe

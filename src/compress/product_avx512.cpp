@@ -1,0 +1,10 @@
+#include "compress/product_simd.h"
+#include "kernels/simd/simd_avx512.h"
+
+namespace lathe {
+
+void add_product_avx512(const ProductArgs& args, float* scratch) {
+  product_block<Avx512, 12>(args, scratch);
+}
+
+}  // namespace lathe
