@@ -61,16 +61,29 @@ struct QuantizeCommandFlags {
   bool plan = false;
 };
 
+Json stages_json(const std::vector<std::pair<std::string, const StageNumbers*>>& columns) {
+  Json json = Json::object();
+  for (std::size_t i = 0; i < kNumCalibrationStages; ++i) {
+    const auto stage = static_cast<CalibrationStage>(i);
+    for (const auto& [name, numbers] : columns) {
+      json[std::string(calibration_stage_name(stage))][name] = (*numbers)[stage];
+    }
+  }
+  return json;
+}
+
 void print_plan(const QuantizeCommandFlags& flags, const TextModel& source, Exec& exec) {
   const QuantizePlan plan =
       plan_quantization(source.checkpoint(), quantize_options(flags.quantize), exec);
   // Quantizing, or running the result once for its fingerprint.
-  const double memory_bytes = std::max(plan.memory_bytes, loaded_bytes(plan.result_bytes));
+  const double memory_bytes = std::max(plan.memory_bytes, plan.loaded_bytes);
   if (flags.common.json) {
-    print_json({{"memory_bytes", memory_bytes},
-                {"disk_bytes", plan.disk_bytes},
-                {"result_bytes", plan.result_bytes},
-                {"seconds", plan.seconds}});
+    print_json(
+        {{"memory_bytes", memory_bytes},
+         {"disk_bytes", plan.disk_bytes},
+         {"result_bytes", plan.result_bytes},
+         {"seconds", plan.seconds},
+         {"stages", stages_json({{"work", &plan.stage_work}, {"seconds", &plan.stage_seconds}})}});
     return;
   }
   print_line(str("memory  ", format_bytes(memory_bytes), "\ndisk    ",
@@ -111,6 +124,15 @@ void run_quantize(QuantizeCommandFlags flags, Communicator& ranks) {
                  {"emulated", flags.quantize.emulate},
                  {"finished_before", result.finished_before},
                  {"fingerprint", fingerprint}};
+    json["stages"] = stages_json({{"work", &result.stage_work},
+                                  {"seconds", &result.stage_seconds},
+                                  {"processor_seconds", &result.stage_processor_seconds}});
+    if (result.rank_seconds.size() > 1) {
+      json["rank_stages"] = Json::array();
+      for (const StageNumbers& seconds : result.rank_seconds) {
+        json["rank_stages"].push_back(stages_json({{"seconds", &seconds}}));
+      }
+    }
     json["linears"] = parse_json(reports_to_json(result.reports), "reports");
     print_json(json);
     return;

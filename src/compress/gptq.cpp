@@ -12,12 +12,14 @@
 
 namespace lathe {
 GptqResult gptq(QuantizedMatrix& matrix, const float* w, const HessianFactor& factor, Exec& exec,
-                int64_t block, float* targets) {
+                int64_t block, float* targets, CalibrationProfile* profile) {
   const int64_t rows = matrix.rows;
   const int64_t cols = matrix.cols;
   LATHE_CHECK(factor.k == cols && block >= 1);
   const int64_t group_size = matrix.format.group_size == 0 ? cols : matrix.format.group_size;
   const float* r = factor.normalised.as<float>();
+  const CalibrationTimer timer(profile, CalibrationStage::kRound,
+                               static_cast<double>(rows) * static_cast<double>(cols));
   const ScaleTable scales = transposed_scales(matrix);
 
   // Everything below is transposed, [columns in visiting order, rows]: a column is contiguous, and
@@ -37,6 +39,9 @@ GptqResult gptq(QuantizedMatrix& matrix, const float* w, const HessianFactor& fa
     // t = w + (errors of all earlier columns) R / pivot
     std::memcpy(target, d + first * rows, static_cast<std::size_t>(width * rows) * sizeof(float));
     if (first > 0) {
+      const CalibrationTimer compensating(
+          profile, CalibrationStage::kCompensate,
+          2 * static_cast<double>(width) * static_cast<double>(rows) * static_cast<double>(first));
       add_product({.depth = first,
                    .a = r + first,
                    .a_stride = cols,

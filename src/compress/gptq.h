@@ -7,11 +7,14 @@
 #include <cstdint>
 #include <vector>
 
+#include "compress/calibration_profile.h"
 #include "compress/hessian_factor.h"
 #include "quant/weight_format.h"
 #include "tensor/exec.h"
 
 namespace lathe {
+
+inline constexpr int64_t kGptqBlock = 128;  // columns that are finished at a time
 
 struct GptqResult {
   // tr(D H D^T) of what was chosen, without the damping: the squared output error over the
@@ -27,7 +30,8 @@ struct GptqResult {
 // targets (optional, [rows, cols]): receives what was rounded, the weights with the errors of the
 // columns before them worked in.
 GptqResult gptq(QuantizedMatrix& matrix, const float* w, const HessianFactor& factor, Exec& exec,
-                int64_t block = 128, float* targets = nullptr);
+                int64_t block = kGptqBlock, float* targets = nullptr,
+                CalibrationProfile* profile = nullptr);
 
 // Codes nearest to w under the scales of the matrix: encode_row() on all rows, in parallel.
 void round_to_nearest(QuantizedMatrix& matrix, const float* w, Exec& exec);

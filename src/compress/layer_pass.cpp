@@ -20,8 +20,13 @@ namespace {
 // One linear input's rows into the statistics of where they belong.
 class InputAdder {
  public:
-  InputAdder(const CollectOptions& options, LayerStatistics& statistics, bool held_out, Exec& exec)
-      : options_(options), statistics_(statistics), held_out_(held_out), exec_(exec) {}
+  InputAdder(const CollectOptions& options, LayerStatistics& statistics, bool held_out,
+             CalibrationProfile* profile, Exec& exec)
+      : options_(options),
+        statistics_(statistics),
+        held_out_(held_out),
+        profile_(profile),
+        exec_(exec) {}
 
   bool wants(LinearKind kind) const {
     return std::find(options_.kinds.begin(), options_.kinds.end(), kind) != options_.kinds.end();
@@ -30,6 +35,9 @@ class InputAdder {
   // rotates: also the largest magnitudes of the rotated rows.
   void add(LinearKind kind, int64_t expert, const float* x, int64_t rows, int64_t k,
            const GramShare& share, bool rotates) {
+    const double work = static_cast<double>(rows) * static_cast<double>(k) * static_cast<double>(k);
+    const CalibrationTimer timer(profile_, CalibrationStage::kHessian,
+                                 work / static_cast<double>(share.parts));
     auto [place, is_new] = statistics_.inputs.try_emplace(
         {kind, expert}, LayerStatistics::Input{.calibration = InputStatistics(k, options_.gram),
                                                .held_out = std::nullopt,
@@ -56,6 +64,7 @@ class InputAdder {
   const CollectOptions& options_;
   LayerStatistics& statistics_;
   const bool held_out_;
+  CalibrationProfile* profile_;
   Exec& exec_;
   std::vector<float> rotated_;
 };
@@ -63,8 +72,8 @@ class InputAdder {
 class StatisticsTap : public LayerTap {
  public:
   StatisticsTap(const CollectOptions& options, LayerStatistics& statistics, bool held_out,
-                Exec& exec)
-      : adder_(options, statistics, held_out, exec) {}
+                CalibrationProfile* profile, Exec& exec)
+      : adder_(options, statistics, held_out, profile, exec) {}
 
   void on_linear_input(LinearKind kind, int64_t expert, const float* x, int64_t rows,
                        int64_t k) override {
@@ -234,13 +243,15 @@ void LayerPass::forward(const CalibrationLayer& layer, std::span<const KvRows> r
   std::optional<CaptureTap> keys_values;
   LayerTap* tap = nullptr;
   if (collection != nullptr) {
-    tap = &statistics.emplace(collection->options, collection->statistics, held_out, exec);
+    tap = &statistics.emplace(collection->options, collection->statistics, held_out, profile_, exec);
   } else if (capture != nullptr && capture->keys_values != nullptr) {
     tap = &keys_values.emplace(*capture->keys_values, capture->first_token);
   } else if (capture != nullptr) {
     tap = capture->inputs;
   }
   const Workspace::Scope scope(exec.workspace);
+  const CalibrationTimer timer(profile_, CalibrationStage::kBetween);
+  StepProfile steps;
   const RopeRows rope = rope_rows(layer.is_sliding ? rope_sliding_ : rope_full_, positions, exec);
   cache_->begin_step(rows, exec);
   try {
@@ -250,13 +261,48 @@ void LayerPass::forward(const CalibrationLayer& layer, std::span<const KvRows> r
                    .sequences = rows,
                    .cache = *cache_,
                    .cache_layer = 0,
-                   .tap = tap},
+                   .tap = tap,
+                   .profile = profile_ != nullptr ? &steps : nullptr},
                   hidden, static_cast<int64_t>(positions.size()), exec);
   } catch (...) {
     cache_->abandon_step();
     throw;
   }
   cache_->commit();
+  if (profile_ != nullptr) add_forward(layer, rows, steps);
+}
+
+void LayerPass::add_forward(const CalibrationLayer& layer, std::span<const KvRows> rows,
+                            const StepProfile& steps) {
+  const auto of = [](const StackedLinear& linear) {
+    return static_cast<double>(linear.n()) * static_cast<double>(linear.k());
+  };
+  const DecoderLayer& host = layer.host;
+  double weights = of(host.qkv) + of(host.o) + of(host.router);  // that a token meets
+  const auto reached =
+      static_cast<double>(host.is_moe() ? config_.num_experts_per_token : int64_t{1});
+  weights += reached * (of(host.mlps[0].gate_up) + of(host.mlps[0].down));
+  double num_rows = 0;
+  double seen = 0;  // positions, of all rows
+  for (const KvRows& part : rows) {
+    num_rows += static_cast<double>(part.num_rows);
+    seen += static_cast<double>(
+        visible_positions(part.num_rows, layer.is_sliding ? config_.sliding_window : 0));
+  }
+  profile_->add_work(CalibrationStage::kLinear, 2 * num_rows * weights);
+  profile_->add_work(CalibrationStage::kAttention,
+                     4 * seen * static_cast<double>(config_.q_size()));
+  profile_->add_work(CalibrationStage::kBetween, num_rows * numbers_between(config_));
+  // Both are wall time: what was measured inside the step belongs to stages of its own.
+  profile_->seconds();
+  const auto seconds = [&](Stage stage) {
+    return static_cast<double>(steps.nanoseconds[static_cast<std::size_t>(stage)]) * 1e-9;
+  };
+  profile_->move_seconds(
+      CalibrationStage::kBetween, CalibrationStage::kLinear,
+      seconds(Stage::kQkv) + seconds(Stage::kO) + seconds(Stage::kGateUp) + seconds(Stage::kDown));
+  profile_->move_seconds(CalibrationStage::kBetween, CalibrationStage::kAttention,
+                         seconds(Stage::kAttention));
 }
 
 void LayerPass::run_step(const CalibrationLayer& layer, int64_t first, int64_t count,
@@ -280,9 +326,29 @@ void LayerPass::run_step(const CalibrationLayer& layer, int64_t first, int64_t c
     for (int64_t p = 0; p < length; ++p) positions_.push_back(p);
   }
   hidden_.resize(positions_.size() * static_cast<std::size_t>(config_.hidden_size));
-  store_.read(layer.index, first, count, hidden_.data());
+  read_hidden(layer.index, first, count);
   forward(layer, rows_, positions_, collection, held_out, capture, hidden_.data(), exec);
   for (int64_t i = 0; i < count; ++i) cache_->release(sequences_[static_cast<std::size_t>(i)]);
+}
+
+void LayerPass::read_hidden(int64_t layer, int64_t first, int64_t count) {
+  const CalibrationTimer timer(profile_, CalibrationStage::kHidden, hidden_bytes());
+  store_.read(layer, first, count, hidden_.data());
+}
+
+void LayerPass::write_hidden(int64_t layer, int64_t first, int64_t count) {
+  const CalibrationTimer timer(profile_, CalibrationStage::kHidden, hidden_bytes());
+  store_.write(layer, first, count, hidden_.data());
+}
+
+void LayerPass::begin_outputs(int64_t layer) {
+  const CalibrationTimer timer(profile_, CalibrationStage::kHidden);
+  store_.begin(layer);
+}
+
+void LayerPass::finish_outputs(int64_t layer) {
+  const CalibrationTimer timer(profile_, CalibrationStage::kHidden);
+  store_.finish(layer);
 }
 
 void LayerPass::run(const CalibrationLayer& layer, const Collection* collection,
@@ -291,7 +357,7 @@ void LayerPass::run(const CalibrationLayer& layer, const Collection* collection,
   const auto is_held_out = [&](int64_t sequence) {
     return collection != nullptr && holds_out(collection->options, sequence);
   };
-  if (write_outputs) store_.begin(layer.index + 1);
+  if (write_outputs) begin_outputs(layer.index + 1);
   for (int64_t first = 0; first < store_.num_sequences();) {
     // As many sequences as fit, at least one; a held-out sequence never shares a step with others.
     const bool held_out = is_held_out(first);
@@ -307,11 +373,11 @@ void LayerPass::run(const CalibrationLayer& layer, const Collection* collection,
                                     .first_token = store_.tokens_before(first)};
     run_step(layer, first, count, collection, held_out, capture != nullptr ? &handed_out : nullptr,
              exec);
-    if (write_outputs) store_.write(layer.index + 1, first, count, hidden_.data());
+    if (write_outputs) write_hidden(layer.index + 1, first, count);
     first += count;
     if (on_tokens) on_tokens(store_.tokens_before(first));
   }
-  if (write_outputs) store_.finish(layer.index + 1);
+  if (write_outputs) finish_outputs(layer.index + 1);
 }
 
 void LayerPass::run_on_ranks(const CalibrationLayer& layer, const Collection* collection,
@@ -319,7 +385,7 @@ void LayerPass::run_on_ranks(const CalibrationLayer& layer, const Collection* co
   const bool write_outputs = collection == nullptr;
   const int64_t size = store_.ranks().size();
   const std::vector<LinearKind> nothing;
-  if (write_outputs) store_.begin(layer.index + 1);
+  if (write_outputs) begin_outputs(layer.index + 1);
   for (int64_t first = 0; first < store_.num_sequences(); first += size) {
     const int64_t sequence = first + store_.ranks().rank();
     RecordingTap tap(collection != nullptr ? collection->options.kinds : nothing);
@@ -327,14 +393,14 @@ void LayerPass::run_on_ranks(const CalibrationLayer& layer, const Collection* co
       const StepCapture capture = {.inputs = &tap};
       run_step(layer, sequence, 1, nullptr, false, collection != nullptr ? &capture : nullptr,
                exec);
-      if (write_outputs) store_.write(layer.index + 1, sequence, 1, hidden_.data());
+      if (write_outputs) write_hidden(layer.index + 1, sequence, 1);
     }
     if (collection != nullptr) add_round(first, *collection, tap, exec);
     if (on_tokens) {
       on_tokens(store_.tokens_before(std::min(first + size, store_.num_sequences())));
     }
   }
-  if (write_outputs) store_.finish(layer.index + 1);
+  if (write_outputs) finish_outputs(layer.index + 1);
 }
 
 void LayerPass::add_round(int64_t first, const Collection& collection, RecordingTap& own,
@@ -348,10 +414,16 @@ void LayerPass::add_round(int64_t first, const Collection& collection, Recording
       shapes.swap(own.shapes);
       values.swap(own.values);
     }
-    broadcast_vector(ranks, rank, shapes);
-    broadcast_vector(ranks, rank, values);
+    {
+      const CalibrationTimer timer(profile_, CalibrationStage::kExchange);
+      broadcast_vector(ranks, rank, shapes);
+      broadcast_vector(ranks, rank, values);
+      if (!is_own) {
+        add_exchanged(4 * std::ssize(values));
+      }
+    }
     InputAdder adder(collection.options, collection.statistics,
-                     holds_out(collection.options, first + rank), exec);
+                     holds_out(collection.options, first + rank), profile_, exec);
     const float* x = values.data();
     for (const RecordingTap::Shape& shape : shapes) {
       // Where a matrix cannot be divided, part 0 is all of it: each input's is another rank's.
@@ -361,6 +433,21 @@ void LayerPass::add_round(int64_t first, const Collection& collection, Recording
       x += shape.rows * shape.k;
     }
   }
+}
+
+int64_t visible_positions(int64_t length, int64_t sliding_window) {
+  const int64_t window = sliding_window > 0 ? std::min(sliding_window, length) : length;
+  return window * (window + 1) / 2 + (length - window) * window;
+}
+
+double numbers_between(const ModelConfig& config) {
+  const auto hidden = static_cast<double>(config.hidden_size);
+  const auto heads = static_cast<double>(config.q_size() + config.kv_size());
+  const double mlp =
+      config.num_experts > 0
+          ? static_cast<double>(config.num_experts_per_token * config.moe_intermediate_size)
+          : static_cast<double>(config.intermediate_size);
+  return 2 * 2 * hidden + 2 * 3 * hidden + 2 * heads + 3 * mlp;
 }
 
 LayerStatistics LayerPass::collect(const CalibrationLayer& layer, const CollectOptions& options,

@@ -17,6 +17,7 @@
 #ifdef LATHE_HAS_CUDA
 #include "compress/cuda_input_statistics.h"
 #endif
+#include "compress/calibration_profile.h"
 #include "compress/hidden_store.h"
 #include "compress/input_statistics.h"
 #include "model/decoder_layer.h"
@@ -73,12 +74,21 @@ struct CalibrationLayer {
 #endif
 };
 
+// Positions that the tokens of a sequence see in causal attention, added up; window 0: all of them.
+int64_t visible_positions(int64_t length, int64_t sliding_window);
+// fp32 numbers that a layer reads or writes for a token outside its linear layers and attention:
+// norms, residual sums, RoPE, activation functions.
+double numbers_between(const ModelConfig& config);
+
 class LayerPass {
  public:
   // Runs steps of about max_rows rows, on the CPU or on GPU exec.cuda_device. The cache and scratch
   // for them live here.
   LayerPass(const ModelConfig& config, HiddenStore& store, int64_t max_rows, const Exec& exec);
   ~LayerPass();
+
+  // Where the time of the passes on the CPU goes, from now on; null: nowhere. Borrowed.
+  void set_profile(CalibrationProfile* profile) { profile_ = profile; }
 
   // weights: dense or quantized; computed with in `compute`.
   CalibrationLayer pack(const LayerWeights& weights, Exec& exec,
@@ -119,6 +129,20 @@ class LayerPass {
                     const OnTokens& on_tokens, Exec& exec);
   // Inputs of the round's sequences, from the rank that ran each, to all.
   void add_round(int64_t first, const Collection& collection, RecordingTap& own, Exec& exec);
+  // The work and the time of one forward pass of `rows`.
+  void add_forward(const CalibrationLayer& layer, std::span<const KvRows> rows,
+                   const StepProfile& steps);
+  void add_exchanged(int64_t bytes) {
+    if (profile_ != nullptr) {
+      profile_->add_work(CalibrationStage::kExchange, static_cast<double>(bytes));
+    }
+  }
+  // hidden_ from and to the store.
+  void read_hidden(int64_t layer, int64_t first, int64_t count);
+  void write_hidden(int64_t layer, int64_t first, int64_t count);
+  double hidden_bytes() const { return static_cast<double>(hidden_.size() * sizeof(float)); }
+  void begin_outputs(int64_t layer);
+  void finish_outputs(int64_t layer);
   void run_step(const CalibrationLayer& layer, int64_t first, int64_t count,
                 const Collection* collection, bool held_out, const StepCapture* capture,
                 Exec& exec);
@@ -137,6 +161,7 @@ class LayerPass {
   std::unique_ptr<CudaLayerPass> device_;  // instead of host_cache_
 #endif
   KvCache* cache_ = nullptr;
+  CalibrationProfile* profile_ = nullptr;
   std::vector<KvSequence> sequences_;
   std::vector<float> hidden_;
   std::vector<int64_t> positions_;

@@ -83,7 +83,12 @@ LinearWeights calibration_form(const LayerLinear& linear, const QuantizeOptions&
 }
 
 CalibrationLayer pack_for_calibration(const LayerWeights& weights, const QuantizeOptions& options,
-                                      LayerPass& pass, Exec& exec) {
+                                      LayerPass& pass, CalibrationProfile* profile, Exec& exec) {
+  double num_weights = 0;
+  for (const LayerLinear& linear : weights.linears) {
+    num_weights += static_cast<double>(linear.slot.n) * static_cast<double>(linear.slot.k);
+  }
+  const CalibrationTimer timer(profile, CalibrationStage::kPack, num_weights);
   LayerWeights form = shell_of(weights);
   for (const LayerLinear& linear : weights.linears) {
     form.linears.push_back({linear.slot, calibration_form(linear, options, exec)});
@@ -94,7 +99,8 @@ CalibrationLayer pack_for_calibration(const LayerWeights& weights, const Quantiz
 class LayerQuantizer {
  public:
   LayerQuantizer(LayerWeights weights, const ModelConfig& config, const QuantizeOptions& options,
-                 LayerPass* pass, const OnStage& on_stage, Communicator& ranks, Exec& exec)
+                 LayerPass* pass, const OnStage& on_stage, Communicator& ranks, Exec& exec,
+                 CalibrationProfile* profile)
       : config_(config),
         options_(options),
         smooths_(options.method == QuantizeMethod::kSmoothQuant ||
@@ -102,7 +108,8 @@ class LayerQuantizer {
         pass_(pass),
         on_stage_(on_stage),
         ranks_(ranks),
-        exec_(exec) {
+        exec_(exec),
+        profile_(profile) {
     layer_.weights = std::move(weights);
     find_groups();
   }
@@ -215,10 +222,12 @@ class LayerQuantizer {
       collect_options.amax_blocks.assign(blocks.begin(), blocks.end());
     }
     amax_blocks_ = collect_options.amax_blocks;
-    const CalibrationLayer packed = pack_for_calibration(layer_.weights, options_, *pass_, exec_);
+    const CalibrationLayer packed =
+        pack_for_calibration(layer_.weights, options_, *pass_, profile_, exec_);
     LayerStatistics statistics = pass_->collect(
         packed, collect_options, [&](int64_t tokens) { stage("calibrating", tokens); }, exec_);
     if (ranks_.size() > 1) {
+      const CalibrationTimer timer(profile_, CalibrationStage::kExchange);
       statistics.join(ranks_, [&](LinearKind kind, int64_t expert) {
         const auto group = std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) {
           const LinearSlot& slot = layer_.weights.linears[g.begin].slot;
@@ -244,6 +253,7 @@ class LayerQuantizer {
       }
     }
     // Behind all of them: the ranks work at the same time.
+    const CalibrationTimer timer(profile_, CalibrationStage::kExchange);
     for (auto& [group, reports] : done) {
       if (ranks_.size() > 1) exchange(*group, reports);
       for (LinearReport& report : reports) layer_.reports.push_back(std::move(report));
@@ -308,7 +318,9 @@ class LayerQuantizer {
   std::vector<LinearReport> quantize_tasks(std::span<LinearTask> tasks,
                                            LayerStatistics::Input* input,
                                            const QuantizeOptions& options, bool use_gptq) {
-    if (input == nullptr) return quantize_group(tasks, nullptr, nullptr, options, use_gptq, exec_);
+    if (input == nullptr) {
+      return quantize_group(tasks, nullptr, nullptr, options, use_gptq, exec_, profile_);
+    }
 #ifdef LATHE_HAS_CUDA
     if (input->cuda_calibration) {
       CudaInputStatistics* other = input->cuda_held_out ? &*input->cuda_held_out : nullptr;
@@ -317,7 +329,7 @@ class LayerQuantizer {
     }
 #endif
     return quantize_group(tasks, &input->calibration, input->held_out ? &*input->held_out : nullptr,
-                          options, use_gptq, exec_);
+                          options, use_gptq, exec_, profile_);
   }
 
   // Of the rotated input. An expert that no calibration token reached takes the largest of its
@@ -342,6 +354,7 @@ class LayerQuantizer {
   const OnStage& on_stage_;
   Communicator& ranks_;
   Exec& exec_;
+  CalibrationProfile* profile_;
   std::vector<Group> groups_;
   QuantizedLayer layer_;
   std::vector<int64_t> amax_blocks_;
@@ -351,13 +364,15 @@ class LayerQuantizer {
 
 QuantizedLayer quantize_layer(LayerWeights weights, const ModelConfig& config,
                               const QuantizeOptions& options, DType store_dtype, LayerPass* pass,
-                              const OnStage& on_stage, Communicator& ranks, Exec& exec) {
-  return LayerQuantizer(std::move(weights), config, options, pass, on_stage, ranks, exec)
+                              const OnStage& on_stage, Communicator& ranks, Exec& exec,
+                              CalibrationProfile* profile) {
+  return LayerQuantizer(std::move(weights), config, options, pass, on_stage, ranks, exec, profile)
       .run(store_dtype);
 }
 
-CalibrationLayer pack_quantized_layer(const QuantizedLayer& layer, LayerPass& pass, Exec& exec) {
-  return pack_for_calibration(layer.weights, {}, pass, exec);
+CalibrationLayer pack_quantized_layer(const QuantizedLayer& layer, LayerPass& pass, Exec& exec,
+                                      CalibrationProfile* profile) {
+  return pack_for_calibration(layer.weights, {}, pass, profile, exec);
 }
 
 }  // namespace lathe

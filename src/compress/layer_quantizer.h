@@ -33,11 +33,13 @@ using OnStage = std::function<void(const std::string& stage, int64_t tokens_done
 // result is the same on all ranks.
 QuantizedLayer quantize_layer(LayerWeights weights, const ModelConfig& config,
                               const QuantizeOptions& options, DType store_dtype, LayerPass* pass,
-                              const OnStage& on_stage, Communicator& ranks, Exec& exec);
+                              const OnStage& on_stage, Communicator& ranks, Exec& exec,
+                              CalibrationProfile* profile = nullptr);
 
 // The layer as the calibration of the following layers sees it: with the activations' quantization
 // when there is one; otherwise decoded to dense fp32 weights, rotated back, which is the same
 // product without the online rotation.
-CalibrationLayer pack_quantized_layer(const QuantizedLayer& layer, LayerPass& pass, Exec& exec);
+CalibrationLayer pack_quantized_layer(const QuantizedLayer& layer, LayerPass& pass, Exec& exec,
+                                      CalibrationProfile* profile = nullptr);
 
 }  // namespace lathe

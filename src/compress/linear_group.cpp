@@ -25,6 +25,12 @@ std::size_t size_of(const Tensor& tensor) {
   return static_cast<std::size_t>(tensor.num_elements());
 }
 
+double num_weights(std::span<const LinearTask> tasks) {
+  double count = 0;
+  for (const LinearTask& task : tasks) count += static_cast<double>(task.weight.num_elements());
+  return count;
+}
+
 struct Trial : GroupTrial {
   std::vector<QuantizedMatrix> matrices;
 };
@@ -32,8 +38,8 @@ struct Trial : GroupTrial {
 class GroupQuantizer {
  public:
   GroupQuantizer(std::span<LinearTask> tasks, const QuantizeOptions& options, bool use_gptq,
-                 Exec& exec)
-      : tasks_(tasks), options_(options), use_gptq_(use_gptq), exec_(exec) {}
+                 Exec& exec, CalibrationProfile* profile)
+      : tasks_(tasks), options_(options), use_gptq_(use_gptq), exec_(exec), profile_(profile) {}
 
   // Weights are rotated already. h: Hessian of the rotated input, or null; judge: the one that
   // errors are measured with.
@@ -43,6 +49,8 @@ class GroupQuantizer {
     trial.hadamard = hadamard;
     std::optional<HessianFactor> factor;
     if (use_gptq_) {
+      const auto width = static_cast<double>(k);
+      const CalibrationTimer timer(profile_, CalibrationStage::kFactor, width * width * width / 3);
       factor = factor_hessian(h, k, options_.order, damping, exec_);
       trial.damping = factor->damping;
       trial.escalations = factor->escalations;
@@ -57,7 +65,10 @@ class GroupQuantizer {
       problems.push_back({&trial.matrices.back(), task.weight.as<float>(),
                           weights.empty() ? nullptr : weights.data()});
     }
-    choose_scales(problems, options_.scales, exec_);
+    {
+      const CalibrationTimer timer(profile_, CalibrationStage::kScales, num_weights(tasks_));
+      choose_scales(problems, options_.scales, exec_);
+    }
 
     for (std::size_t i = 0; i < tasks_.size(); ++i) {
       const float* w = tasks_[i].weight.as<float>();
@@ -84,7 +95,8 @@ class GroupQuantizer {
     const bool refines =
         options_.refinements > 0 && options_.scales.search == ScaleSearch::kExhaustive;
     Buffer targets(refines ? matrix.rows * matrix.cols * static_cast<int64_t>(sizeof(float)) : 0);
-    GptqResult best = gptq(matrix, w, factor, exec_, 128, refines ? targets.as<float>() : nullptr);
+    GptqResult best = gptq(matrix, w, factor, exec_, kGptqBlock,
+                           refines ? targets.as<float>() : nullptr, profile_);
     for (int round = 0; refines && round < options_.refinements; ++round) {
       QuantizedMatrix again = make_quantized_matrix(matrix.format, matrix.rows, matrix.cols);
       again.global_scale = matrix.global_scale;
@@ -94,10 +106,15 @@ class GroupQuantizer {
       scales.keep_global = true;
       const ScaleProblem problem{&again, targets.as<float>(),
                                  weights.empty() ? nullptr : weights.data()};
-      choose_scales({&problem, 1}, scales, exec_);
+      {
+        const CalibrationTimer timer(
+            profile_, CalibrationStage::kScales,
+            static_cast<double>(matrix.rows) * static_cast<double>(matrix.cols));
+        choose_scales({&problem, 1}, scales, exec_);
+      }
       const bool last = round + 1 == options_.refinements;
       const GptqResult result =
-          gptq(again, w, factor, exec_, 128, last ? nullptr : targets.as<float>());
+          gptq(again, w, factor, exec_, kGptqBlock, last ? nullptr : targets.as<float>(), profile_);
       for (int64_t row = 0; row < matrix.rows; ++row) {
         const auto i = static_cast<std::size_t>(row);
         if (result.row_errors[i] >= best.row_errors[i]) continue;
@@ -133,11 +150,15 @@ class GroupQuantizer {
   }
 
   double energy(const float* w, int64_t rows, int64_t k, const float* judge) const {
+    const CalibrationTimer timer(profile_, CalibrationStage::kError,
+                                 judge != nullptr ? error_work(rows, k) : 0);
     if (judge != nullptr) return output_error(w, rows, judge, k, exec_);
     return sum_of_squares(w, rows * k);
   }
 
   double error(const QuantizedMatrix& matrix, const float* w, const float* judge) {
+    const CalibrationTimer timer(profile_, CalibrationStage::kError,
+                                 judge != nullptr ? error_work(matrix.rows, matrix.cols) : 0);
     const int64_t count = matrix.rows * matrix.cols;
     difference_.reserve(count * static_cast<int64_t>(sizeof(float)));
     float* d = difference_.as<float>();
@@ -147,6 +168,10 @@ class GroupQuantizer {
     });
     if (judge != nullptr) return output_error(d, matrix.rows, judge, matrix.cols, exec_);
     return sum_of_squares(d, count);
+  }
+
+  static double error_work(int64_t rows, int64_t k) {
+    return static_cast<double>(rows) * static_cast<double>(k) * static_cast<double>(k);
   }
 
   static double sum_of_squares(const float* values, int64_t count) {
@@ -159,6 +184,7 @@ class GroupQuantizer {
   const QuantizeOptions& options_;
   bool use_gptq_;
   Exec& exec_;
+  CalibrationProfile* profile_;
   Buffer difference_;
 };
 
@@ -182,7 +208,7 @@ Buffer copy_of(const Buffer& from) {
 
 std::vector<LinearReport> quantize_group(std::span<LinearTask> tasks, InputStatistics* statistics,
                                          InputStatistics* held_out, const QuantizeOptions& options,
-                                         bool use_gptq, Exec& exec) {
+                                         bool use_gptq, Exec& exec, CalibrationProfile* profile) {
   LATHE_CHECK(!tasks.empty());
   const int64_t k = tasks[0].weight.dim(1);
   const int64_t tokens = statistics != nullptr ? statistics->tokens() : 0;
@@ -194,6 +220,7 @@ std::vector<LinearReport> quantize_group(std::span<LinearTask> tasks, InputStati
                                use_gptq, exec);
   }
 #endif
+  const CalibrationTimer timer(profile, CalibrationStage::kFactor);
   Buffer h = has_hessian ? statistics->take_hessian(exec) : Buffer();
   const bool has_judge = has_hessian && held_out != nullptr && held_out->tokens() > 0;
   Buffer judge = has_judge ? held_out->take_hessian(exec) : Buffer();
@@ -207,7 +234,7 @@ std::vector<LinearReport> quantize_group(std::span<LinearTask> tasks, InputStati
   std::vector<double> dampings = options.damping;
   if (!use_gptq) dampings.resize(1);
 
-  GroupQuantizer quantizer(tasks, options, use_gptq, exec);
+  GroupQuantizer quantizer(tasks, options, use_gptq, exec, profile);
   std::optional<Trial> best;
   int64_t rotated_by = 0;
   const std::vector<int64_t> rotations = usable_rotations(options, k, tasks[0].module);

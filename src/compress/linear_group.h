@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "compress/calibration_profile.h"
 #include "compress/input_statistics.h"
 #include "compress/quantize_options.h"
 #include "quant/weight_format.h"
@@ -47,6 +48,7 @@ std::vector<LinearReport> reports_from_json(const std::string& text);
 // (cuda_linear_group.h), and the tasks' weights are not rotated here.
 std::vector<LinearReport> quantize_group(std::span<LinearTask> tasks, InputStatistics* statistics,
                                          InputStatistics* held_out, const QuantizeOptions& options,
-                                         bool use_gptq, Exec& exec);
+                                         bool use_gptq, Exec& exec,
+                                         CalibrationProfile* profile = nullptr);
 
 }  // namespace lathe

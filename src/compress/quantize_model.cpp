@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <utility>
 
 #include "base/check.h"
@@ -70,13 +71,34 @@ class ModelQuantizer {
     pass_.reset();
     if (store_) store_->remove();
     store_.reset();
-    if (leads()) finish_output();
+    if (leads()) {
+      const CalibrationTimer timer(&profile_, CalibrationStage::kWrite);
+      finish_output();
+    }
     result_.seconds = seconds_since(start_);
+    result_.stage_work = profile_.work();
+    result_.stage_seconds = profile_.seconds();
+    result_.stage_processor_seconds = profile_.processor_seconds();
+    gather_seconds();
     return std::move(result_);
   }
 
  private:
   bool leads() const { return ranks_.rank() == 0; }
+
+  void gather_seconds() {
+    const auto bytes_of = [](StageNumbers& numbers) {
+      return std::as_writable_bytes(std::span(numbers.values));
+    };
+    if (!leads()) {
+      ranks_.send(0, bytes_of(result_.stage_seconds));
+      return;
+    }
+    result_.rank_seconds.assign(static_cast<std::size_t>(ranks_.size()), result_.stage_seconds);
+    for (int rank = 1; rank < ranks_.size(); ++rank) {
+      ranks_.receive(rank, bytes_of(result_.rank_seconds[static_cast<std::size_t>(rank)]));
+    }
+  }
 
   // Ranks that were given different things would wait for one another, or worse.
   void check_ranks() {
@@ -194,6 +216,7 @@ class ModelQuantizer {
     }
     pass_ = std::make_unique<LayerPass>(config_, *store_,
                                         exec_.on_cuda() ? kDeviceRowsPerStep : kRowsPerStep, exec_);
+    pass_->set_profile(&profile_);
   }
 
   void embed_all() {
@@ -207,7 +230,7 @@ class ModelQuantizer {
 
   void quantize_one(int64_t layer) {
     progress(str("layer ", layer, ": loading"), layer, 0);
-    LayerWeights weights = load_layer_weights(source_, layer, DType::kF32);
+    LayerWeights weights = load(layer);
     for (const LayerLinear& linear : weights.linears) {
       if (linear.weights.quantized) {
         fail(ErrorCode::kUnsupported, linear.slot.module,
@@ -230,10 +253,10 @@ class ModelQuantizer {
       progress(str("layer ", layer, ": ", stage), layer, std::min(of_layer, 0.9));
     };
     QuantizedLayer quantized = quantize_layer(std::move(weights), config_, options_, store_dtype_,
-                                              pass_.get(), on_stage, ranks_, exec_);
+                                              pass_.get(), on_stage, ranks_, exec_, &profile_);
     source_.release_pages();
     if (calibrates_ && layer + 1 < config_.num_layers) {
-      const CalibrationLayer packed = pack_quantized_layer(quantized, *pass_, exec_);
+      const CalibrationLayer packed = pack_quantized_layer(quantized, *pass_, exec_, &profile_);
       pass_->propagate(
           packed,
           [&](int64_t tokens) {
@@ -245,11 +268,24 @@ class ModelQuantizer {
     }
     // Done already: an earlier layer was damaged on disk, and this one only had to pass its outputs
     // on.
-    if (leads() && !writer_->is_done(layer)) write_layer(layer, quantized, *writer_);
+    if (leads() && !writer_->is_done(layer)) {
+      const CalibrationTimer timer(&profile_, CalibrationStage::kWrite);
+      write_layer(layer, quantized, *writer_);
+    }
     for (LinearReport& report : quantized.reports) {
       if (callbacks_.on_linear) callbacks_.on_linear(report);
       result_.reports.push_back(std::move(report));
     }
+  }
+
+  LayerWeights load(int64_t layer) {
+    const CalibrationTimer timer(&profile_, CalibrationStage::kLoad);
+    LayerWeights weights = load_layer_weights(source_, layer, DType::kF32);
+    for (const LayerLinear& linear : weights.linears) {
+      profile_.add_work(CalibrationStage::kLoad,
+                        static_cast<double>(linear.slot.n) * static_cast<double>(linear.slot.k));
+    }
+    return weights;
   }
 
   double tokens_share(int64_t tokens) const {
@@ -347,6 +383,7 @@ class ModelQuantizer {
       }
     }
     writer.write_part(config_.num_layers, {}, dense, reports_to_json({}));
+    source_.release_pages();
   }
 
   QualityNumber mean_error() const {
@@ -387,6 +424,7 @@ class ModelQuantizer {
   DType store_dtype_;
   bool calibrates_;
   Clock::time_point start_ = Clock::now();
+  CalibrationProfile profile_;
   int64_t first_layer_ = 0;
   std::optional<ResidualRotation> rotation_;
   std::optional<CompressedTensorsWriter> writer_;  // on rank 0

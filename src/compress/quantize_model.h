@@ -10,8 +10,8 @@
 //
 // Killed at any moment and started again with `resume`, it goes on with the first unfinished layer
 // and ends with the same bytes: the inputs of that layer are on disk whole (hidden_store.h), and
-// nothing depends on time or on the number of threads but the last bits of OpenBLAS's sums, which
-// depend on the number of threads.
+// nothing depends on time or on the number of threads (but with QuaRot and `sweeps`: the last bits
+// of OpenBLAS's sums do).
 //
 // Ranks (docs/decisions/0017-ranks.md) share the sequences, the sums and the linears of a layer;
 // rank 0 writes. The result has the same bytes whatever their number, and a run may go on with
@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "compress/calibration_profile.h"
 #include "compress/layer_quantizer.h"
 #include "compress/quantize_options.h"
 #include "formats/checkpoint.h"
@@ -65,6 +66,9 @@ struct QuantizeResult {
   std::vector<LinearReport> reports;  // of all layers; those of earlier runs on rank 0 only
   double seconds = 0;                 // of this run
   bool finished_before = false;       // `resume`, and an earlier run had finished: no reports
+  // Of this run and this rank, on the CPU.
+  StageNumbers stage_work, stage_seconds, stage_processor_seconds;
+  std::vector<StageNumbers> rank_seconds;  // stage_seconds of every rank; on rank 0 only
 };
 
 // Throws kUnsupported for a source that is quantized already or a format that cannot be stored;
@@ -73,14 +77,22 @@ struct QuantizeResult {
 QuantizeResult quantize_model(const QuantizeJob& job, const QuantizeCallbacks& callbacks,
                               Exec& exec);
 
-// What a run will take, without starting it: from shapes and two measurements of half a second.
+// The work of a run, stage by stage, from shapes and settings; what happens counts the same in
+// QuantizeResult::stage_work. An expert counts as reached by its share of the tokens. Not counted:
+// what rank 0 writes, what ranks exchange, the searches of SmoothQuant and AWQ, QuaRot's rotation.
+StageNumbers quantization_work(const ModelConfig& config, const QuantizeOptions& options);
+// Operations in which GPTQ moves the errors of `rows` rows of k columns into later blocks.
+double gptq_compensation(int64_t rows, int64_t k);
+
+// What a run will take, without starting it: the work of its stages, and some seconds of
+// measurements of how fast this machine does each. For one process that has the machine for itself.
 struct QuantizePlan {
-  double memory_bytes = 0;  // peak
+  double memory_bytes = 0;  // peak while quantizing
+  double loaded_bytes = 0;  // peak while the result is loaded
   double disk_bytes = 0;    // result and working files together
   double result_bytes = 0;
   double seconds = 0;
-  double linear_gflops = 0;  // measured, one layer's linears
-  double gram_gflops = 0;    // measured
+  StageNumbers stage_work, stage_seconds;
 };
 QuantizePlan plan_quantization(const Checkpoint& source, const QuantizeOptions& options,
                                Exec& exec);

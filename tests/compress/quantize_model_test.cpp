@@ -387,6 +387,72 @@ TEST_F(QuantizeModel, PlanCountsWhatIsWritten) {
   EXPECT_NEAR(plan.disk_bytes - plan.result_bytes, 2.0 * 12 * 48 * 64 * 4, 1);
 }
 
+// What the plan counts is what happens, to the last operation: dense, sliding, experts (their
+// inputs add up to the tokens times those that a token takes), several rotations, four passes.
+TEST_F(QuantizeModel, PlanCountsTheWorkThatIsDone) {
+  struct Case {
+    const char* config;
+    const char* format;
+    QuantizeMethod method;
+    bool sequential;
+    bool chooses;
+  };
+  int number = 0;
+  for (const Case& c : {Case{kQwen2Config, "mxfp4", QuantizeMethod::kMrGptq, false, false},
+                        Case{kQwen2Config, "nvfp4", QuantizeMethod::kMrGptq, true, false},
+                        Case{kQwen2Config, "int4", QuantizeMethod::kGptq, false, true},
+                        Case{kQwen2Config, "mxfp4", QuantizeMethod::kRtn, false, false},
+                        Case{kGemma3Config, "mxfp4", QuantizeMethod::kMrGptq, false, false},
+                        Case{kQwen3MoeConfig, "mxfp4", QuantizeMethod::kMrGptq, false, false}}) {
+    SCOPED_TRACE(number);
+    TemporaryDirectory place;
+    const std::string from = place / "source";
+    std::filesystem::create_directories(from);
+    write_random_model(from, c.config, 7);
+    QuantizeOptions options = options_for(c.format, c.method);
+    options.min_expert_tokens = 1;
+    options.sequential = c.sequential;
+    if (c.chooses) {
+      options.hadamard = {0, 16, 32};
+      options.damping = {0.01, 0.1};
+    }
+    const auto checkpoint = Checkpoint::open(from);
+    const StageNumbers planned = quantization_work(checkpoint->config(), options);
+    const QuantizeResult result = quantize(from, options, directory_ / str("work", number++));
+    for (std::size_t i = 0; i < kNumCalibrationStages; ++i) {
+      EXPECT_NEAR(result.stage_work.values[i], planned.values[i], 1e-9 * planned.values[i])
+          << calibration_stage_name(static_cast<CalibrationStage>(i));
+    }
+    EXPECT_GT(planned[CalibrationStage::kScales], 0);
+    EXPECT_EQ(planned[CalibrationStage::kFactor] > 0, c.method != QuantizeMethod::kRtn);
+    EXPECT_GT(result.stage_seconds.total(), 0.9 * result.seconds);
+    EXPECT_LT(result.stage_seconds.total(), 1.1 * result.seconds + 0.1);
+  }
+}
+
+TEST_F(QuantizeModel, PlanIsTheWorkAtTheSpeedOfItsStages) {
+  const auto checkpoint = Checkpoint::open(source());
+  const QuantizeOptions options = options_for("mxfp4", QuantizeMethod::kMrGptq);
+  const QuantizePlan plan = plan_quantization(*checkpoint, options, exec_);
+  for (std::size_t i = 0; i < kNumCalibrationStages; ++i) {
+    if (plan.stage_work.values[i] > 0) {
+      EXPECT_GT(plan.stage_seconds.values[i], 0)
+          << calibration_stage_name(static_cast<CalibrationStage>(i));
+    }
+  }
+  EXPECT_DOUBLE_EQ(plan.seconds, plan.stage_seconds.total());
+}
+
+TEST(VisiblePositions, AreCountedAsAttentionSeesThem) {
+  for (const int64_t length : {1, 7, 40}) {
+    for (const int64_t window : {0, 1, 7, 39, 40, 100}) {
+      int64_t sum = 0;
+      for (int64_t i = 0; i < length; ++i) sum += window > 0 ? std::min(i + 1, window) : i + 1;
+      EXPECT_EQ(visible_positions(length, window), sum) << length << " " << window;
+    }
+  }
+}
+
 TEST(LinearReports, SurviveTheJournal) {
   LinearReport report;
   report.module = "model.layers.0.mlp.down_proj";
