@@ -127,11 +127,11 @@ void run_quantize(QuantizeCommandFlags flags, Communicator& ranks) {
     json["stages"] = stages_json({{"work", &result.stage_work},
                                   {"seconds", &result.stage_seconds},
                                   {"processor_seconds", &result.stage_processor_seconds}});
-    if (result.rank_seconds.size() > 1) {
-      json["rank_stages"] = Json::array();
-      for (const StageNumbers& seconds : result.rank_seconds) {
-        json["rank_stages"].push_back(stages_json({{"seconds", &seconds}}));
-      }
+    json["rank_stages"] = Json::array();
+    for (std::size_t rank = 0; rank < result.rank_seconds.size(); ++rank) {
+      json["rank_stages"].push_back(
+          stages_json({{"seconds", &result.rank_seconds[rank]},
+                       {"processor_seconds", &result.rank_processor_seconds[rank]}}));
     }
     json["linears"] = parse_json(reports_to_json(result.reports), "reports");
     print_json(json);

@@ -144,6 +144,12 @@ class RecordingTap : public LayerTap {
     values.insert(values.end(), x, x + rows * k);
   }
 
+  // Forgets what it has, and keeps the memory.
+  void clear() {
+    shapes.clear();
+    values.clear();
+  }
+
   std::vector<Shape> shapes;
   std::vector<float> values;  // of all, one behind the other
 
@@ -385,17 +391,19 @@ void LayerPass::run_on_ranks(const CalibrationLayer& layer, const Collection* co
   const bool write_outputs = collection == nullptr;
   const int64_t size = store_.ranks().size();
   const std::vector<LinearKind> nothing;
+  RecordingTap tap(collection != nullptr ? collection->options.kinds : nothing);
+  RecordingTap others(nothing);
   if (write_outputs) begin_outputs(layer.index + 1);
   for (int64_t first = 0; first < store_.num_sequences(); first += size) {
     const int64_t sequence = first + store_.ranks().rank();
-    RecordingTap tap(collection != nullptr ? collection->options.kinds : nothing);
+    tap.clear();
     if (sequence < store_.num_sequences()) {
       const StepCapture capture = {.inputs = &tap};
       run_step(layer, sequence, 1, nullptr, false, collection != nullptr ? &capture : nullptr,
                exec);
       if (write_outputs) write_hidden(layer.index + 1, sequence, 1);
     }
-    if (collection != nullptr) add_round(first, *collection, tap, exec);
+    if (collection != nullptr) add_round(first, *collection, tap, others, exec);
     if (on_tokens) {
       on_tokens(store_.tokens_before(std::min(first + size, store_.num_sequences())));
     }
@@ -404,16 +412,12 @@ void LayerPass::run_on_ranks(const CalibrationLayer& layer, const Collection* co
 }
 
 void LayerPass::add_round(int64_t first, const Collection& collection, RecordingTap& own,
-                          Exec& exec) {
+                          RecordingTap& others, Exec& exec) {
   Communicator& ranks = store_.ranks();
-  std::vector<RecordingTap::Shape> shapes;
-  std::vector<float> values;
   for (int rank = 0; rank < ranks.size() && first + rank < store_.num_sequences(); ++rank) {
     const bool is_own = rank == ranks.rank();
-    if (is_own) {
-      shapes.swap(own.shapes);
-      values.swap(own.values);
-    }
+    std::vector<RecordingTap::Shape>& shapes = is_own ? own.shapes : others.shapes;
+    std::vector<float>& values = is_own ? own.values : others.values;
     {
       const CalibrationTimer timer(profile_, CalibrationStage::kExchange);
       broadcast_vector(ranks, rank, shapes);

@@ -127,8 +127,10 @@ class LayerPass {
            const OnTokens& on_tokens, Exec& exec);
   void run_on_ranks(const CalibrationLayer& layer, const Collection* collection,
                     const OnTokens& on_tokens, Exec& exec);
-  // Inputs of the round's sequences, from the rank that ran each, to all.
-  void add_round(int64_t first, const Collection& collection, RecordingTap& own, Exec& exec);
+  // Inputs of the round's sequences, from the rank that ran each, to all. others: memory for those
+  // of the other ranks, the same in all rounds.
+  void add_round(int64_t first, const Collection& collection, RecordingTap& own,
+                 RecordingTap& others, Exec& exec);
   // The work and the time of one forward pass of `rows`.
   void add_forward(const CalibrationLayer& layer, std::span<const KvRows> rows,
                    const StepProfile& steps);

@@ -15,7 +15,7 @@ namespace lathe {
 
 // Plain data. c may not overlap a or b.
 struct ProductArgs {
-  int64_t depth = 0;  // rows of a and b; 0 is a no-op
+  int64_t depth = 0;         // rows of a and b; 0 is a no-op
   const float* a = nullptr;  // [depth, rows]
   int64_t a_stride = 0;
   const float* b = nullptr;  // [depth, columns]

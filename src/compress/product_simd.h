@@ -87,8 +87,7 @@ void product_block(const ProductArgs& args, float* scratch) {
         }
         for (int64_t r = 0; r < kTileRows; ++r) {
           for (int64_t s = 0; s < kTileColumns; ++s) {
-            edge[r * kTileColumns + s] =
-                r < rows && s < columns ? c[r * args.c_stride + s] : 0.0f;
+            edge[r * kTileColumns + s] = r < rows && s < columns ? c[r * args.c_stride + s] : 0.0f;
           }
         }
         multiply<V, kTileRows>(a, b, depth, edge, kTileColumns);

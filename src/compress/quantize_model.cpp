@@ -92,11 +92,16 @@ class ModelQuantizer {
     };
     if (!leads()) {
       ranks_.send(0, bytes_of(result_.stage_seconds));
+      ranks_.send(0, bytes_of(result_.stage_processor_seconds));
       return;
     }
-    result_.rank_seconds.assign(static_cast<std::size_t>(ranks_.size()), result_.stage_seconds);
+    const auto size = static_cast<std::size_t>(ranks_.size());
+    result_.rank_seconds.assign(size, result_.stage_seconds);
+    result_.rank_processor_seconds.assign(size, result_.stage_processor_seconds);
     for (int rank = 1; rank < ranks_.size(); ++rank) {
-      ranks_.receive(rank, bytes_of(result_.rank_seconds[static_cast<std::size_t>(rank)]));
+      const auto i = static_cast<std::size_t>(rank);
+      ranks_.receive(rank, bytes_of(result_.rank_seconds[i]));
+      ranks_.receive(rank, bytes_of(result_.rank_processor_seconds[i]));
     }
   }
 

@@ -68,7 +68,8 @@ struct QuantizeResult {
   bool finished_before = false;       // `resume`, and an earlier run had finished: no reports
   // Of this run and this rank, on the CPU.
   StageNumbers stage_work, stage_seconds, stage_processor_seconds;
-  std::vector<StageNumbers> rank_seconds;  // stage_seconds of every rank; on rank 0 only
+  // The two kinds of seconds of every rank; on rank 0 only.
+  std::vector<StageNumbers> rank_seconds, rank_processor_seconds;
 };
 
 // Throws kUnsupported for a source that is quantized already or a format that cannot be stored;

@@ -97,6 +97,7 @@ Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec
   }
   final_norm_ = load_norm(checkpoint, "model.norm.weight");
   LinearWeights head = checkpoint.load_linear("lm_head", options.dense_dtype);
+  checkpoint.release_pages();  // of the embeddings and of the head: not beside its packed copy
   if (options.compute == ComputeType::kAuto && options.int8_head) {
     head = int8_output_head(std::move(head), exec);
   }

@@ -23,8 +23,8 @@ struct Version {
 std::vector<Version> versions() {
   std::vector<Version> runnable;
 #if defined(__x86_64__)
-  for (const Version& version : {Version{"avx512", kAvx512, add_product_avx512},
-                                 Version{"avx2", kAvx2, add_product_avx2}}) {
+  for (const Version& version :
+       {Version{"avx512", kAvx512, add_product_avx512}, Version{"avx2", kAvx2, add_product_avx2}}) {
     if (machine_has(version.needs)) runnable.push_back(version);
   }
 #endif
@@ -162,8 +162,8 @@ TEST_F(Cholesky, FactorGivesTheMatrixBack) {
         const auto at = [&](int64_t r, int64_t c) {
           return double{a[static_cast<std::size_t>(r * k + c)]};
         };
-        const double tolerance = static_cast<double>(k + 1) * double{FLT_EPSILON} *
-                                 std::sqrt(at(i, i) * at(j, j));
+        const double tolerance =
+            static_cast<double>(k + 1) * double{FLT_EPSILON} * std::sqrt(at(i, i) * at(j, j));
         ASSERT_TRUE(std::fabs(sum - at(i, j)) <= tolerance) << i << " " << j;
       }
     }
