@@ -59,7 +59,7 @@ void CodedKvCache::load_sinks(const std::byte* in, BlockId block) {
 
 std::vector<std::byte> CodedKvCache::save_parked(const KvSequence& sequence, int64_t first_block,
                                                  std::span<const int32_t> token_ids) {
-  LATHE_CHECK(!in_step_ && policy_.num_sinks < kBlockSize);
+  LATHE_CHECK(!in_step() && policy().num_sinks < kBlockSize);
   const auto num_blocks = static_cast<int64_t>(token_ids.size()) / kBlockSize;
   LATHE_CHECK(token_ids.size() % kBlockSize == 0 && num_blocks > 0 && first_block >= 0 &&
               first_block + num_blocks <= end_of_codes(sequence));
@@ -71,7 +71,7 @@ std::vector<std::byte> CodedKvCache::save_parked(const KvSequence& sequence, int
                 static_cast<std::size_t>(codec_.bytes_per_block()));
   }
   std::vector<std::byte> sinks;
-  if (first_block == 0 && policy_.num_sinks > 0) {
+  if (first_block == 0 && policy().num_sinks > 0) {
     sinks.resize(static_cast<std::size_t>(sink_record_bytes()));
     save_sinks(sequence.sink_block, sinks.data());
   }
@@ -86,7 +86,7 @@ std::vector<std::byte> CodedKvCache::save_parked(const KvSequence& sequence, int
 
 bool CodedKvCache::load_parked(KvSequence& sequence, std::span<const std::byte> bytes,
                                std::span<const int32_t> token_ids, const std::string& what) {
-  LATHE_CHECK(!in_step_ && policy_.num_sinks < kBlockSize);
+  LATHE_CHECK(!in_step() && policy().num_sinks < kBlockSize);
   const auto num_old = static_cast<int64_t>(sequence.blocks.size());
   LATHE_CHECK(sequence.num_tokens == num_old * kBlockSize && end_of_codes(sequence) == num_old);
   const ParkedRecord record = read_parked_record(bytes, what);
@@ -103,7 +103,7 @@ bool CodedKvCache::load_parked(KvSequence& sequence, std::span<const std::byte> 
     refuse(record.token_ids.size(), " tokens from position ", record.first_position,
            " are not the ", token_ids.size(), " that follow position ", sequence.num_tokens);
   }
-  const bool has_sinks = record.first_position == 0 && policy_.num_sinks > 0;
+  const bool has_sinks = record.first_position == 0 && policy().num_sinks > 0;
   if (record.bytes_per_block != codec_.bytes_per_block() ||
       static_cast<int64_t>(record.sinks.size()) != (has_sinks ? sink_record_bytes() : 0) ||
       (has_sinks && record.sink_element != live_.shape().element)) {
@@ -112,18 +112,18 @@ bool CodedKvCache::load_parked(KvSequence& sequence, std::span<const std::byte> 
            has_sinks ? sink_record_bytes() : 0, "; bf16 and f32 caches differ)");
   }
   const int64_t num_blocks = record.num_blocks();
-  if (sequence.num_tokens + num_blocks * kBlockSize > options_.max_sequence_tokens) {
+  if (sequence.num_tokens + num_blocks * kBlockSize > options().max_sequence_tokens) {
     refuse("a sequence of ", sequence.num_tokens + num_blocks * kBlockSize,
-           " tokens; the cache was made for at most ", options_.max_sequence_tokens);
+           " tokens; the cache was made for at most ", options().max_sequence_tokens);
   }
-  if (has_sinks && live_pool_.num_free() == 0) return false;
+  if (has_sinks && live_pool().num_free() == 0) return false;
   if (!make_coded_room(num_blocks)) return false;
   if (has_sinks) {
-    sequence.sink_block = *live_pool_.allocate();
+    sequence.sink_block = *live_pool().allocate();
     load_sinks(record.sinks.data(), sequence.sink_block);
   }
   for (int64_t i = 0; i < num_blocks; ++i) {
-    const BlockId coded = *coded_pool_.allocate();
+    const BlockId coded = *coded_pool().allocate();
     std::memcpy(codes(coded), record.codes.data() + i * codec_.bytes_per_block(),
                 static_cast<std::size_t>(codec_.bytes_per_block()));
     sequence.blocks.push_back(~coded);
