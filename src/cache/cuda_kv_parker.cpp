@@ -7,7 +7,6 @@
 
 #include "base/check.h"
 #include "base/error.h"
-#include "quant/higgs.h"
 #include "tensor/cuda_check.h"
 #include "tensor/float16.h"
 
@@ -19,22 +18,6 @@ namespace {
 constexpr int64_t kRunRows = 4096;
 
 }  // namespace
-
-// --- what a codec is on the device --------------------------------------------------------------
-
-struct CudaKvParker::Plane {
-  struct Product {
-    KvPredictorInput input;
-    MultiplyRowsCudaArgs args;  // without x, y and m
-    int64_t x_offset = 0, y_offset = 0;
-  };
-  KvRowsCudaFormat format;
-  int64_t offset = 0;  // of its codes in a block's
-  int64_t row_bytes = 0;
-  std::vector<Product> products;  // to the rows, or to the rank's vector
-  int64_t rank = 0;               // 0: there is no such vector
-  const float* second = nullptr;  // [width, rank]
-};
 
 // Pieces on their way: pinned memory, and where they arrive. Two of each, so that one run's are
 // copied while another's are used.
@@ -73,14 +56,14 @@ CudaKvParker::CudaKvParker(CudaKvCache& cache, const KvCodecFile& file,
     : cache_(cache),
       context_(context),
       rope_(std::move(rope)),
+      coder_(file, CudaElement::kF32, context),
       num_layers_(file.num_layers()),
       num_heads_(file.shape.num_heads),
       head_dim_(file.shape.head_dim),
       width_(file.shape.width()),
       sinks_(file.num_sinks),
       window_(file.window),
-      piece_blocks_(file.chunk_tokens / kBlockSize),
-      slots_(plan_plane_slots(file)) {
+      piece_blocks_(file.chunk_tokens / kBlockSize) {
   if (file.num_sinks < 0 || file.window < 0 || piece_blocks_ < 1 ||
       file.chunk_tokens % kBlockSize != 0 || static_cast<int64_t>(rope_.size()) != num_layers_) {
     fail(ErrorCode::kInvalidArgument, "parking: ", file.num_sinks, " sinks, window ", file.window,
@@ -94,19 +77,15 @@ CudaKvParker::CudaKvParker(CudaKvCache& cache, const KvCodecFile& file,
   context_.use();
   run_pieces_ = std::max<int64_t>(1, kRunRows / piece_tokens());
   run_rows_ = run_pieces_ * piece_tokens();
-  int64_t largest_rank = 0;
   for (int64_t layer = 0; layer < num_layers_; ++layer) {
     for (const bool is_value : {false, true}) {
-      const KvPlane& plane = (is_value ? file.values : file.keys)[static_cast<std::size_t>(layer)];
-      (is_value ? values_ : keys_).push_back(make_plane(file, plane, block_bytes_));
-      block_bytes_ += kBlockSize * row_bytes(plane.format, file.shape);
-      largest_rank = std::max(largest_rank, plane.predictor.rank);
+      (is_value ? value_offset_ : key_offset_).push_back(block_bytes_);
+      block_bytes_ += kBlockSize * coder_.row_bytes(layer, is_value);
     }
   }
-  const int64_t row_floats = run_rows_ * static_cast<int64_t>(sizeof(float));
-  rows_ = DeviceBuffer(slots_.num_slots * width_ * row_floats);
-  exact_ = DeviceBuffer(width_ * row_floats);
-  if (largest_rank > 0) low_rank_ = DeviceBuffer(largest_rank * row_floats);
+  state_ = DeviceBuffer(coder_.state_bytes(run_rows_));
+  scratch_ = DeviceBuffer(coder_.scratch_floats(run_rows_) * 4);
+  exact_ = DeviceBuffer(width_ * run_rows_ * 4);
   ints_ = DeviceBuffer((run_rows_ + run_rows_ / kBlockSize) * 4);
   int64_t rotation_floats = 0;
   for (int64_t layer = 0; layer < num_layers_; ++layer) {
@@ -128,83 +107,6 @@ CudaKvParker::CudaKvParker(CudaKvCache& cache, const KvCodecFile& file,
 
 CudaKvParker::~CudaKvParker() { cudaStreamSynchronize(context_.stream()); }
 
-const float* CudaKvParker::upload(const std::vector<float>& numbers) {
-  if (numbers.empty()) return nullptr;
-  weights_.push_back(
-      DeviceBuffer::from_host(numbers.data(), static_cast<int64_t>(numbers.size() * 4)));
-  return weights_.back().as<float>();
-}
-
-CudaKvParker::Plane CudaKvParker::make_plane(const KvCodecFile& file, const KvPlane& plane,
-                                             int64_t offset) {
-  using Weight = KvPredictor::Weight;
-  if (plane.format.method != RowMethod::kHiggs) {
-    fail(ErrorCode::kUnsupported, "a codec of uniform codes on a GPU; use HIGGS or --device cpu");
-  }
-  const HiggsGrid& grid = higgs_grid(plane.format.bits, plane.format.grid_dim);
-  const float* points = nullptr;
-  for (const auto& [known, at] : grids_) {
-    if (known == &grid) points = at;
-  }
-  const int64_t coordinates = grid.num_points * grid.dim;
-  if (points == nullptr) {
-    std::vector<float> tables(grid.points, grid.points + coordinates);
-    tables.insert(tables.end(), grid.twice_points, grid.twice_points + coordinates);
-    tables.insert(tables.end(), grid.minus_norms, grid.minus_norms + grid.num_points);
-    points = upload(tables);
-    grids_.emplace_back(&grid, points);
-  }
-  std::vector<float> inverse_sigma;
-  for (const float s : plane.sigma) inverse_sigma.push_back(1 / s);
-  const KvPredictor& predictor = plane.predictor;
-  Plane made;
-  made.format = {.scale = plane.format.scale,
-                 .hadamard = plane.format.hadamard,
-                 .num_heads = static_cast<int>(num_heads_),
-                 .head_dim = static_cast<int>(head_dim_),
-                 .grid_dim = static_cast<int>(grid.dim),
-                 .num_points = static_cast<int>(grid.num_points),
-                 .code_bits = grid.code_bits,
-                 .points = points,
-                 .twice_points = points + coordinates,
-                 .minus_norms = points + 2 * coordinates,
-                 .sigma = upload(plane.sigma),
-                 .inverse_sigma = upload(inverse_sigma),
-                 .bias = upload(predictor.bias)};
-  made.offset = offset;
-  made.row_bytes = row_bytes(plane.format, file.shape);
-  const float* weight = upload(predictor.w1);
-  const int64_t in = kv_input_width(file, predictor);
-  int64_t column = 0;
-  for (std::size_t i = 0; i < predictor.inputs.size(); ++i) {
-    Plane::Product product{.input = predictor.inputs[i], .args = {.add = i > 0}};
-    if (predictor.weight == Weight::kBlockDiagonal) {  // head by head
-      const int64_t stride = static_cast<int64_t>(predictor.inputs.size()) * head_dim_;
-      product.args.w = weight + static_cast<int64_t>(i) * head_dim_;
-      product.args.n = product.args.k = head_dim_;
-      product.args.w_stride = stride;
-      product.args.x_stride = product.args.y_stride = width_;
-      product.args.count = num_heads_;
-      product.args.x_step = product.args.y_step = head_dim_;
-      product.args.w_step = head_dim_ * stride;
-    } else {
-      const int64_t k = kv_input_width(file, predictor.inputs[i]);
-      product.args.w = weight + column;
-      product.args.n = predictor.weight == Weight::kLowRank ? predictor.rank : width_;
-      product.args.k = product.args.x_stride = k;
-      product.args.w_stride = in;
-      product.args.y_stride = product.args.n;
-      column += k;
-    }
-    made.products.push_back(product);
-  }
-  if (predictor.weight == Weight::kLowRank) {
-    made.rank = predictor.rank;
-    made.second = upload(predictor.w2);
-  }
-  return made;
-}
-
 // --- sizes --------------------------------------------------------------------------------------
 
 int64_t CudaKvParker::num_sinks(int64_t piece_idx) const {
@@ -220,10 +122,8 @@ int64_t CudaKvParker::piece_bytes(int64_t piece_idx) const {
 }
 
 int64_t CudaKvParker::memory_bytes() const {
-  int64_t bytes = rows_.size() + exact_.size() + low_rank_.size() + rotations_.size() +
-                  ints_.size() + 2 * run_pieces_ * code_bytes();
-  for (const DeviceBuffer& weight : weights_) bytes += weight.size();
-  return bytes;
+  return coder_.weight_bytes() + state_.size() + scratch_.size() + exact_.size() +
+         rotations_.size() + ints_.size() + 2 * run_pieces_ * code_bytes();
 }
 
 // --- a run --------------------------------------------------------------------------------------
@@ -272,40 +172,13 @@ KvLiveRowsCuda CudaKvParker::live_rows(int64_t layer, bool is_value, bool turned
           .rotary_dim = rope.rotary_dim};
 }
 
-KvCodesCuda CudaKvParker::codes_of(const Plane& plane, std::byte* codes) const {
+KvCodesCuda CudaKvParker::codes_of(int64_t layer, bool is_value, std::byte* codes) const {
   return {.data = codes,
           .piece_stride = code_bytes(),
           .block_stride = block_bytes_,
           .piece_blocks = piece_blocks_,
-          .offset = plane.offset,
-          .row_bytes = plane.row_bytes};
-}
-
-// False: nothing is predicted but the bias.
-bool CudaKvParker::predict(const Plane& plane, int64_t layer, bool is_value, int64_t num_rows) {
-  if (plane.products.empty()) return false;
-  float* rows = rows_of(layer, is_value);
-  float* target = plane.rank > 0 ? low_rank_.as<float>() : rows;
-  for (const Plane::Product& product : plane.products) {
-    MultiplyRowsCudaArgs args = product.args;
-    args.x = rows_of(product.input.index, product.input.kind == KvPredictorInput::Kind::kValues);
-    args.y = target;
-    args.m = num_rows;
-    multiply_rows_cuda(args, context_);
-  }
-  if (plane.rank > 0) {
-    multiply_rows_cuda({.x = target,
-                        .w = plane.second,
-                        .y = rows,
-                        .m = num_rows,
-                        .n = width_,
-                        .k = plane.rank,
-                        .x_stride = plane.rank,
-                        .w_stride = plane.rank,
-                        .y_stride = width_},
-                       context_);
-  }
-  return true;
+          .offset = (is_value ? value_offset_ : key_offset_)[static_cast<std::size_t>(layer)],
+          .row_bytes = coder_.row_bytes(layer, is_value)};
 }
 
 // --- waking -------------------------------------------------------------------------------------
@@ -349,11 +222,8 @@ void CudaKvParker::wake(std::span<const std::vector<std::byte>> pieces, int64_t 
     const int64_t num_rows = num * piece_tokens();
     for (int64_t layer = 0; layer < num_layers_; ++layer) {
       for (const bool is_value : {false, true}) {
-        const Plane& plane = (is_value ? values_ : keys_)[static_cast<std::size_t>(layer)];
-        const bool has_product = predict(plane, layer, is_value, num_rows);
-        decode_kv_rows_cuda(plane.format, codes_of(plane, codes), has_product,
-                            rows_of(layer, is_value), num_rows, live_rows(layer, is_value, true),
-                            stream);
+        coder_.decode(layer, is_value, run(num_rows), codes_of(layer, is_value, codes),
+                      live_rows(layer, is_value, true));
       }
     }
     cuda_check(cudaEventRecord(staging_->used[turn], stream), "recording an event");
@@ -411,12 +281,10 @@ void CudaKvParker::park(const KvSequence& sequence, int64_t begin, int64_t count
     start_run(sequence, begin + first, num);
     for (int64_t layer = 0; layer < num_layers_; ++layer) {
       for (const bool is_value : {false, true}) {
-        const Plane& plane = (is_value ? values_ : keys_)[static_cast<std::size_t>(layer)];
         load_live_rows_cuda(live_rows(layer, is_value, true), num_heads_, head_dim_, num_rows,
                             exact_.as<float>(), stream);
-        const bool has_product = predict(plane, layer, is_value, num_rows);
-        encode_kv_rows_cuda(plane.format, codes_of(plane, codes), has_product, exact_.as<float>(),
-                            rows_of(layer, is_value), num_rows, stream);
+        coder_.encode(layer, is_value, run(num_rows), codes_of(layer, is_value, codes),
+                      exact_.as<float>());
       }
     }
     cuda_check(cudaMemcpyAsync(staging_->host[0], codes, static_cast<std::size_t>(num) * bytes,

@@ -13,21 +13,13 @@
 #include <vector>
 
 #include "cache/cuda_kv_cache.h"
+#include "cache/cuda_kv_coder.h"
 #include "cache/piece_parker.h"
-#include "cache/plane_slots.h"
 #include "formats/kv_codec_file.h"
 #include "kernels/cuda_context.h"
-#include "kernels/kv_rows/kv_rows_cuda.h"
 #include "tensor/device_buffer.h"
 
 namespace lathe {
-
-// The rotation of one layer's keys, on the device.
-struct KvRopeCuda {
-  const float* inverse_frequencies = nullptr;  // [rotary_dim / 2]
-  float attention_factor = 1;
-  int64_t rotary_dim = 0;
-};
 
 class CudaKvParker final : public PieceParker {
  public:
@@ -50,21 +42,18 @@ class CudaKvParker final : public PieceParker {
             const KvSequence& sequence, Exec& exec) override;
 
  private:
-  struct Plane;
   struct Staging;
 
-  Plane make_plane(const KvCodecFile& file, const KvPlane& plane, int64_t offset);
-  const float* upload(const std::vector<float>& numbers);
   int64_t num_sinks(int64_t piece_idx) const;
   int64_t sink_row_bytes() const;
   int64_t code_bytes() const { return piece_blocks_ * block_bytes_; }  // of a piece
-  float* slot(int64_t slot) { return rows_.as<float>() + slot * run_rows_ * width_; }
-  float* rows_of(int64_t layer, bool is_value) {
-    const auto i = static_cast<std::size_t>(layer);
-    return slot(is_value ? slots_.values[i] : slots_.keys[i]);
+  CudaKvCoder::Run run(int64_t num_rows) {
+    return {.state = state_.data(),
+            .state_rows = run_rows_,
+            .num_rows = num_rows,
+            .scratch = scratch_.as<float>()};
   }
-  bool predict(const Plane& plane, int64_t layer, bool is_value, int64_t num_rows);
-  KvCodesCuda codes_of(const Plane& plane, std::byte* codes) const;
+  KvCodesCuda codes_of(int64_t layer, bool is_value, std::byte* codes) const;
   KvLiveRowsCuda live_rows(int64_t layer, bool is_value, bool turned) const;
   void start_run(const KvSequence& sequence, int64_t first_piece, int64_t num_pieces);
   void wake_sinks(std::span<const std::byte> sinks, int64_t piece_idx);
@@ -73,19 +62,16 @@ class CudaKvParker final : public PieceParker {
   CudaKvCache& cache_;
   CudaContext& context_;
   std::vector<KvRopeCuda> rope_;
+  CudaKvCoder coder_;
   int64_t num_layers_, num_heads_, head_dim_, width_;
   int64_t sinks_, window_, piece_blocks_;
   int64_t run_pieces_;  // rebuilt together
   int64_t run_rows_;
   int64_t block_bytes_ = 0;
-  PlaneSlots slots_;
-  std::vector<Plane> keys_, values_;
-  std::vector<DeviceBuffer> weights_;
-  std::vector<std::pair<const HiggsGrid*, const float*>> grids_;  // points | twice | minus norms
+  std::vector<int64_t> key_offset_, value_offset_;  // [num_layers], in a block's codes
 
-  DeviceBuffer rows_;                 // [slots][run_rows, width]
+  DeviceBuffer state_, scratch_;      // of coder_, for run_rows_
   DeviceBuffer exact_;                // [run_rows, width]
-  DeviceBuffer low_rank_;             // [run_rows, largest rank]
   DeviceBuffer rotations_;            // [different ropes][cos, sin][run_rows, rotary_dim / 2]
   DeviceBuffer ints_;                 // [run_rows] positions, [run_rows / kBlockSize] blocks
   std::vector<int64_t> rotation_of_;  // per layer, floats from the start of rotations_

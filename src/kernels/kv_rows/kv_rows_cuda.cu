@@ -5,8 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
-#include "kernels/attention/kv_encode_cuda.cuh"
-#include "kernels/attention/kv_rotate_cuda.cuh"
+#include "kernels/kv_rows/kv_row_codes_cuda.cuh"
 #include "kernels/kv_rows/kv_rows_cuda.h"
 #include "tensor/cuda_launch.cuh"
 
@@ -17,16 +16,10 @@ constexpr int kWarps = 8;
 constexpr int kMaxHeadDim = 256;
 constexpr int kBlock = static_cast<int>(kBlockSize);
 
-__device__ constexpr float kLog8Steps[8] = {1.0f,        1.09050773f, 1.18920712f, 1.29683955f,
-                                            1.41421356f, 1.54221083f, 1.68179283f, 1.83400809f};
 __device__ constexpr float kLog8Limits[8] = {1.04427378f, 1.13878863f, 1.24185781f, 1.35425555f,
                                              1.47682615f, 1.61049033f, 1.75625216f, 1.91520656f};
 
-__device__ int scale_bytes(RowScale scale) {
-  return scale == RowScale::kLog8 ? 1 : scale == RowScale::kF16 ? 2 : 4;
-}
-
-// round_row_scale() and row_scale_value() of quant/row_codes.h.
+// round_row_scale() of quant/row_codes.h.
 __device__ uint32_t rounded_scale(RowScale scale, float norm) {
   const bool finite = norm <= 3.402823466e38f;
   if (scale == RowScale::kLog8) {
@@ -42,85 +35,6 @@ __device__ uint32_t rounded_scale(RowScale scale, float norm) {
     return finite ? __half_as_ushort(__float2half_rn(fminf(norm, 65504.0f))) : 0x7e00u;
   }
   return finite ? __float_as_uint(norm) : 0x7fc00000u;
-}
-__device__ float scale_value(RowScale scale, uint32_t bits) {
-  if (scale == RowScale::kLog8) {
-    if (bits == 0) return 0;
-    if (bits == 255) return __uint_as_float(0x7fc00000u);
-    const int eighths = static_cast<int>(bits) - 127;
-    return ldexpf(kLog8Steps[eighths & 7], eighths >> 3);
-  }
-  if (scale == RowScale::kF16) return __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
-  return __uint_as_float(bits);
-}
-__device__ uint32_t load_bytes(const uint8_t* at, int count) {
-  uint32_t bits = 0;
-  for (int i = 0; i < count; ++i) bits |= static_cast<uint32_t>(at[i]) << 8 * i;
-  return bits;
-}
-
-// Code i of a bit stream, lowest bits first; up to 8 bits.
-__device__ int unpack(const uint8_t* packed, int i, int bits) {
-  const int begin = i * bits, shift = begin & 7;
-  uint32_t word = packed[begin >> 3];
-  if (shift + bits > 8) word |= static_cast<uint32_t>(packed[(begin >> 3) + 1]) << 8;
-  return static_cast<int>(word >> shift & ((1u << bits) - 1));
-}
-
-// In place on every piece: butterflies (where there is a Hadamard matrix), then times
-// factor(piece).
-template <typename Factor>
-__device__ void transform(float* x, const KvRowsCudaFormat& format, int lane,
-                          const Factor& factor) {
-  if (!format.hadamard) {
-    const float f = factor(1);
-    for (int j = lane; j < format.head_dim; j += 32) x[j] = product_rn(x[j], f);
-    __syncwarp();
-    return;
-  }
-  for (int begin = 0; begin < format.head_dim;) {
-    const int size = 1 << (31 - __clz(format.head_dim - begin));
-    hadamard_butterflies(x + begin, size, lane);
-    const float f = factor(size);
-    for (int j = lane; j < size; j += 32) x[begin + j] = product_rn(x[begin + j], f);
-    begin += size;
-  }
-  __syncwarp();
-}
-
-// A head of one row: its codes and where its scale is.
-struct HeadCodes {
-  uint8_t* scale;
-  uint8_t* packed;
-};
-__device__ HeadCodes codes_of(const KvRowsCudaFormat& format, const KvCodesCuda& codes, int64_t row,
-                              int head) {
-  const int64_t block = row / kBlock;
-  auto* at = reinterpret_cast<uint8_t*>(codes.data) +
-             block / codes.piece_blocks * codes.piece_stride +
-             block % codes.piece_blocks * codes.block_stride + codes.offset +
-             row % kBlock * codes.row_bytes;
-  const int head_bytes = format.head_dim / format.grid_dim * format.code_bits / 8;
-  return {at + head * scale_bytes(format.scale),
-          at + format.num_heads * scale_bytes(format.scale) + head * head_bytes};
-}
-
-__device__ void decode(const KvRowsCudaFormat& format, const HeadCodes& codes, const float* sigma,
-                       float* x, int lane) {
-  const float scale = scale_value(format.scale, load_bytes(codes.scale, scale_bytes(format.scale)));
-  for (int i = lane; i < format.head_dim / format.grid_dim; i += 32) {
-    const float* point =
-        format.points + unpack(codes.packed, i, format.code_bits) * format.grid_dim;
-    for (int j = 0; j < format.grid_dim; ++j) x[i * format.grid_dim + j] = point[j];
-  }
-  __syncwarp();
-  transform(x, format, lane, [&](int piece) {
-    const double product = static_cast<double>(format.head_dim) * static_cast<double>(piece);
-    return product_rn(scale, static_cast<float>(1 / sqrt(product)));
-  });
-  if (sigma == nullptr) return;
-  for (int j = lane; j < format.head_dim; j += 32) x[j] = product_rn(x[j], sigma[j]);
-  __syncwarp();
 }
 
 // u: the residual, scaled; becomes what is coded.
@@ -142,7 +56,7 @@ __device__ void encode(const KvRowsCudaFormat& format, const HeadCodes& codes, f
   const int num_codes = format.head_dim / format.grid_dim;
   const bool usable = scale > 0;  // no zero, no NaN
   if (usable) {
-    transform(u, format, lane, [&](int piece) {
+    transform_head(u, format, lane, [&](int piece) {
       const double ratio = static_cast<double>(format.head_dim) / static_cast<double>(piece);
       return static_cast<float>(sqrt(ratio)) / scale;
     });
@@ -183,11 +97,17 @@ __device__ uint8_t* live_head(const KvLiveRowsCuda& live, int64_t row, int head,
                      kv_cuda_head_bytes(live.layer.element, head_dim);
 }
 
+// The row of cos and sin that turns row `row`.
+__device__ int64_t rope_row(const KvLiveRowsCuda& live, int64_t row) {
+  return live.first_positions == nullptr ? row : live.first_positions[row / kBlock] + row % kBlock;
+}
+
 __device__ void store_live(const KvLiveRowsCuda& live, int64_t row, int head, int num_heads,
                            int head_dim, float* x, int lane) {
   if (live.cos != nullptr && !live.is_value) {
     const int half = static_cast<int>(live.rotary_dim) / 2;
-    rope_head(x, live.cos + row * half, live.sin + row * half, half, lane);
+    const int64_t angles = rope_row(live, row) * half;
+    rope_head(x, live.cos + angles, live.sin + angles, half, lane);
   }
   uint8_t* out = live_head(live, row, head, num_heads, head_dim);
   const int token = static_cast<int>(row % kBlock);
@@ -236,8 +156,9 @@ __device__ void load_live(const KvLiveRowsCuda& live, int64_t row, int head, int
   }
   if (live.cos == nullptr || live.is_value) return;
   const int half = static_cast<int>(live.rotary_dim) / 2;
+  const int64_t angles = rope_row(live, row) * half;
   for (int j = lane; j < half; j += 32) {
-    const float cos = live.cos[row * half + j], sin = live.sin[row * half + j];
+    const float cos = live.cos[angles + j], sin = live.sin[angles + j];
     const float size = cos * cos + sin * sin;  // the square of an attention factor
     const float a = x[j], b = x[j + half];
     x[j] = (a * cos + b * sin) / size;
@@ -255,16 +176,25 @@ __device__ bool find_head(int num_heads, int64_t num_rows, int64_t& row, int& he
   return row < num_rows;
 }
 
-__device__ float prediction(const KvRowsCudaFormat& format, bool has_product, const float* rows,
-                            int64_t at, int column) {
-  float p = has_product ? rows[at] : 0;
+__device__ float prediction(const KvRowsCudaFormat& format, const float* product, int64_t at,
+                            int column) {
+  float p = product != nullptr ? product[at] : 0;
   if (format.bias != nullptr) p = sum_rn(p, format.bias[column]);
   return p;
 }
 
+__device__ void store_row(const KvRowsCuda& rows, int64_t at, float x) {
+  if (rows.element == CudaElement::kBF16) {
+    static_cast<__nv_bfloat16*>(rows.data)[at] = __float2bfloat16_rn(x);
+  } else {
+    static_cast<float*>(rows.data)[at] = x;
+  }
+}
+
+// product may be what rows point to: a number is read before it is written, by the same thread.
 __global__ void __launch_bounds__(kWarps * 32)
-    decode_rows_kernel(KvRowsCudaFormat format, KvCodesCuda codes, bool has_product, float* rows,
-                       int64_t num_rows, KvLiveRowsCuda live) {
+    decode_rows_kernel(KvRowsCudaFormat format, KvCodesCuda codes, const float* product,
+                       KvRowsCuda rows, int64_t num_rows, KvLiveRowsCuda live) {
   __shared__ float heads[kWarps][kMaxHeadDim];
   wait_for_previous_kernel();
   allow_next_kernel();
@@ -275,11 +205,11 @@ __global__ void __launch_bounds__(kWarps * 32)
   float* x = heads[threadIdx.x / 32];
   const int column = head * format.head_dim;
   const float* sigma = format.sigma == nullptr ? nullptr : format.sigma + column;
-  decode(format, codes_of(format, codes, row, head), sigma, x, lane);
+  decode_row_head(format, head_codes(format, codes, row, head), sigma, x, lane);
   const int64_t begin = row * format.num_heads * format.head_dim + column;
   for (int j = lane; j < format.head_dim; j += 32) {
-    x[j] = sum_rn(prediction(format, has_product, rows, begin + j, column + j), x[j]);
-    rows[begin + j] = x[j];
+    x[j] = sum_rn(prediction(format, product, begin + j, column + j), x[j]);
+    store_row(rows, begin + j, x[j]);
   }
   __syncwarp();
   if (live.blocks == nullptr) return;
@@ -287,8 +217,8 @@ __global__ void __launch_bounds__(kWarps * 32)
 }
 
 __global__ void __launch_bounds__(kWarps * 32)
-    encode_rows_kernel(KvRowsCudaFormat format, KvCodesCuda codes, bool has_product,
-                       const float* exact, float* rows, int64_t num_rows) {
+    encode_rows_kernel(KvRowsCudaFormat format, KvCodesCuda codes, const float* product,
+                       const float* exact, KvRowsCuda rows, int64_t num_rows) {
   __shared__ float heads[kWarps][kMaxHeadDim];
   __shared__ uint8_t chosen[kWarps][kMaxHeadDim];
   wait_for_previous_kernel();
@@ -301,24 +231,23 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int column = head * format.head_dim;
   const int64_t begin = row * format.num_heads * format.head_dim + column;
   for (int j = lane; j < format.head_dim; j += 32) {
-    const float p = prediction(format, has_product, rows, begin + j, column + j);
-    rows[begin + j] = p;
+    const float p = prediction(format, product, begin + j, column + j);
     const float residual = sum_rn(exact[begin + j], -p);
     x[j] = format.inverse_sigma == nullptr ? residual
                                            : product_rn(residual, format.inverse_sigma[column + j]);
   }
   __syncwarp();
-  const HeadCodes to = codes_of(format, codes, row, head);
+  const HeadCodes to = head_codes(format, codes, row, head);
   encode(format, to, x, chosen[warp], lane);
-  decode(format, to, format.sigma == nullptr ? nullptr : format.sigma + column, x, lane);
+  decode_row_head(format, to, format.sigma == nullptr ? nullptr : format.sigma + column, x, lane);
   for (int j = lane; j < format.head_dim; j += 32) {
-    rows[begin + j] = sum_rn(rows[begin + j], x[j]);
+    store_row(rows, begin + j, sum_rn(prediction(format, product, begin + j, column + j), x[j]));
   }
 }
 
 __global__ void __launch_bounds__(kWarps * 32)
     load_rows_kernel(KvLiveRowsCuda live, int num_heads, int head_dim, int64_t num_rows,
-                     float* rows) {
+                     float* rows, const float* mean) {
   __shared__ float heads[kWarps][kMaxHeadDim];
   wait_for_previous_kernel();
   allow_next_kernel();
@@ -329,7 +258,67 @@ __global__ void __launch_bounds__(kWarps * 32)
   float* x = heads[threadIdx.x / 32];
   load_live(live, row, head, num_heads, head_dim, x, lane);
   float* out = rows + (row * num_heads + head) * head_dim;
-  for (int dim = lane; dim < head_dim; dim += 32) out[dim] = x[dim];
+  for (int dim = lane; dim < head_dim; dim += 32) {
+    out[dim] = mean == nullptr ? x[dim] : sum_rn(x[dim], -mean[head * head_dim + dim]);
+  }
+}
+
+// Number j of a row, zero behind the rank.
+__device__ void store_latent(const KvLatentCudaFormat& format, uint32_t code, int64_t row, int j,
+                             const KvRowsCuda& z, int64_t z_stride) {
+  float unit = 0;
+  if (j < format.rank) {
+    unit = format.bits == 4 ? format.points[code]
+                            : static_cast<float>(static_cast<int8_t>(static_cast<uint8_t>(code)));
+    unit = product_rn(unit, format.step[j]);
+  }
+  store_row(z, row * z_stride + j, unit);
+}
+
+__device__ uint32_t encode_latent(const KvLatentCudaFormat& format, float projected, int j) {
+  if (j >= format.rank) return 0;
+  const float y = product_rn(projected, format.inverse_step[j]);
+  if (format.bits == 8) {
+    const float q = rintf(y);
+    const float clamped = q >= 127 ? 127 : q <= -127 ? -127 : q == q ? q : 0;
+    return static_cast<uint8_t>(static_cast<int8_t>(clamped));
+  }
+  int best = 0;
+  float best_score = -INFINITY;
+  for (int p = 0; p < 16; ++p) {
+    const float score = fmaf(y, format.twice_points[p], format.minus_norms[p]);
+    if (score > best_score) best_score = score, best = p;
+  }
+  return static_cast<uint32_t>(best);
+}
+
+// A thread for each byte of a row's codes, one or two numbers, and for those that only pad the row.
+// projected null: the codes are there and only decoded.
+__global__ void latents_kernel(KvLatentCudaFormat format, KvCodesCuda codes, const float* projected,
+                               KvRowsCuda z, int64_t z_stride, int64_t num_rows) {
+  wait_for_previous_kernel();
+  allow_next_kernel();
+  const int each = 8 / format.bits;
+  const int64_t bytes = (z_stride + each - 1) / each;  // of a row, with those that are not stored
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t row = i / bytes;
+  if (row >= num_rows) return;
+  const int byte = static_cast<int>(i % bytes), first = byte * each;
+  uint8_t* at = codes_of_row(codes, row) + byte;
+  uint32_t packed = 0;
+  if (projected != nullptr) {
+    for (int n = 0; n < each && first + n < z_stride; ++n) {
+      packed |= encode_latent(format, projected[row * z_stride + first + n], first + n)
+                << n * format.bits;
+    }
+    if (first < format.rank) *at = static_cast<uint8_t>(packed);
+  } else if (first < format.rank) {
+    packed = *at;
+  }
+  for (int n = 0; n < each && first + n < z_stride; ++n) {
+    const uint32_t code = packed >> n * format.bits & ((1u << format.bits) - 1);
+    store_latent(format, code, row, first + n, z, z_stride);
+  }
 }
 
 __global__ void __launch_bounds__(kWarps * 32)
@@ -362,32 +351,33 @@ void check_head_dim(int64_t head_dim) {
 
 }  // namespace
 
-void decode_kv_rows_cuda(const KvRowsCudaFormat& format, const KvCodesCuda& codes, bool has_product,
-                         float* rows, int64_t num_rows, const KvLiveRowsCuda& live,
-                         CudaStream stream) {
+void decode_kv_rows_cuda(const KvRowsCudaFormat& format, const KvCodesCuda& codes,
+                         const float* product, const KvRowsCuda& rows, int64_t num_rows,
+                         const KvLiveRowsCuda& live, CudaStream stream) {
   check_head_dim(format.head_dim);
   if (num_rows == 0) return;
   launch_dependent("decode_kv_rows", decode_rows_kernel,
                    blocks_for_heads(num_rows, format.num_heads), dim3(kWarps * 32), 0, stream, 1,
-                   format, codes, has_product, rows, num_rows, live);
+                   format, codes, product, rows, num_rows, live);
 }
 
-void encode_kv_rows_cuda(const KvRowsCudaFormat& format, const KvCodesCuda& codes, bool has_product,
-                         const float* exact, float* rows, int64_t num_rows, CudaStream stream) {
+void encode_kv_rows_cuda(const KvRowsCudaFormat& format, const KvCodesCuda& codes,
+                         const float* product, const float* exact, const KvRowsCuda& rows,
+                         int64_t num_rows, CudaStream stream) {
   check_head_dim(format.head_dim);
   if (num_rows == 0) return;
   launch_dependent("encode_kv_rows", encode_rows_kernel,
                    blocks_for_heads(num_rows, format.num_heads), dim3(kWarps * 32), 0, stream, 1,
-                   format, codes, has_product, exact, rows, num_rows);
+                   format, codes, product, exact, rows, num_rows);
 }
 
 void load_live_rows_cuda(const KvLiveRowsCuda& live, int64_t num_heads, int64_t head_dim,
-                         int64_t num_rows, float* rows, CudaStream stream) {
+                         int64_t num_rows, float* rows, CudaStream stream, const float* mean) {
   check_head_dim(head_dim);
   if (num_rows == 0) return;
   launch_dependent("load_live_rows", load_rows_kernel, blocks_for_heads(num_rows, num_heads),
                    dim3(kWarps * 32), 0, stream, 1, live, static_cast<int>(num_heads),
-                   static_cast<int>(head_dim), num_rows, rows);
+                   static_cast<int>(head_dim), num_rows, rows, mean);
 }
 
 void store_live_rows_cuda(const KvLiveRowsCuda& live, int64_t num_heads, int64_t head_dim,
@@ -397,6 +387,37 @@ void store_live_rows_cuda(const KvLiveRowsCuda& live, int64_t num_heads, int64_t
   launch_dependent("store_live_rows", store_rows_kernel, blocks_for_heads(num_rows, num_heads),
                    dim3(kWarps * 32), 0, stream, 1, live, static_cast<int>(num_heads),
                    static_cast<int>(head_dim), num_rows, rows);
+}
+
+namespace {
+
+void run_latents(const KvLatentCudaFormat& format, const KvCodesCuda& codes, const float* projected,
+                 const KvRowsCuda& z, int64_t z_stride, int64_t num_rows, CudaStream stream) {
+  if (format.rank < 1 || z_stride < format.rank || (format.bits != 4 && format.bits != 8)) {
+    fail(ErrorCode::kInvalidArgument, "latents of rank ", format.rank, " in rows of ", z_stride,
+         ", ", format.bits, " bits (4 or 8)");
+  }
+  if (num_rows == 0) return;
+  constexpr int64_t kThreads = 128;
+  const int64_t each = 8 / format.bits;
+  const int64_t threads = num_rows * ((z_stride + each - 1) / each);
+  launch_dependent("kv_latents", latents_kernel,
+                   dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads)), dim3(kThreads),
+                   0, stream, 1, format, codes, projected, z, z_stride, num_rows);
+}
+
+}  // namespace
+
+void decode_kv_latents_cuda(const KvLatentCudaFormat& format, const KvCodesCuda& codes,
+                            const KvRowsCuda& z, int64_t z_stride, int64_t num_rows,
+                            CudaStream stream) {
+  run_latents(format, codes, nullptr, z, z_stride, num_rows, stream);
+}
+
+void encode_kv_latents_cuda(const KvLatentCudaFormat& format, const KvCodesCuda& codes,
+                            const float* projected, const KvRowsCuda& z, int64_t z_stride,
+                            int64_t num_rows, CudaStream stream) {
+  run_latents(format, codes, projected, z, z_stride, num_rows, stream);
 }
 
 }  // namespace lathe

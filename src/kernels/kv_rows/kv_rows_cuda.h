@@ -1,10 +1,10 @@
 // Keys and values of many tokens to their codes and back on the GPU (kv_rows.h, quant/row_codes.h),
-// between a cache of live blocks and bytes that a piece is made of, and the products of predictors.
+// between blocks that attention reads and bytes of codes, and the products of predictors.
 //
-// Given the same prediction, codes and rows have the reference's bits. Predictions do not: products
-// are cuBLAS's, on inputs rounded to TF32 (2^-11), with sums in any order. So what one kind of
-// machine parked, another rebuilds a little differently: some 2^-11 of a key where a 4-bit code is
-// off by 2^-4 of its residual.
+// Given the same prediction, codes and rows have the reference's bits (rows in bf16: those, rounded
+// once). Predictions do not: products are cuBLAS's, on inputs rounded to TF32 (2^-11) or kept in
+// bf16 (2^-9), with sums in any order. So what one kind of machine parked, another rebuilds a
+// little differently: some 2^-11 of a key where a 4-bit code is off by 2^-4 of its residual.
 //
 // All functions only enqueue work on a stream.
 #pragma once
@@ -35,11 +35,19 @@ struct KvRowsCudaFormat {
   const float* bias = nullptr;           // [num_heads * head_dim], or null
 };
 
+// Reconstructed rows, [num_rows, width] dense, in fp32 or bf16.
+struct KvRowsCuda {
+  void* data = nullptr;
+  CudaElement element = CudaElement::kF32;  // or kBF16
+};
+
 // Rows' codes: those of row r (of a block of kBlockSize rows, of a piece of piece_blocks blocks) at
 //   data + piece * piece_stride + block in piece * block_stride + offset + row in block *
-//   row_bytes.
+//   row_bytes
+// or, with `blocks`, at data + blocks[r / kBlockSize] * block_stride + ...
 struct KvCodesCuda {
   std::byte* data = nullptr;
+  const int32_t* blocks = nullptr;
   int64_t piece_stride = 0;
   int64_t block_stride = 0;
   int64_t piece_blocks = 1;
@@ -52,32 +60,58 @@ struct KvLiveRowsCuda {
   KvCudaLayer layer;
   const int32_t* blocks = nullptr;
   bool is_value = false;
-  // Keys: row r is turned by cos, sin [r, rotary_dim / 2] on its way into the cache, and back on
-  // its way out. Null: as attention reads them.
+  // Keys: row r is turned by cos, sin [i, rotary_dim / 2] on its way into the cache, and back on
+  // its way out; i = r or, with first_positions, first_positions[r / kBlockSize] + r % kBlockSize.
+  // Null: as attention reads them.
+  const int32_t* first_positions = nullptr;
   const float* cos = nullptr;
   const float* sin = nullptr;
   int64_t rotary_dim = 0;
 };
 
-// rows [num_rows, width] hold W x (has_product) or anything; then rows = W x + bias + decoded,
-// which also goes to the cache (live.blocks null: it does not).
-void decode_kv_rows_cuda(const KvRowsCudaFormat& format, const KvCodesCuda& codes, bool has_product,
-                         float* rows, int64_t num_rows, const KvLiveRowsCuda& live,
-                         CudaStream stream);
-// codes = those of exact - (W x + bias); rows = what decode_kv_rows_cuda() makes of them.
-void encode_kv_rows_cuda(const KvRowsCudaFormat& format, const KvCodesCuda& codes, bool has_product,
-                         const float* exact, float* rows, int64_t num_rows, CudaStream stream);
-// Rows of a cache as numbers, and back.
+// rows = product + bias + decoded codes, which also go to the cache, not rounded in between
+// (live.blocks null: they do not). product: W x, [num_rows, width]; null: there is none. It may be
+// the rows themselves.
+void decode_kv_rows_cuda(const KvRowsCudaFormat& format, const KvCodesCuda& codes,
+                         const float* product, const KvRowsCuda& rows, int64_t num_rows,
+                         const KvLiveRowsCuda& live, CudaStream stream);
+// codes = those of exact - (product + bias); rows = what decode_kv_rows_cuda() makes of them.
+void encode_kv_rows_cuda(const KvRowsCudaFormat& format, const KvCodesCuda& codes,
+                         const float* product, const float* exact, const KvRowsCuda& rows,
+                         int64_t num_rows, CudaStream stream);
+// Rows of a cache as numbers, less `mean` [width] where there is one, and back.
 void load_live_rows_cuda(const KvLiveRowsCuda& live, int64_t num_heads, int64_t head_dim,
-                         int64_t num_rows, float* rows, CudaStream stream);
+                         int64_t num_rows, float* rows, CudaStream stream,
+                         const float* mean = nullptr);
 void store_live_rows_cuda(const KvLiveRowsCuda& live, int64_t num_heads, int64_t head_dim,
                           int64_t num_rows, const float* rows, CudaStream stream);
+
+// How the latents of a group of layers are stored (cache/kv_layer_coder.h). Pointers are to device
+// memory.
+struct KvLatentCudaFormat {
+  int rank = 0;
+  int bits = 4;                         // 4: points of a grid; 8: whole steps
+  const float* points = nullptr;        // [16]; 4 bits
+  const float* twice_points = nullptr;  // [16]; encoding 4 bits
+  const float* minus_norms = nullptr;   // [16]; encoding 4 bits
+  const float* step = nullptr;          // [rank]
+  const float* inverse_step = nullptr;  // [rank]; encoding only
+};
+// z = the decoded codes, rows of z_stride >= rank elements; zeros behind the rank.
+void decode_kv_latents_cuda(const KvLatentCudaFormat& format, const KvCodesCuda& codes,
+                            const KvRowsCuda& z, int64_t z_stride, int64_t num_rows,
+                            CudaStream stream);
+// codes = those of projected [num_rows, z_stride]; z as above.
+void encode_kv_latents_cuda(const KvLatentCudaFormat& format, const KvCodesCuda& codes,
+                            const float* projected, const KvRowsCuda& z, int64_t z_stride,
+                            int64_t num_rows, CudaStream stream);
 
 // y[m, n] = x[m, k] w[n, k]^T, added to y where `add`; row strides in elements. `count` of them,
 // whose x, w and y lie so many elements apart.
 struct MultiplyRowsCudaArgs {
-  const float* x = nullptr;
-  const float* w = nullptr;
+  CudaElement element = CudaElement::kF32;  // of x and w: kF32, rounded to TF32 here, or kBF16
+  const void* x = nullptr;
+  const void* w = nullptr;
   float* y = nullptr;
   int64_t m = 0, n = 0, k = 0;
   int64_t x_stride = 0, w_stride = 0, y_stride = 0;
