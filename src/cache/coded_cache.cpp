@@ -325,10 +325,10 @@ void CodedCache::begin_step(std::span<const KvRows> rows, Exec& exec) {
     }
     run_encode_jobs(exec);
   }
-  in_step_ = true;
   rows_ = rows;
   list_coded_blocks();
   start_step(exec);
+  in_step_ = true;
 }
 
 // Which coded blocks this step reads, each once.

@@ -4,13 +4,14 @@
 #pragma once
 #include <cstdint>
 
+#include "cache/cuda_kv_layers.h"
 #include "cache/paged_cache.h"
 #include "kernels/attention/attention_cuda.h"
 #include "tensor/device_buffer.h"
 
 namespace lathe {
 
-class CudaKvCache final : public PagedCache {
+class CudaKvCache final : public PagedCache, public CudaKvLayers {
  public:
   // Work on the cache's own account (copies of shared blocks) goes to `stream`, like the steps that
   // read it. Throws kOutOfMemory with the size.
@@ -20,7 +21,8 @@ class CudaKvCache final : public PagedCache {
   int64_t bytes_per_block() const override { return 2 * num_layers_ * plane_bytes_; }
   // Of the values as the host would see them; there are no views.
   KvElement element() const override;
-  KvCudaLayer layer(int64_t layer);
+  KvCudaLayer layer(int64_t layer) override;
+  CudaKvLayers* cuda_layers() override { return this; }
 
   // A GPU's kernels do both: these abort.
   void append(int64_t layer, const float* k_raw, const float* k, const float* v, int64_t stride,

@@ -25,6 +25,7 @@
 namespace lathe {
 
 using BlockId = int32_t;
+class CudaKvLayers;
 class LiveBlocks;
 
 // Blocks that hold so many tokens.
@@ -78,6 +79,8 @@ class KvCache {
   virtual KvElement element() const = 0;
   // The memory behind block ids, where all blocks are live and in the host's memory; else null.
   virtual LiveBlocks* live_blocks() { return nullptr; }
+  // How a GPU's decoder reads it, where it lies in a GPU's memory (cuda_kv_layers.h); else null.
+  virtual CudaKvLayers* cuda_layers() { return nullptr; }
 
   // An empty sequence whose block table has room for max_sequence_tokens.
   KvSequence new_sequence() const;

@@ -20,7 +20,7 @@ BenchModel::BenchModel(const std::string& path, const ModelFlags& flags,
   options.on_layer_loaded = [&](int64_t done, int64_t) {
     progress.advance(done - progress.done());
   };
-  random_kv_->load(*checkpoint_);
+  random_kv_->load(*checkpoint_, exec);
   random_ = Model::load(*checkpoint_, options, exec);
 }
 

@@ -193,7 +193,8 @@ void run_chat(const ChatFlags& flags, bool seed_given) {
   const EngineOptions options = resolve({.max_num_seqs = 1,
                                          .max_sequence_tokens = flags.context,
                                          .kv_format = loaded.kv().live_format(),
-                                         .kv_codec = loaded.kv().engine_codec()},
+                                         .kv_codec = loaded.kv().engine_codec(),
+                                         .kv_codec_file = loaded.kv().engine_codec_file()},
                                         loaded.model().config());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());

@@ -52,8 +52,8 @@ class RunningKv {
  public:
   // Reads no file. Throws kInvalidArgument for a name that does not exist.
   explicit RunningKv(const ModelFlags& flags) : flags_(flags), choice_(kv_choice(flags)) {}
-  // Reads the codec, if there is one. Throws what load_kv_codec() throws.
-  void load(const Checkpoint& checkpoint);
+  // Reads the codec, if there is one. Throws what load_kv_codec() throws; kUnsupported on a GPU.
+  void load(const Checkpoint& checkpoint, const Exec& exec);
 
   // Of the whole cache, or of its exact part.
   KvFormat live_format() const { return choice_.live_format; }
@@ -61,6 +61,7 @@ class RunningKv {
   const LoadedKvCodec* codec() const { return codec_ ? &*codec_ : nullptr; }
   // The same, as EngineOptions takes it.
   const KvCodec* engine_codec() const { return codec_ ? codec_->codec.get() : nullptr; }
+  const KvCodecFile* engine_codec_file() const { return codec_ ? &codec_->file : nullptr; }
   std::string name() const;  // "bf16", "aqua2", ...
   // Empty caches; *this must outlive them. With room for num_tokens tokens, in steps of any size:
   std::unique_ptr<KvCache> make_cache(const Model& model, int64_t num_tokens,

@@ -245,6 +245,7 @@ void run_serve(ServeFlags flags) {
   const ModelConfig& config = loaded.model().config();
   flags.engine.kv_format = loaded.kv().live_format();
   flags.engine.kv_codec = loaded.kv().engine_codec();
+  flags.engine.kv_codec_file = loaded.kv().engine_codec_file();
   const EngineOptions options = resolve(flags.engine, config);
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());

@@ -23,7 +23,7 @@ void CudaLayerPass::forward(const CudaDecoderLayer& layer, std::span<const KvRow
   token_ids_.resize(positions.size(), 0);
   const ForwardBatch rows_only = {
       .token_ids = token_ids_, .positions = positions, .sequences = rows, .logit_rows = {}};
-  steps_.send(rows_only, shape_of(rows_only), stream);
+  steps_.send(rows_only, shape_of(rows_only), cache_, stream);
   const CudaBatch batch = steps_.batch();
 
   hidden_.reserve(hidden_bytes);

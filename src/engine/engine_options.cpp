@@ -13,9 +13,11 @@ void check_at_least(const char* field, int64_t value, int64_t low) {
 }
 
 CodedKvCacheOptions coded_options(const EngineOptions& options) {
-  return coded_cache_options(options.kv_codec->policy(), options.kv_format, options.max_num_seqs,
-                             options.max_batch_tokens, options.cache_tokens,
-                             options.max_sequence_tokens);
+  CodedKvCacheOptions coded = coded_cache_options(
+      options.kv_codec->policy(), options.kv_format, options.max_num_seqs, options.max_batch_tokens,
+      options.cache_tokens, options.max_sequence_tokens);
+  coded.file = options.kv_codec_file;
+  return coded;
 }
 
 }  // namespace

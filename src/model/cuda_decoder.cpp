@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "cache/cuda_coded_kv_cache.h"
 #include "cache/cuda_kv_cache.h"
 #include "cache/cuda_kv_parker.h"
 #include "formats/sharded_checkpoint.h"
@@ -63,6 +64,8 @@ class CudaDecoder final : public Model {
   }
   std::unique_ptr<KvCache> make_cache(KvFormat format, int64_t num_tokens,
                                       int64_t max_sequence_tokens) const override;
+  std::unique_ptr<KvCache> make_coded_cache(const KvCodec& codec,
+                                            const CodedKvCacheOptions& options) const override;
   std::unique_ptr<PieceParker> make_parker(KvCache& cache, const KvCodecFile& file,
                                            const KvCodec& codec,
                                            int64_t max_sequence_tokens) const override;
@@ -87,11 +90,13 @@ class CudaDecoder final : public Model {
     KvCudaElement element;
     const void* first;
     const void* last;
+    int64_t id;
     bool operator==(const CachePlace&) const = default;
   };
   struct CapturedStep {
     StepShape shape;
     CachePlace cache;
+    int64_t num_rebuilt;  // blocks
     int64_t generation;
     Graph graph;  // null: run once, so that memory has grown; capture the next time
   };
@@ -102,16 +107,18 @@ class CudaDecoder final : public Model {
   void run_step(const ForwardBatch& batch, KvCache& cache, bool wants_logits, Exec& exec,
                 const Finish& finish);
   void copy_hidden(int64_t num_logits, float* hidden);
-  void reserve(const StepShape& shape, CudaKvCache& cache);
-  void run(const StepShape& shape, CudaKvCache& cache, bool wants_logits);
-  void run_layers(CudaKvCache& cache, float* hidden);
+  KvFormat live_format(KvFormat format) const;
+  std::vector<KvRopeCuda> kv_ropes_on_device() const;
+  void reserve(const StepShape& shape, CudaKvLayers& cache);
+  void run(const StepShape& shape, CudaKvLayers& cache, bool wants_logits);
+  void run_layers(CudaKvLayers& cache, float* hidden);
   void run_head(const float* hidden, int64_t num_logits);
   void receive_logits(int64_t num_logits);
   bool is_first_rank() const { return collective_ == nullptr || collective_->rank() == 0; }
-  bool can_replay(const StepShape& shape, CudaKvCache& cache);
-  void replay(const StepShape& shape, CudaKvCache& cache);
-  Graph capture(const StepShape& shape, CudaKvCache& cache);
-  CapturedStep& captured(const StepShape& shape, CudaKvCache& cache);
+  bool can_replay(const StepShape& shape, CudaKvLayers& cache);
+  void replay(const StepShape& shape, CudaKvLayers& cache);
+  Graph capture(const StepShape& shape, CudaKvLayers& cache);
+  CapturedStep& captured(const StepShape& shape, CudaKvLayers& cache);
   template <typename T>
   void copy_to_host(T* to, const void* from, int64_t count) {
     cuda_check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(count) * sizeof(T),
@@ -153,6 +160,7 @@ class CudaDecoder final : public Model {
   DeviceBuffer logits_;  // [num_logits, vocab_size] f32; rank 0's alone, others: their columns
   PinnedCopy logits_copy_;
   int64_t own_generation_ = 0;
+  mutable int64_t num_coded_caches_ = 0;
   std::vector<CapturedStep> captured_;
 };
 
@@ -216,20 +224,35 @@ std::string CudaDecoder::kernels() const {
              "\n");
 }
 
-std::unique_ptr<KvCache> CudaDecoder::make_cache(KvFormat format, int64_t num_tokens,
-                                                 int64_t max_sequence_tokens) const {
-  context_->use();
+// What a cache of this model keeps where `format` is asked for.
+KvFormat CudaDecoder::live_format(KvFormat format) const {
   if (element_ == CudaElement::kF32 && format != KvFormat::kF32) {
     fail(ErrorCode::kUnsupported, "a cache of ", kv_format_name(format),
          " with fp32 arithmetic on a GPU; use f32");
   }
-  if (element_ != CudaElement::kF32 && format == KvFormat::kF32) format = KvFormat::kBF16;
-  return std::make_unique<CudaKvCache>(config_, format, num_tokens, max_sequence_tokens,
-                                       context_->stream());
+  if (element_ != CudaElement::kF32 && format == KvFormat::kF32) return KvFormat::kBF16;
+  return format;
 }
 
-std::unique_ptr<PieceParker> CudaDecoder::make_parker(KvCache& cache, const KvCodecFile& file,
-                                                      const KvCodec&, int64_t) const {
+std::unique_ptr<KvCache> CudaDecoder::make_cache(KvFormat format, int64_t num_tokens,
+                                                 int64_t max_sequence_tokens) const {
+  context_->use();
+  return std::make_unique<CudaKvCache>(config_, live_format(format), num_tokens,
+                                       max_sequence_tokens, context_->stream());
+}
+
+std::unique_ptr<KvCache> CudaDecoder::make_coded_cache(const KvCodec&,
+                                                       const CodedKvCacheOptions& options) const {
+  if (options.file == nullptr) {
+    fail(ErrorCode::kUnsupported, "a coded cache on a GPU is made of a codec's file");
+  }
+  CodedKvCacheOptions own = options;
+  own.live_format = live_format(options.live_format);
+  return std::make_unique<CudaCodedKvCache>(config_, *options.file, kv_ropes_on_device(), own,
+                                            ++num_coded_caches_, *context_);
+}
+
+std::vector<KvRopeCuda> CudaDecoder::kv_ropes_on_device() const {
   std::vector<KvRopeCuda> ropes;
   for (const CudaDecoderLayer& layer : layers_) {
     const CudaRope& rope = layer.is_sliding && rope_sliding_ ? *rope_sliding_ : *rope_full_;
@@ -237,8 +260,16 @@ std::unique_ptr<PieceParker> CudaDecoder::make_parker(KvCache& cache, const KvCo
                      .attention_factor = rope.attention_factor(),
                      .rotary_dim = config_.rotary_dim});
   }
-  return std::make_unique<CudaKvParker>(static_cast<CudaKvCache&>(cache), file, std::move(ropes),
-                                        *context_);
+  return ropes;
+}
+
+std::unique_ptr<PieceParker> CudaDecoder::make_parker(KvCache& cache, const KvCodecFile& file,
+                                                      const KvCodec&, int64_t) const {
+  auto* live = dynamic_cast<CudaKvCache*>(&cache);
+  if (live == nullptr) {
+    fail(ErrorCode::kUnsupported, "parking a cache that is not all live blocks on this GPU");
+  }
+  return std::make_unique<CudaKvParker>(*live, file, kv_ropes_on_device(), *context_);
 }
 
 template <typename Finish>
@@ -246,7 +277,7 @@ void CudaDecoder::run_step(const ForwardBatch& batch, KvCache& cache, bool wants
                            const Finish& finish) {
   check_batch(batch);
   context_->use();
-  auto& gpu_cache = static_cast<CudaKvCache&>(cache);
+  CudaKvLayers& gpu_cache = *cache.cuda_layers();
   StepShape shape = shape_of(batch);
   if (shape.num_rows == 0) return;
   const bool is_decode = shape.max_rows_per_sequence == 1 && wants_logits &&
@@ -261,9 +292,10 @@ void CudaDecoder::run_step(const ForwardBatch& batch, KvCache& cache, bool wants
 
   cache.begin_step(batch.sequences, exec);
   try {
-    steps_.send(batch, shape, context_->stream());
+    steps_.send(batch, shape, gpu_cache, context_->stream());
     reserve(shape, gpu_cache);
-    bool can = is_decode && can_replay(shape, gpu_cache);
+    bool can = is_decode && gpu_cache.num_rebuilt_blocks() <= kMostCapturedBlocks &&
+               can_replay(shape, gpu_cache);
     // NCCL wants all ranks to capture a sum, or none; and who still allocates must be done before
     // others wait for it on their GPUs.
     if (collective_ != nullptr) can = collective_->agree(can);
@@ -346,7 +378,7 @@ void CudaDecoder::forward_and_sample(const ForwardBatch& batch, KvCache& cache,
 }
 
 // Memory whose size the shape decides, and which graphs remember.
-void CudaDecoder::reserve(const StepShape& shape, CudaKvCache& cache) {
+void CudaDecoder::reserve(const StepShape& shape, CudaKvLayers& cache) {
   const auto grow = [&](DeviceBuffer& buffer, int64_t bytes) {
     if (bytes <= buffer.size()) return;
     context_->synchronize();
@@ -363,7 +395,7 @@ void CudaDecoder::reserve(const StepShape& shape, CudaKvCache& cache) {
   }
 }
 
-void CudaDecoder::run(const StepShape& shape, CudaKvCache& cache, bool wants_logits) {
+void CudaDecoder::run(const StepShape& shape, CudaKvLayers& cache, bool wants_logits) {
   const DeviceWorkspace::Scope scope(context_->workspace());
   if (timed_ != nullptr) timed_->begin_step();
   auto* hidden = hidden_.as<float>();
@@ -380,16 +412,20 @@ void CudaDecoder::run(const StepShape& shape, CudaKvCache& cache, bool wants_log
   if (wants_logits) run_head(hidden, shape.num_logits);
 }
 
-void CudaDecoder::run_layers(CudaKvCache& cache, float* hidden) {
+void CudaDecoder::run_layers(CudaKvLayers& cache, float* hidden) {
   DeviceWorkspace& workspace = context_->workspace();
   const DeviceWorkspace::Scope scope(workspace);
-  const CudaBatch batch = steps_.batch();
+  CudaBatch batch = steps_.batch();
+  const int64_t table_ints = cache.table_ints(batch.num_sequences * batch.table_stride);
+  const KvCudaTables tables = cache.start_layers(batch, workspace.allocate_as<int32_t>(table_ints));
   const CudaRopeRows full = rope_full_->rows(batch, *context_);
   const CudaRopeRows sliding = rope_sliding_ ? rope_sliding_->rows(batch, *context_) : full;
   void* branch = workspace.allocate(batch.num_rows * config_.hidden_size *
                                     (element_ == CudaElement::kF32 ? 4 : 2));
   PendingBranch pending;
   for (const CudaDecoderLayer& layer : layers_) {
+    cache.prepare_layer(layer.index);
+    batch.block_tables = tables.of(layer.index);
     const CudaLayerStep step = {.config = config_,
                                 .rope = layer.is_sliding ? sliding : full,
                                 .batch = batch,
@@ -465,19 +501,30 @@ void CudaDecoder::receive_logits(int64_t num_logits) {
   }
 }
 
-CudaDecoder::CapturedStep& CudaDecoder::captured(const StepShape& shape, CudaKvCache& cache) {
+CudaDecoder::CapturedStep& CudaDecoder::captured(const StepShape& shape, CudaKvLayers& cache) {
   const KvCudaLayer last = cache.layer(config_.num_layers - 1);
-  const CachePlace place = {last.element, cache.layer(0).keys, last.values};
+  const CachePlace place = {last.element, cache.layer(0).keys, last.values, cache.cache_id()};
   for (CapturedStep& step : captured_) {
-    if (step.shape == shape && step.cache == place) return step;
+    if (step.shape == shape && step.cache == place &&
+        step.num_rebuilt == cache.num_rebuilt_blocks()) {
+      return step;
+    }
   }
-  captured_.push_back({.shape = shape, .cache = place, .generation = -1, .graph = nullptr});
+  // Those of a coded cache before this one, whose memory is gone.
+  std::erase_if(captured_, [&](const CapturedStep& step) {
+    return place.id != 0 && step.cache.id != 0 && step.cache.id != place.id;
+  });
+  captured_.push_back({.shape = shape,
+                       .cache = place,
+                       .num_rebuilt = cache.num_rebuilt_blocks(),
+                       .generation = -1,
+                       .graph = nullptr});
   return captured_.back();
 }
 
 // Whether the step has a graph, or can be captured. A shape's first step is not: it shows how much
 // memory it takes.
-bool CudaDecoder::can_replay(const StepShape& shape, CudaKvCache& cache) {
+bool CudaDecoder::can_replay(const StepShape& shape, CudaKvLayers& cache) {
   CapturedStep& step = captured(shape, cache);
   if (step.generation == generation()) return true;
   step.generation = generation();
@@ -486,7 +533,7 @@ bool CudaDecoder::can_replay(const StepShape& shape, CudaKvCache& cache) {
 }
 
 // Runs the step from its graph, which the second step captures.
-void CudaDecoder::replay(const StepShape& shape, CudaKvCache& cache) {
+void CudaDecoder::replay(const StepShape& shape, CudaKvLayers& cache) {
   CapturedStep& step = captured(shape, cache);
   if (step.graph == nullptr) step.graph = capture(shape, cache);
   // What making a graph allocates is there on all GPUs before one waits for another.
@@ -494,7 +541,7 @@ void CudaDecoder::replay(const StepShape& shape, CudaKvCache& cache) {
   cuda_check(cudaGraphLaunch(step.graph.get(), context_->stream()), "replaying a step");
 }
 
-Graph CudaDecoder::capture(const StepShape& shape, CudaKvCache& cache) {
+Graph CudaDecoder::capture(const StepShape& shape, CudaKvLayers& cache) {
   const CudaStream stream = context_->stream();
   cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing a step");
   cudaGraph_t graph = nullptr;

@@ -275,7 +275,7 @@ std::unique_ptr<Model> load_cpu_model(const Checkpoint& checkpoint, const ModelO
 }
 
 std::unique_ptr<KvCache> Model::make_coded_cache(const KvCodec&, const CodedKvCacheOptions&) const {
-  fail(ErrorCode::kUnsupported, "a coded cache is read on the CPU only; use --device cpu");
+  fail(ErrorCode::kUnsupported, "this model has no coded cache");
 }
 
 KvRopes Model::kv_ropes(int64_t) const {

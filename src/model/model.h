@@ -88,7 +88,7 @@ class Model {
     return make_kv_cache(config(), format, num_tokens, max_sequence_tokens);
   }
   // A cache whose older blocks are codes (cache/coded_kv_cache.h), with this model's rotations. The
-  // codec must outlive it. Throws what CodedKvCache throws; kUnsupported on a GPU.
+  // codec must outlive it. Throws what CodedKvCache and CudaCodedKvCache throw.
   virtual std::unique_ptr<KvCache> make_coded_cache(const KvCodec& codec,
                                                     const CodedKvCacheOptions& options) const;
   // Those rotations, for positions up to the end of the last block of max_sequence_tokens.

@@ -43,7 +43,8 @@ StepBuffers::Offsets StepBuffers::layout(const StepShape& shape) {
   return offsets;
 }
 
-void StepBuffers::send(const ForwardBatch& batch, const StepShape& shape, CudaStream stream) {
+void StepBuffers::send(const ForwardBatch& batch, const StepShape& shape, const CudaKvLayers& cache,
+                       CudaStream stream) {
   const auto num_rows = static_cast<int64_t>(batch.token_ids.size());
   const auto num_sequences = static_cast<int64_t>(batch.sequences.size());
   const auto num_logits = static_cast<int64_t>(batch.logit_rows.size());
@@ -89,7 +90,9 @@ void StepBuffers::send(const ForwardBatch& batch, const StepShape& shape, CudaSt
     const auto& blocks = rows.sequence->blocks;
     const int64_t used = blocks_for(rows.sequence->num_tokens + rows.num_rows);
     LATHE_CHECK(used <= static_cast<int64_t>(blocks.size()) && used <= shape.table_stride());
-    std::copy_n(blocks.begin(), used, host_ + offsets_.tables + i * shape.table_stride());
+    std::transform(blocks.begin(), blocks.begin() + used,
+                   host_ + offsets_.tables + i * shape.table_stride(),
+                   [&](BlockId id) { return cache.table_entry(id); });
   }
   for (int64_t i = num_sequences; i <= shape.num_sequences; ++i) {
     query_begin[i] = static_cast<int32_t>(num_rows);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cache/cuda_kv_layers.h"
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/cuda_context.h"
 #include "model/model.h"
@@ -34,8 +35,11 @@ class StepBuffers {
 
   // The rows of `batch`, padded to `shape` (which is at least as large in every size), on their way
   // to the device. Padding rows have token 0, no sequence and position -1; padding logit rows are
-  // row 0. Waits until the copy before this one has left the host's memory.
-  void send(const ForwardBatch& batch, const StepShape& shape, CudaStream stream);
+  // row 0. Block tables are what `cache` makes of the sequences' blocks (a coded one
+  // knows when its step has begun). Waits until the copy before this one has left the host's
+  // memory.
+  void send(const ForwardBatch& batch, const StepShape& shape, const CudaKvLayers& cache,
+            CudaStream stream);
 
   // Device memory, valid until a larger shape is sent (generation() changes then).
   CudaBatch batch() const;
