@@ -2,9 +2,10 @@
 import json
 import subprocess
 import sys
-import tempfile
 import unittest
 from pathlib import Path
+
+from stand_in import StandInTest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/check-device"
 
@@ -36,13 +37,11 @@ GOLDEN = {"cases": [{"id": "short", "ids": [1, 2, 3], "next_logprob": [-1.0, -1.
                      "greedy": {"ids": [7, 8], "margin": [0.5, 1e-4]}}]}
 
 
-class CheckDevice(unittest.TestCase):
+class CheckDevice(StandInTest):
+    PROGRAM = LATHE
+
     def setUp(self):
-        self.directory = tempfile.TemporaryDirectory()
-        self.addCleanup(self.directory.cleanup)
-        self.path = Path(self.directory.name)
-        (self.path / "lathe").write_text(LATHE)
-        (self.path / "lathe").chmod(0o755)
+        super().setUp()
         (self.path / "logits").mkdir()
         (self.path / "logits/m.json").write_text(json.dumps(GOLDEN))
 

@@ -2,9 +2,10 @@
 import json
 import subprocess
 import sys
-import tempfile
 import unittest
 from pathlib import Path
+
+from stand_in import StandInTest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/make-judge-results"
 
@@ -35,13 +36,8 @@ print(json.dumps(result))
 '''
 
 
-class MakeJudgeResults(unittest.TestCase):
-    def setUp(self):
-        self.directory = tempfile.TemporaryDirectory()
-        self.addCleanup(self.directory.cleanup)
-        self.path = Path(self.directory.name)
-        (self.path / "lathe").write_text(LATHE)
-        (self.path / "lathe").chmod(0o755)
+class MakeJudgeResults(StandInTest):
+    PROGRAM = LATHE
 
     def run_script(self, *rules, words=()):
         return subprocess.run([sys.executable, SCRIPT, "--target", "big", "--draft", "small", "--data", "items", "--lathe",
@@ -51,9 +47,6 @@ class MakeJudgeResults(unittest.TestCase):
     def table(self):
         lines = (self.path / "out.md").read_text().splitlines()
         return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| top-k")]
-
-    def calls(self):
-        return [json.loads(line) for line in (self.path / "calls").read_text().splitlines()]
 
     def test_rows_at_a_time_in_the_order_asked_for(self):
         (self.path / "race").touch()

@@ -3,9 +3,10 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import unittest
 from pathlib import Path
+
+from stand_in import StandInTest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/make-results"
 
@@ -32,13 +33,8 @@ else:
 '''
 
 
-class MakeResults(unittest.TestCase):
-    def setUp(self):
-        self.directory = tempfile.TemporaryDirectory()
-        self.addCleanup(self.directory.cleanup)
-        self.path = Path(self.directory.name)
-        (self.path / "lathe").write_text(LATHE)
-        (self.path / "lathe").chmod(0o755)
+class MakeResults(StandInTest):
+    PROGRAM = LATHE
 
     def run_script(self, *words):
         return subprocess.run([sys.executable, SCRIPT, "--model", "m.gguf", "--data", "text", "--calibration", "text", "--lathe",
@@ -47,9 +43,6 @@ class MakeResults(unittest.TestCase):
 
     def rows(self):
         return [json.loads(line) for line in (self.path / "out.jsonl").read_text().splitlines() if line]
-
-    def calls(self):
-        return [json.loads(line) for line in (self.path / "calls").read_text().splitlines()]
 
     def test_several_rows_at_a_time_make_one_table(self):
         (self.path / "race").touch()
