@@ -23,6 +23,30 @@ void sync_directory_of(const std::string& path) {
   ::close(fd);
 }
 
+// What a pipe gives until it ends.
+std::string read_stream(const std::string& path, int64_t max_bytes) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) fail(ErrorCode::kIo, "cannot open '", path, "': ", std::strerror(errno));
+  std::string content;
+  std::string piece(std::size_t{1} << 16, '\0');
+  for (;;) {
+    const ssize_t count = ::read(fd, piece.data(), piece.size());
+    if (count < 0 && errno == EINTR) continue;
+    const int read_errno = errno;
+    if (count <= 0) ::close(fd);
+    if (count < 0) {
+      fail(ErrorCode::kIo, "cannot read '", path, "': ", std::strerror(read_errno));
+    }
+    if (count == 0) return content;
+    content.append(piece, 0, static_cast<std::size_t>(count));
+    if (static_cast<int64_t>(content.size()) > max_bytes) {
+      ::close(fd);
+      fail(ErrorCode::kCorruptData, "'", path, "' has more than ", max_bytes,
+           " bytes; so many are accepted");
+    }
+  }
+}
+
 }  // namespace
 
 AtomicFile::AtomicFile(const std::string& path) : path_(path), temporary_path_(path + ".partial") {
@@ -91,6 +115,8 @@ void write_file_atomically(const std::string& path, std::string_view content) {
 }
 
 std::string read_file(const std::string& path, int64_t max_bytes) {
+  std::error_code error;
+  if (std::filesystem::is_fifo(path, error)) return read_stream(path, max_bytes);
   const MmapFile file(path);
   const auto bytes = file.bytes();
   if (static_cast<int64_t>(bytes.size()) > max_bytes) {

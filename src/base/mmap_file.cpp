@@ -22,7 +22,8 @@ MmapFile::MmapFile(const std::string& path) : path_(path) {
   struct stat info {};
   if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     ::close(fd);
-    fail(ErrorCode::kIo, "'", path, "' is not a regular file");
+    fail(ErrorCode::kIo, "'", path, "' is ",
+         S_ISDIR(info.st_mode) ? "a directory, not a file" : "not a regular file");
   }
   size_ = static_cast<std::size_t>(info.st_size);
   if (size_ > 0) {

@@ -1,8 +1,12 @@
 #include "base/atomic_file.h"
 
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/stat.h>
 
 #include <filesystem>
+#include <fstream>
+#include <thread>
 
 #include "base/error.h"
 #include "base/mmap_file.h"
@@ -41,6 +45,31 @@ TEST(AtomicFile, AFullDiskIsOneClearError) {
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kIo);
   }
+}
+
+TEST(ReadFile, TakesAPipeToo) {
+  const std::string path = scratch("pipe");
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  const std::string text(200000, 'x');  // more than a pipe holds
+  const auto read_piped = [&](int64_t max_bytes) {
+    std::thread writer([&] {
+      // With a reader that leaves early, this fails; SIGPIPE is none of this test's business.
+      signal(SIGPIPE, SIG_IGN);
+      std::ofstream(path, std::ios::binary) << text;
+    });
+    std::string content;
+    try {
+      content = read_file(path, max_bytes);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kCorruptData);
+      content = "refused";
+    }
+    writer.join();
+    return content;
+  };
+  EXPECT_EQ(read_piped(200000), text);
+  EXPECT_EQ(read_piped(199999), "refused");
+  std::filesystem::remove(path);
 }
 
 TEST(MmapFile, SaysWhatIsMissing) {

@@ -91,6 +91,10 @@ TEST(Generate, PromptsFromEverywhere) {
   const std::string file = temporary_directory() + "/prompt.txt";
   write_file_atomically(file, "Some prompt");
   EXPECT_EQ(with({"--prompt-file", file}).out, expected);
+  const ProgramResult pipe = run_shell("mkfifo " + file + ".pipe; printf 'Some prompt' > " + file +
+                                       ".pipe & " + "\"$LATHE\" generate " + tiny_checkpoint() +
+                                       " --max-tokens 8 --prompt-file " + file + ".pipe");
+  EXPECT_EQ(pipe.out, expected) << pipe.err;
   EXPECT_EQ(with({"--prompt-file", file, "and this"}).exit_code, 2);
   EXPECT_EQ(with({"--raw", "--system", "x", "y"}).exit_code, 2);
 }
