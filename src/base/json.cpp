@@ -7,6 +7,7 @@
 
 #include "base/atomic_file.h"
 #include "base/error.h"
+#include "base/json_member.h"
 
 namespace lathe {
 namespace {
@@ -128,6 +129,12 @@ Json parse_json(std::string_view text, const std::string& what, const JsonLimits
   if (!tree.limit().empty()) fail(ErrorCode::kCorruptData, what, ": ", tree.limit());
   // nlohmann's text quotes the input around the error, which may be long and hostile.
   std::string reason = tree.reason();
+  // "[json.exception.parse_error.101] parse error at line 1, column 1: ...": the place and what
+  // is wrong there.
+  constexpr std::string_view kPlace = "parse error at ";
+  if (const auto place = reason.find(kPlace); reason[0] == '[' && place < 60) {
+    reason.erase(0, place + kPlace.size());
+  }
   if (reason.size() > 200) reason = reason.substr(0, 200) + "...";
   fail(ErrorCode::kCorruptData, what, ": not valid JSON: ", reason);
 }
@@ -142,6 +149,11 @@ Json read_json_file(const std::string& path, int64_t max_bytes) {
 
 std::string dump_json(const Json& json, int indent) {
   return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
+const Json* member(const Json& object, const char* name) {
+  const auto found = object.find(name);
+  return found == object.end() || found->is_null() ? nullptr : &*found;
 }
 
 }  // namespace lathe

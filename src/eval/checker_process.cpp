@@ -16,6 +16,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/json_member.h"
 
 extern char** environ;
 
@@ -28,11 +29,6 @@ constexpr off_t kMaxErrorBytes = off_t{1} << 20;
 void close_one(int& fd) {
   if (fd >= 0) close(fd);
   fd = -1;
-}
-
-const Json* member(const Json& object, const char* name) {
-  const auto found = object.find(name);
-  return found == object.end() || found->is_null() ? nullptr : &*found;
 }
 
 }  // namespace

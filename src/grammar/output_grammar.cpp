@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/json_member.h"
 #include "grammar/json_rules.h"
 
 namespace lathe {
@@ -13,11 +14,6 @@ namespace {
 
 constexpr std::size_t kMaxTools = 512;
 constexpr std::size_t kMaxNameBytes = 128;
-
-const Json* member(const Json& object, const char* name) {
-  const auto found = object.find(name);
-  return found == object.end() || found->is_null() ? nullptr : &*found;
-}
 
 std::string text_member(const Json& object, const char* name, const std::string& where) {
   const Json* value = object.is_object() ? member(object, name) : nullptr;

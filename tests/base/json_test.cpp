@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "base/error.h"
+#include "base/json_member.h"
 
 namespace lathe {
 namespace {
@@ -31,6 +32,25 @@ TEST(Json, RefusesBadDocuments) {
 }
 
 // As nlohmann's own tree, with and without the index that large objects have.
+TEST(Json, SaysThePlaceAndWhatIsWrongThere) {
+  try {
+    parse_json("{\n \"a\": b}", "config.json");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(std::string(error.what()).rfind("config.json: not valid JSON: line 2, column 7: ", 0),
+              0u)
+        << error.what();
+  }
+}
+
+TEST(Json, AMemberThatIsNullIsNotThere) {
+  const Json object = parse_json(R"({"a":1,"b":null})", "text");
+  ASSERT_NE(member(object, "a"), nullptr);
+  EXPECT_EQ(*member(object, "a"), 1);
+  EXPECT_EQ(member(object, "b"), nullptr);
+  EXPECT_EQ(member(object, "c"), nullptr);
+}
+
 TEST(Json, ReadsWhatNlohmannReads) {
   std::string large = "{";
   for (int i = 0; i < 100; ++i)
