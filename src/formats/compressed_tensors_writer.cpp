@@ -8,8 +8,11 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <set>
+#include <sstream>
+#include <vector>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -70,6 +73,21 @@ Json parse_config(const std::string& text) {
   return config;
 }
 
+// The words (split at blanks) of `text` that `other` does not have; both whole when that is none.
+std::string words_not_in(const std::string& text, const std::string& other) {
+  const auto words_of = [](const std::string& line) {
+    std::istringstream stream(line);
+    return std::vector<std::string>(std::istream_iterator<std::string>(stream), {});
+  };
+  const std::vector<std::string> others = words_of(other);
+  std::string left;
+  for (const std::string& word : words_of(text)) {
+    if (std::find(others.begin(), others.end(), word) != others.end()) continue;
+    left += (left.empty() ? "" : " ") + word;
+  }
+  return left.empty() ? text : left;
+}
+
 }  // namespace
 
 CompressedTensorsWriter::CompressedTensorsWriter(CompressedTensorsOptions options)
@@ -105,7 +123,8 @@ CompressedTensorsWriter::CompressedTensorsWriter(CompressedTensorsOptions option
       if (journal_.settings != options_.settings || journal_.num_parts != options_.num_parts) {
         fail(ErrorCode::kInvalidArgument, "'", directory,
              "' was begun with other settings; give the same ones, or delete it. Begun with: ",
-             journal_.settings, "; now: ", options_.settings);
+             words_not_in(journal_.settings, options_.settings),
+             "; now: ", words_not_in(options_.settings, journal_.settings));
       }
       forget_damaged_parts();
     } else {

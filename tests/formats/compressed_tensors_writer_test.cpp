@@ -259,7 +259,7 @@ TEST(CompressedTensorsWriter, NeverWritesOverAnythingElse) {
   expect_error(invalid, "--resume", [&] { CompressedTensorsWriter(options(out, false)); });
   CompressedTensorsOptions other = options(out, true);
   other.settings = "nvfp4 seed 1";
-  expect_error(invalid, "Begun with: mxfp4 seed 1", [&] { CompressedTensorsWriter{other}; });
+  expect_error(invalid, "Begun with: mxfp4; now: nvfp4", [&] { CompressedTensorsWriter{other}; });
   other = options(out, true);
   other.num_parts = 2;
   expect_error(invalid, "other settings", [&] { CompressedTensorsWriter{other}; });
