@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "formats/gguf_checkpoint.h"
 #include "formats/hf_checkpoint.h"
+#include "formats/manifest.h"
 
 namespace lathe {
 namespace {
@@ -21,7 +22,14 @@ bool begins_with_gguf(const std::string& path) {
 
 std::unique_ptr<Checkpoint> Checkpoint::open(const std::string& path) {
   std::error_code error;
-  if (std::filesystem::is_directory(path, error)) return std::make_unique<HfCheckpoint>(path);
+  if (std::filesystem::is_directory(path, error)) {
+    // An unfinished compression has none either, and a better message of its own.
+    if (!std::filesystem::exists(std::filesystem::path(path) / "config.json", error) &&
+        !std::filesystem::exists(std::filesystem::path(path) / kJournalFileName, error)) {
+      fail(ErrorCode::kNotFound, "no model at '", path, "': a directory without config.json");
+    }
+    return std::make_unique<HfCheckpoint>(path);
+  }
   if (!std::filesystem::exists(path, error)) {
     fail(ErrorCode::kNotFound, "no model at '", path, "' (a directory or a .gguf file)");
   }
