@@ -60,6 +60,10 @@ void Progress::advance(int64_t amount) {
   if (quiet_) return;
   const auto now = Clock::now();
   const bool long_work = now - start_ > std::chrono::seconds(2);
+  if (done_ == total_) {  // drawn once, by the destructor
+    drawn_ = drawn_ || long_work;
+    return;
+  }
   const auto interval = terminal_ ? std::chrono::milliseconds(100) : std::chrono::seconds(10);
   if (long_work && (!drawn_ || now - last_draw_ > interval)) draw(false);
 }
@@ -79,13 +83,15 @@ void Progress::draw(bool last) {
     }
     line += print("%3.0f %% ", share * 100);
   }
-  line += print("%lld", static_cast<long long>(done_));
-  if (total_ >= 0) line += print("/%lld", static_cast<long long>(total_));
-  line += " " + unit_ + print(", %.*f/s", rate < 10 ? 2 : 0, rate);
-  if (last) {
-    line += ", " + format_duration(elapsed);
-  } else if (eta_seconds() >= 0) {
-    line += ", " + format_duration(eta_seconds()) + " left";
+  if (!unit_.empty()) {
+    line += print("%lld", static_cast<long long>(done_));
+    if (total_ >= 0) line += print("/%lld", static_cast<long long>(total_));
+    line += " " + unit_ + print(", %.*f/s, ", rate < 10 ? 2 : 0, rate);
+  }
+  if (last || eta_seconds() < 0) {
+    line += format_duration(elapsed);
+  } else {
+    line += format_duration(eta_seconds()) + " left";
   }
   if (terminal_) {
     std::fprintf(stderr, "\r\033[K%s%s", line.c_str(), last ? "\n" : "");
