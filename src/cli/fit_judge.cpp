@@ -42,18 +42,19 @@ struct FitJudgeFlags {
 
 // What must be the same for a run to go on where it stopped. More questions may be asked for.
 std::string identity(const FitJudgeFlags& flags, const JudgeTarget& t, const LoadedModel& target,
-                     const LoadedModel& draft) {
+                     const LoadedModel& draft, const std::string& dataset_sha256) {
   const JudgeTarget d = judge_target(draft.checkpoint());
   return dump_json({{"target", {t.config_sha256, t.weights_sha256}},
                     {"draft", {d.config_sha256, d.weights_sha256}},
                     {"task", flags.task.name},
                     {"checker", judge_checker_name(flags.task)},
-                    {"dataset_sha256", sha256_hex_of_file(flags.task.data)},
+                    {"dataset_sha256", dataset_sha256},
                     {"max_new_tokens", flags.max_tokens},
                     {"compute", target.compute_path()}});
 }
 
-Json mining_json(const FitJudgeFlags& flags, const std::vector<MinedQuestion>& questions) {
+Json mining_json(const FitJudgeFlags& flags, const std::string& dataset_sha256,
+                 const std::vector<MinedQuestion>& questions) {
   int64_t used = 0, records = 0, important = 0, truncated = 0, generated = 0;
   for (const MinedQuestion& q : questions) {
     used += q.used;
@@ -68,7 +69,7 @@ Json mining_json(const FitJudgeFlags& flags, const std::vector<MinedQuestion>& q
           {"checker", judge_checker_name(flags.task)},
           {"decode", "greedy"},
           {"max_new_tokens", flags.max_tokens},
-          {"dataset_sha256", sha256_hex_of_file(flags.task.data)},
+          {"dataset_sha256", dataset_sha256},
           {"questions", questions.size()},
           {"used_questions", used},
           {"records", records},
@@ -193,8 +194,10 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
   const std::string work = flags.work.empty() ? flags.output + ".mining" : flags.work;
   const int64_t num_questions = std::ssize(task.mining().prompts);
   const JudgeTarget fingerprint = judge_target(target.checkpoint());
+  const std::string dataset_sha256 = sha256_hex_of_file(flags.task.data);
   std::optional<MiningJournal> journal;
-  open_journal(work, identity(flags, fingerprint, target, draft), hidden_size, ranks, journal);
+  open_journal(work, identity(flags, fingerprint, target, draft, dataset_sha256), hidden_size,
+               ranks, journal);
   std::vector<int64_t> left;
   if (ranks.rank() == 0) left = questions_left(*journal, num_questions);
   broadcast_vector(ranks, 0, left);
@@ -235,7 +238,7 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
     }
   }
   if (flags.mine_only) {
-    print_mining(flags, work, mining_json(flags, mined), run);
+    print_mining(flags, work, mining_json(flags, dataset_sha256, mined), run);
     return;
   }
   const std::vector<float> stored = journal->load_features();
@@ -258,7 +261,8 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
         stored.begin() + static_cast<int64_t>((first_row[i] + mined[i].tokens.size()) * dim));
   }
   FittedJudge fitted =
-      fit_judge(sorted, features, hidden_size, mining_json(flags, sorted), flags.fit, exec.threads);
+      fit_judge(sorted, features, hidden_size, mining_json(flags, dataset_sha256, sorted),
+                flags.fit, exec.threads);
   fitted.file.target = fingerprint;
   write_judge_file(flags.output, fitted.file);
   Json report = parse_json(fitted.file.metadata, "report");
@@ -295,7 +299,7 @@ void add_fit_judge_command(CLI::App& app, Invocation& invocation) {
   command->add_option("--data", flags->task.data, "Its questions, as JSON lines")
       ->required()
       ->type_name("FILE");
-  command->add_option("-o,--output", flags->output, "The judge (judge.safetensors)")
+  command->add_option("-o,--out,--output", flags->output, "The judge (judge.safetensors)")
       ->required()
       ->type_name("FILE");
   command
