@@ -177,6 +177,7 @@ void chat_with_server(const ChatFlags& flags, const SamplingParams& params) {
 void run_chat(const ChatFlags& flags, bool seed_given) {
   SamplingParams params = flags.params;
   if (!seed_given) params.seed = std::random_device()();
+  check_sampling_flags(params);
   if (!flags.server.empty()) return chat_with_server(flags, params);
   if (flags.path.empty()) {
     fail(ErrorCode::kInvalidArgument,
@@ -185,6 +186,7 @@ void run_chat(const ChatFlags& flags, bool seed_given) {
   Runtime runtime(flags.common);
   LineReader reader;
   KvParking parking(flags.model, flags.kv);
+  name_flags([&] { validate(EngineOptions{.max_sequence_tokens = flags.context}); });
   const LoadedModel loaded(flags.path, parking.model_flags(), runtime.exec(),
                            {.quiet = !reader.interactive(), .max_sequence_tokens = flags.context});
   const LoadedDraft draft(flags.draft, loaded, parking.model_flags(), runtime.exec(),
@@ -200,7 +202,6 @@ void run_chat(const ChatFlags& flags, bool seed_given) {
                 options, runtime.exec());
   draft.attach(engine);
   parking.attach(engine, loaded.model(), loaded.checkpoint(), runtime.exec());
-  validate(params, loaded.model().config().vocab_size);
   converse(flags, reader, local_chat_model(loaded, engine), params, options.max_sequence_tokens,
            str(flags.path, ", ", options.max_sequence_tokens, " tokens of context"));
 }

@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace lathe {
@@ -26,7 +28,7 @@ int cuda_device(const std::string& name) {
   }
 #ifndef LATHE_HAS_CUDA
   fail(ErrorCode::kInvalidArgument, "--device ", name,
-       ": this lathe has no CUDA backend; use --device cpu, or build with LATHE_CUDA=ON");
+       ": this lathe has no CUDA backend; use --device cpu, or build it with scripts/build --cuda");
 #endif
   return is_number ? std::stoi(digits) : 0;
 }
@@ -84,6 +86,20 @@ ModelOptions model_options(const ModelFlags& flags) {
     fail(ErrorCode::kInvalidArgument, "--dtype ", flags.dtype, ": unknown; use auto or fp32");
   }
   return options;
+}
+
+void name_flags(const std::function<void()>& check) {
+  try {
+    check();
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::kInvalidArgument) throw;
+    const std::string message = error.what();
+    std::string flag = message.substr(0, message.find(' '));
+    const std::string rest = message.substr(flag.size());
+    std::replace(flag.begin(), flag.end(), '_', '-');
+    if (flag == "max-sequence-tokens") flag = "context";
+    throw Error(error.code(), "--" + flag + rest);
+  }
 }
 
 CLI::Option* add_model_argument(CLI::App& command, std::string& path) {

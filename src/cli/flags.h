@@ -2,6 +2,7 @@
 #pragma once
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "cache/kv_cache.h"
@@ -40,6 +41,9 @@ struct ModelFlags {
 };
 void add_model_flags(CLI::App& command, ModelFlags& flags);
 ModelOptions model_options(const ModelFlags& flags);
+// Runs `check`; where it refuses a field of the API ("top_p is 2; ..."), the message names the flag
+// instead ("--top-p is 2; ..."). For checks whose messages begin with the field.
+void name_flags(const std::function<void()>& check);
 // A positional MODEL: a directory or a GGUF file.
 CLI::Option* add_model_argument(CLI::App& command, std::string& path);
 

@@ -1,6 +1,8 @@
 // lathe generate: one prompt to the end. Standard output is the text alone.
 #include "engine/generate.h"
 
+#include <unistd.h>
+
 #include <chrono>
 #include <cstdio>
 #include <iostream>
@@ -42,13 +44,20 @@ std::string prompt_text(const GenerateFlags& flags) {
   if (flags.prompt && !flags.prompt_file.empty()) {
     fail(ErrorCode::kInvalidArgument, "give PROMPT or --prompt-file, not both");
   }
-  if (!flags.prompt_file.empty()) return read_text_file(flags.prompt_file);
   if (flags.prompt && *flags.prompt != "-") return *flags.prompt;
-  return read_standard_input();
+  const bool from_file = !flags.prompt_file.empty();
+  if (!from_file && isatty(STDIN_FILENO) != 0) print_warning("type the prompt; Ctrl-D ends it");
+  const std::string text = from_file ? read_text_file(flags.prompt_file) : read_standard_input();
+  // A command in front of the pipe that failed, rather than a question: PROMPT may be "".
+  if (text.empty()) {
+    fail(ErrorCode::kInvalidArgument, "the prompt is empty: nothing came from ",
+         from_file ? flags.prompt_file : "standard input");
+  }
+  return text;
 }
 
-std::vector<int32_t> prompt_ids(const LoadedModel& loaded, const GenerateFlags& flags) {
-  const std::string text = prompt_text(flags);
+std::vector<int32_t> prompt_ids(const LoadedModel& loaded, const GenerateFlags& flags,
+                                const std::string& text) {
   std::vector<int32_t> ids;
   if (flags.raw || !loaded.has_chat_template()) {
     if (!flags.system.empty()) {
@@ -66,7 +75,7 @@ std::vector<int32_t> prompt_ids(const LoadedModel& loaded, const GenerateFlags& 
   return ids;
 }
 
-// Null without --schema. Reads the file before the model is loaded, so that errors come at once.
+// Null without --schema.
 std::shared_ptr<const Grammar> schema_grammar(const GenerateFlags& flags) {
   if (flags.schema.empty()) return nullptr;
   return with_context("--schema " + flags.schema,
@@ -74,14 +83,19 @@ std::shared_ptr<const Grammar> schema_grammar(const GenerateFlags& flags) {
 }
 
 void run_generate(const GenerateFlags& flags) {
-  const std::shared_ptr<const Grammar> grammar = schema_grammar(flags);
   Runtime runtime(flags.common);
   KvParking parking(flags.model, flags.kv);
+  // What can be wrong without the model is found before it is loaded.
+  check_sampling_flags(flags.params);
+  name_flags([&] { validate(EngineOptions{.max_sequence_tokens = flags.context}); });
+  const std::shared_ptr<const Grammar> grammar = schema_grammar(flags);
+  Checkpoint::open(flags.path);  // before a prompt is waited for
+  const std::string prompt_read = prompt_text(flags);
   const LoadedModel loaded(flags.path, parking.model_flags(), runtime.exec(),
                            {.quiet = true, .max_sequence_tokens = flags.context});
   const LoadedDraft draft(flags.draft, loaded, parking.model_flags(), runtime.exec(),
                           {.quiet = true, .max_sequence_tokens = flags.context});
-  std::vector<int32_t> prompt = prompt_ids(loaded, flags);
+  std::vector<int32_t> prompt = prompt_ids(loaded, flags, prompt_read);
   std::unique_ptr<TokenConstraint> constraint;
   if (grammar != nullptr) {
     constraint = make_grammar_constraint(std::make_shared<TokenGrammar>(

@@ -1,5 +1,10 @@
 #include "cli/sampling_flags.h"
 
+#include <cstdint>
+#include <limits>
+
+#include "cli/flags.h"
+
 namespace lathe {
 
 void add_sampling_flags(CLI::App& command, SamplingParams& params) {
@@ -24,6 +29,10 @@ void add_sampling_flags(CLI::App& command, SamplingParams& params) {
       ->expected(1)
       ->take_all()
       ->allow_extra_args(false);
+}
+
+void check_sampling_flags(const SamplingParams& params) {
+  name_flags([&] { validate(params, std::numeric_limits<int64_t>::max()); });
 }
 
 }  // namespace lathe

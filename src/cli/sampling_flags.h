@@ -7,7 +7,9 @@
 namespace lathe {
 
 // --temperature --top-p --top-k --min-p --seed --max-tokens --stop, with the defaults that `params`
-// comes with. Ranges are checked by validate(), when the vocabulary is known.
+// comes with.
 void add_sampling_flags(CLI::App& command, SamplingParams& params);
+// Throws kInvalidArgument, naming the flag: before a model is loaded for nothing.
+void check_sampling_flags(const SamplingParams& params);
 
 }  // namespace lathe

@@ -89,7 +89,7 @@ void check(ServeFlags& flags) {
   flags.http.limits.write_timeout = milliseconds("--write-timeout", flags.write_timeout);
   if (flags.drain_timeout != 0) milliseconds("--drain-timeout", flags.drain_timeout);
   validate(flags.http.limits);
-  validate(flags.engine);
+  name_flags([&] { validate(flags.engine); });
   check_range("--max-choices", flags.limits.max_choices, 1, 4096);
   check_range("--max-queue", flags.limits.max_queue, 0, 100'000);
   check_range("--request-timeout", flags.limits.max_seconds, 0, 7 * 86400);

@@ -27,8 +27,11 @@ void validate(const EngineOptions& options) {
   check_at_least("max_mixed_prefill_tokens", options.max_mixed_prefill_tokens, 1);
   check_at_least("max_sequence_tokens", options.max_sequence_tokens, 0);
   check_at_least("cache_tokens", options.cache_tokens, 0);
-  // Every running sequence has a row in every step.
-  check_at_least("max_batch_tokens", options.max_batch_tokens, options.max_num_seqs);
+  if (options.max_batch_tokens < options.max_num_seqs) {
+    fail(ErrorCode::kInvalidArgument, "max_batch_tokens is ", options.max_batch_tokens,
+         "; it must be at least the number of sequences, ", options.max_num_seqs,
+         ": each has a row in every step");
+  }
 }
 
 EngineOptions resolve(const EngineOptions& options, const ModelConfig& config) {
