@@ -142,7 +142,7 @@ Json integrity_json(const std::string& path, bool quick) {
       break;
     case DirectoryState::kIncomplete:
       json["intact"] = false;
-      json["state"] = "unfinished: a run that wrote it was interrupted; --resume continues it";
+      json["state"] = "unfinished";
       break;
     case DirectoryState::kForeign:
       json["intact"] = nullptr;
@@ -290,11 +290,13 @@ void add_inspect_command(CLI::App& app, Invocation& invocation) {
               "Only forecast memory and speed on so many GPUs of one host; MODEL may then be "
               "a shape of Llama 3.1: 8b, 70b, 405b")
           ->type_name("N");
-  command->add_option("--gpu", flags->forecast.card, "Which GPU: h200 or h100")
+  command->add_option("--gpu", flags->forecast.card, "With --gpus: h200 or h100")
       ->needs(gpus)
       ->capture_default_str()
       ->type_name("NAME");
-  command->add_option("--context", flags->forecast.context, "Tokens behind each decoded one")
+  command
+      ->add_option("--context", flags->forecast.context,
+                   "With --gpus: tokens in front of each decoded one")
       ->needs(gpus)
       ->capture_default_str()
       ->type_name("N");

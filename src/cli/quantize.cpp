@@ -79,9 +79,9 @@ void print_plan(const QuantizeCommandFlags& flags, const TextModel& source, Exec
   const double memory_bytes = std::max(plan.memory_bytes, plan.loaded_bytes);
   if (flags.common.json) {
     print_json(
-        {{"memory_bytes", memory_bytes},
-         {"disk_bytes", plan.disk_bytes},
-         {"result_bytes", plan.result_bytes},
+        {{"memory_bytes", static_cast<int64_t>(memory_bytes)},
+         {"disk_bytes", static_cast<int64_t>(plan.disk_bytes)},
+         {"result_bytes", static_cast<int64_t>(plan.result_bytes)},
          {"seconds", plan.seconds},
          {"stages", stages_json({{"work", &plan.stage_work}, {"seconds", &plan.stage_seconds}})}});
     return;
@@ -166,16 +166,17 @@ void add_quantize_command(CLI::App& app, Invocation& invocation) {
   add_quantize_flags(*command, flags->quantize);
   command->add_flag("--emulate", flags->quantize.emulate,
                     "Store what the quantized weights are worth as ordinary fp32 ones: to measure "
-                    "formats and scale rules that no file can hold. Activations: none only");
+                    "formats and scale rules that no file can hold: --format mxfp4-fitted, nvint4 "
+                    "or mxint4, --scale-rule paper_eq1 (the 4/3 rule), absmax_x3 or mse_pow2_x3. "
+                    "Activations: none only");
   command->add_flag("--plan", flags->plan, "Print memory, disk and time that it would take; stop");
   add_common_flags(*command, flags->common);
   command->footer(
       "The result is a Hugging Face directory (compressed-tensors) that vLLM reads as well. Every "
-      "finished\nlayer is on disk before the next begins: after a crash or Ctrl-C, --resume goes "
-      "on. Last, the model\nis run once, and lathe.json keeps the logits for 'lathe selftest'. "
-      "Under "
-      "mpirun its processes share the\ncalibration, on one machine or several that see IN and OUT "
-      "under the same names.\n\n"
+      "finished layer is on disk before the next begins: after a crash or Ctrl-C, --resume goes "
+      "on. Last, the model is run once, and lathe.json keeps the logits for 'lathe selftest'. "
+      "Under mpirun its processes share the calibration, on one machine or several that see IN and "
+      "OUT under the same names.\n\n"
       "Examples:\n  lathe quantize smollm2.gguf OUT --format mxfp4\n"
       "  mpirun -n 4 --bind-to none lathe quantize smollm2.gguf OUT\n"
       "  lathe quantize smollm2.gguf OUT --format mxfp4-fitted --emulate   # only to measure it");

@@ -2,9 +2,11 @@
 
 #include <chrono>
 #include <ctime>
+#include <limits>
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/json.h"
 #include "base/progress.h"
 #include "cli/interrupt.h"
 #include "cli/version.h"
@@ -71,11 +73,7 @@ void add_quantize_flags(CLI::App& command, QuantizeFlags& flags) {
   const auto add = [&](const char* name, auto& value, const char* help, const char* type) {
     return command.add_option(name, value, help)->type_name(type);
   };
-  add("--format", flags.format,
-      "Weights: mxfp4, nvfp4, int4, int8, fp8 or mxfp8; with --emulate also mxfp4-fitted, nvint4 "
-      "or "
-      "mxint4",
-      "NAME")
+  add("--format", flags.format, "Weights: mxfp4, nvfp4, int4, int8, fp8 or mxfp8", "NAME")
       ->capture_default_str();
   add("--method", flags.method, "mr-gptq, gptq, rtn, smoothquant, quarot or awq", "NAME")
       ->capture_default_str();
@@ -88,7 +86,7 @@ void add_quantize_flags(CLI::App& command, QuantizeFlags& flags) {
       ->capture_default_str();
   add("--scale-rule", flags.scale_rule,
       "MXFP4: each group's scale by this rule instead of the recommended way: ct_even, ocp_floor, "
-      "ceil or mse_pow2; with --emulate also paper_eq1 (the 4/3 rule), absmax_x3 or mse_pow2_x3",
+      "ceil or mse_pow2",
       "NAME");
   add("--calibration", flags.calibration,
       "Text to calibrate on, like what the model will read: plain text, or JSON lines with "
@@ -109,6 +107,15 @@ DefaultTextParts default_text_parts() {
 }
 
 QuantizeOptions quantize_options(const QuantizeFlags& flags) {
+  if (flags.hadamard < -1) {
+    fail(ErrorCode::kInvalidArgument, "--hadamard ", flags.hadamard, ": 0, 16, 32, 64 or 128");
+  }
+  // 2^31 tokens are 8 GiB of ids before the first layer; nothing calibrates on nearly as many.
+  if (flags.samples < 1 || flags.seq_len < 1 ||
+      flags.samples > std::numeric_limits<int32_t>::max() / flags.seq_len) {
+    fail(ErrorCode::kInvalidArgument, "--samples ", flags.samples, " of --seq-len ", flags.seq_len,
+         ": both at least 1, and less than 2^31 tokens together");
+  }
   QuantizeOptions options = recommended_options(weight_format_from_name(flags.format),
                                                 quantize_method_from_name(flags.method),
                                                 activations_of(flags.activations, flags.format));
@@ -141,6 +148,10 @@ QuantizeResult run_quantize_job(const TextModel& source, const std::string& out,
   job.dense_output = flags.emulate;
   const auto config = source.checkpoint().auxiliary_file("config.json");
   if (!config) fail(ErrorCode::kNotFound, source.checkpoint().path(), " has no config.json");
+  if (parse_json(*config, "config.json").contains("quantization_config")) {
+    fail(ErrorCode::kUnsupported, source.checkpoint().path(),
+         " is quantized already; start from the uncompressed model");
+  }
   job.config_json = *config;
   job.auxiliary_files = auxiliary_files(source);
   job.manifest.lathe_version = kLatheVersion;
@@ -149,7 +160,7 @@ QuantizeResult run_quantize_job(const TextModel& source, const std::string& out,
   job.manifest.command = command;
 
   constexpr int64_t kSteps = 1000;  // of the progress bar
-  Progress progress("quantizing", kSteps, "‰", quiet || ranks.rank() != 0);
+  Progress progress("quantizing", kSteps, "", quiet || ranks.rank() != 0);
   const InterruptScope interrupt;
   QuantizeCallbacks callbacks;
   callbacks.on_progress = [&](const QuantizeProgress& now) {

@@ -30,8 +30,10 @@ bool check_files(const std::string& path) {
   if (report.state == DirectoryState::kWhole) return true;
   if (report.state == DirectoryState::kForeign) return false;
   std::string problems;
-  for (const std::string& problem : report.problems) problems += "; " + problem;
-  fail(ErrorCode::kCorruptData, path, ": not intact", problems);
+  for (const std::string& problem : report.problems) {
+    problems += (problems.empty() ? "" : "; ") + problem;
+  }
+  fail(ErrorCode::kCorruptData, path, ": not intact: ", problems);
 }
 
 Json fingerprint_json(const FingerprintComparison& comparison) {
@@ -112,7 +114,7 @@ void add_selftest_command(CLI::App& app, Invocation& invocation) {
   add_common_flags(*command, flags->common);
   command->footer(
       "Compares files with their checksums, batched with single-token logits, and the logits "
-      "behind a fixed\nprompt with those that 'quantize' or 'compress' kept in lathe.json.\n\n"
+      "behind a fixed prompt with those that 'quantize' or 'compress' kept in lathe.json.\n\n"
       "Example:\n  lathe selftest OUT");
   command->callback([flags, &invocation] { invocation.run = [flags] { run_selftest(*flags); }; });
 }
