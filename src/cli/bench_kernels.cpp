@@ -246,8 +246,8 @@ void add_bench_kernels_command(CLI::App& bench, Invocation& invocation) {
   add_common_flags(*command, flags->common);
   command->footer(
       "Each kernel is compared with the reference before it is timed; a wrong one ends the "
-      "command. Times are\nmedians, MAC/cycle (per core) is of the fastest call. On a GPU the same "
-      "product by cuBLAS in BF16 stands\nbeside it, and what preparing the input takes.\n\n"
+      "command. Times are medians, MAC/cycle (per core) is of the fastest call. On a GPU the same "
+      "product by cuBLAS in BF16 stands beside it, and what preparing the input takes.\n\n"
       "Example:\n  lathe bench kernels --formats mxfp4,bf16 --shapes 1536x8960 --rows 1,16");
   command->callback(
       [flags, &invocation] { invocation.run = [flags] { run_bench_kernels(*flags); }; });

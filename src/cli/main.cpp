@@ -4,13 +4,16 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdlib>
 #include <iostream>
 #include <new>
+#include <vector>
 
 #include "base/error.h"
 #include "cli/command.h"
 #include "cli/failure.h"
+#include "cli/help.h"
 #include "cli/output.h"
 #include "cli/version.h"
 #include "comm/launch.h"
@@ -48,9 +51,9 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", std::string("lathe ") + lathe::kLatheVersion);
   app.require_subcommand(1);
   app.footer(
-      "'lathe COMMAND --help' explains a command.\n\nExample:\n"
+      "'lathe COMMAND --help' (or 'lathe help COMMAND') explains a command.\n\nExample:\n"
       "  lathe generate smollm2.gguf \"Why is the sky blue?\"");
-  app.get_formatter()->column_width(28);
+  app.formatter(lathe::make_help_formatter());
   lathe::Invocation invocation;
   invocation.command_line = "lathe";
   for (int i = 1; i < argc; ++i) invocation.command_line += std::string(" ") + argv[i];
@@ -69,19 +72,25 @@ int run(int argc, char** argv) {
   lathe::add_tokenize_command(app, invocation);
   lathe::add_render_command(app, invocation);
   lathe::add_score_command(app, invocation);
-  if (argc > 1 && argv[1][0] != '-' && !knows(app, argv[1])) {
-    return report(kUsage,
-                  std::string("there is no command '") + argv[1] + "' (see 'lathe --help')");
+  // "lathe help" and "lathe help quantize" ask for what --help prints.
+  std::vector<std::string> words(argv + std::min(argc, 1), argv + argc);
+  if (!words.empty() && words[0] == "help") {
+    words.erase(words.begin());
+    words.emplace_back("--help");
+  }
+  if (!words.empty() && words[0].rfind('-', 0) != 0 && !knows(app, words[0])) {
+    return report(kUsage, "there is no command '" + words[0] + "' (see 'lathe --help')");
   }
   try {
-    app.parse(argc, argv);
+    std::reverse(words.begin(), words.end());  // CLI11 takes them from the back
+    app.parse(std::move(words));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     std::string command = "lathe";
     for (const CLI::App* used : app.get_subcommands()) command += " " + used->get_name();
     if (lathe::launched().rank > 0)
       return kUsage;  // all ranks have this command line; rank 0 speaks
-    return report(kUsage, std::string(error.what()) + " (see '" + command + " --help')");
+    return report(kUsage, lathe::usage_problem(error) + " (see '" + command + " --help')");
   }
   invocation.run();
   return kDone;

@@ -44,7 +44,7 @@ void add_render_command(CLI::App& app, Invocation& invocation) {
   add_common_flags(*command, flags->common);
   command->footer(
       "Reads {\"messages\": [...], \"tools\": [...], \"add_generation_prompt\": true} a line, "
-      "writes a\nJSON string a line. What the template refuses is answered by {\"error\": ...}.\n\n"
+      "writes a JSON string a line. What the template refuses is answered by {\"error\": ...}.\n\n"
       "Example:\n  echo '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}' | lathe "
       "render "
       "smollm2.gguf");

@@ -95,9 +95,9 @@ void add_score_command(CLI::App& app, Invocation& invocation) {
   add_common_flags(*command, flags->common);
   command->footer(
       "Reads {\"ids\": [...]} or {\"text\": \"...\"} a line; writes {\"ids\", \"logprobs\", "
-      "\"top\"}: "
-      "logprobs[i] is\nthe natural logarithm of the probability of token i + 1, top the 32 largest "
-      "[id, logit] behind the\nlast token.\n\n"
+      "\"top\"}: logprobs[i] is the natural logarithm of the probability of token i + 1, top the "
+      "32 "
+      "largest [id, logit] behind the last token.\n\n"
       "Example:\n  echo '{\"text\": \"The sky is\"}' | lathe score smollm2.gguf --dtype fp32");
   command->callback([flags, &invocation] {
     invocation.run = [flags] {

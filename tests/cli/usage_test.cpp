@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <sstream>
 
 #include "base/atomic_file.h"
 #include "cli/run_program.h"
@@ -41,6 +42,27 @@ TEST(Usage, EveryCommandHasHelpWithAnExample) {
   }
 }
 
+// What a terminal of 100 columns shows unbroken; examples are for copying, and stay whole.
+TEST(Usage, HelpFitsThePage) {
+  for (const char* command : kCommands) {
+    std::istringstream page(run_lathe({command, "--help"}).out);
+    bool in_examples = false;
+    for (std::string line; std::getline(page, line);) {
+      in_examples = in_examples || line.rfind("Example", 0) == 0;
+      EXPECT_TRUE(in_examples || line.size() <= 100) << command << ": " << line;
+      EXPECT_EQ(line.find("{false}"), std::string::npos) << command << ": " << line;
+    }
+  }
+}
+
+TEST(Usage, HelpIsACommandToo) {
+  EXPECT_EQ(run_lathe({"help"}).out, run_lathe({"--help"}).out);
+  const ProgramResult quantize = run_lathe({"help", "quantize"});
+  EXPECT_EQ(quantize.exit_code, 0);
+  EXPECT_EQ(quantize.out, run_lathe({"quantize", "--help"}).out);
+  EXPECT_NE(quantize.out.find("--samples"), std::string::npos);
+}
+
 TEST(Usage, WrongCommandLinesExitWith2) {
   const std::string model = tiny_checkpoint();
   struct Case {
@@ -48,13 +70,23 @@ TEST(Usage, WrongCommandLinesExitWith2) {
     const char* part;
   };
   const Case cases[] = {
-      {{}, "lathe --help"},
+      {{}, "give a command (see 'lathe --help')"},
+      {{"help", "frobnicate"}, "frobnicate"},
       {{"frobnicate"}, "frobnicate"},
       {{"generate"}, "MODEL"},
-      {{"generate", model, "x", "--frobnicate"}, "--frobnicate"},
+      {{"generate", model, "x", "--frobnicate", "5"}, "there is no flag --frobnicate (see"},
+      {{"generate", model, "why", "is", "the", "sky", "blue"}, "needs quotes"},
+      {{"generate", model, "x", "--threads", "99999999999"}, "--threads 99999999999: not a number"},
+      {{"generate", model, "x", "--max-tokens", "0"}, "--max-tokens is 0"},
+      {{"generate", model, "x", "--context", "-1"}, "--context is -1"},
+      {{"generate", model, "x", "--stop", ""}, "--stop has an empty string"},
+      {{"generate", model}, "nothing came from standard input"},
+      {{"chat", model, "--min-p", "7"}, "--min-p is 7"},
+      {{"serve", model, "--max-num-seqs", "0"}, "--max-num-seqs is 0"},
+      {{"serve", model, "--max-num-seqs", "9999"}, "--max-batch-tokens is 512"},
       {{"generate", model, "x", "--temperature", "warm"}, "warm"},
       {{"generate", model, "x", "--temperature", "-1"}, "temperature"},
-      {{"generate", model, "x", "--top-p", "3"}, "top_p"},
+      {{"generate", model, "x", "--top-p", "3"}, "--top-p is 3"},
       {{"generate", model, "x", "--device", "cuda"}, "cuda"},
       {{"generate", model, "x", "--device", "abacus"}, "abacus"},
       {{"generate", model, "x", "--tensor-parallel", "0"}, "--tensor-parallel 0: 1 to 64"},
@@ -85,6 +117,9 @@ TEST(Usage, WrongCommandLinesExitWith2) {
       {{"quantize", model, "/tmp/never", "--method", "magic"}, "magic"},
       {{"quantize", model, "/tmp/never", "--activations", "fp3"}, "fp3"},
       {{"quantize", model, "/tmp/never", "--hadamard", "17"}, "17"},
+      {{"quantize", model, "/tmp/never", "--hadamard", "-2"}, "-2"},
+      {{"quantize", model, "/tmp/never", "--samples", "0"}, "--samples 0"},
+      {{"quantize", model, "/tmp/never", "--samples", "9999999999"}, "less than 2^31 tokens"},
       {{"convert", model, "/tmp/never"}, "not a GGUF"},
   };
   for (const Case& c : cases) {
@@ -107,6 +142,9 @@ TEST(Usage, FailuresExitWith1) {
       expect_error(run_lathe({command, model}), 1, path[1] == 'n' ? "no model" : path + 1);
     }
   }
+  expect_error(run_lathe({"inspect", scratch + "/empty"}), 1, "without config.json");
+  expect_error(run_lathe({"generate", tiny_checkpoint(), "--prompt-file", scratch}), 1,
+               "is a directory");
   expect_error(run_lathe({"generate", tiny_checkpoint(), "x", "--kv", "aqua2"}), 1, "fit-kv");
   expect_error(run_lathe({"score", tiny_checkpoint(), "--kv", "aqua2"}), 1, "fit-kv");
   expect_error(run_lathe({"generate", tiny_checkpoint(), "x", "--park-kv", "aqua2", "--kv-codec",
