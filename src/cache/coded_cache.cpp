@@ -104,7 +104,7 @@ void CodedCache::forget_twin(BlockId live) {
 }
 
 KvBlocks CodedCache::blocks_needed(const KvSequence& sequence, int64_t num_tokens,
-                                     int64_t max_rows) const {
+                                   int64_t max_rows) const {
   const auto held_coded = std::count_if(sequence.blocks.begin(), sequence.blocks.end(), is_coded);
   const int64_t held_live = static_cast<int64_t>(sequence.blocks.size()) - held_coded +
                             (sequence.sink_block >= 0 ? 1 : 0);

@@ -99,7 +99,7 @@ class CodedCache : public KvCache {
   const KvCodecPolicy& policy() const { return policy_; }
   const CodedKvCacheOptions& options() const { return options_; }
   bool in_step() const { return in_step_; }
-  std::span<const KvRows> rows() const { return rows_; }        // of the step in progress
+  std::span<const KvRows> rows() const { return rows_; }         // of the step in progress
   std::span<const Rebuilt> rebuilt() const { return rebuilt_; }  // likewise, each block once
   // The index in rebuilt() of a coded block of the step in progress.
   int32_t slot_of_coded(BlockId coded) const {

@@ -109,7 +109,8 @@ CudaKvCoder::Plane CudaKvCoder::make_plane(const KvCodecFile& file, const KvPlan
     args.add = i > 0;
     if (predictor.weight == Weight::kBlockDiagonal) {  // head by head
       const int64_t stride = static_cast<int64_t>(predictor.inputs.size()) * e;
-      args.w = upload_weight(predictor.w1.data() + static_cast<int64_t>(i) * e, width, e, stride, e);
+      args.w =
+          upload_weight(predictor.w1.data() + static_cast<int64_t>(i) * e, width, e, stride, e);
       args.n = args.k = args.w_stride = e;
       args.x_stride = args.y_stride = width;
       args.count = shape_.num_heads;
@@ -151,8 +152,7 @@ CudaKvCoder::Latent CudaKvCoder::make_latent(const KvCodecFile& file, const KvLa
                  .inverse_step = upload(inverse_steps)};
   made.stride = round_up(latent.rank);
   const int64_t width = file.shape.width();
-  const auto num_parts =
-      static_cast<int64_t>(latent.layers.size()) * (latent.with_values ? 2 : 1);
+  const auto num_parts = static_cast<int64_t>(latent.layers.size()) * (latent.with_values ? 2 : 1);
   for (int64_t part = 0; part < num_parts; ++part) {
     std::vector<float> w(static_cast<std::size_t>(made.stride * width), 0.0f);
     for (int64_t j = 0; j < latent.rank; ++j) {

@@ -75,7 +75,7 @@ Json eval_cache_divergence(const EvalFlags& flags, Exec& exec) {
   const LoadedModel loaded(
       path, flags.model, exec,
       {.quiet = flags.common.json, .max_sequence_tokens = flags.windows.seq_len});
-  for (RunningKv& cache : caches) cache.load(loaded.checkpoint());
+  for (RunningKv& cache : caches) cache.load(loaded.checkpoint(), exec);
   const auto windows = text_windows(loaded, text, flags.data, flags.windows);
   const bool exact = model_options(flags.model).dense_dtype == DType::kF32;
   MeasuredModel reference = measured(loaded.model(), exact ? KvFormat::kF32 : KvFormat::kBF16);

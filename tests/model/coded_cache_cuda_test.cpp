@@ -27,11 +27,10 @@ std::vector<float> run(const std::string& path, bool on_gpu, bool is_bf16,
   OwnedExec owned(2);
   owned.exec.cuda_device = on_gpu ? 0 : -1;
   const auto checkpoint = Checkpoint::open(path);
-  const ModelOptions options = is_bf16
-                                   ? ModelOptions{.max_sequence_tokens = kMost}
-                                   : ModelOptions{.dense_dtype = DType::kF32,
-                                                  .compute = ComputeType::kF32,
-                                                  .max_sequence_tokens = kMost};
+  const ModelOptions options = is_bf16 ? ModelOptions{.max_sequence_tokens = kMost}
+                                       : ModelOptions{.dense_dtype = DType::kF32,
+                                                      .compute = ComputeType::kF32,
+                                                      .max_sequence_tokens = kMost};
   const auto model = Model::load(*checkpoint, options, owned.exec);
   const KvFormat format = is_bf16 ? KvFormat::kBF16 : KvFormat::kF32;
   std::unique_ptr<KvCodec> codec;
