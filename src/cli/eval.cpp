@@ -155,6 +155,19 @@ Json eval_divergence(const EvalFlags& flags, Exec& exec) {
   return json;
 }
 
+// A flag of another task would be without effect.
+void check_task_options(const EvalFlags& flags) {
+  const std::string task = names_user_task(flags.task) ? "TASK.json" : flags.task;
+  for (const auto& [option, tasks] : flags.task_options) {
+    if (option->count() == 0) continue;
+    const std::string list = str(", ", tasks, ",");
+    if (list.find(str(", ", task, ",")) == std::string::npos) {
+      fail(ErrorCode::kInvalidArgument, option->get_name(), " is for ", tasks, ", not for eval ",
+           flags.task);
+    }
+  }
+}
+
 void run_eval(const EvalFlags& flags) {
   if (flags.paths.size() > 2) {
     fail(ErrorCode::kInvalidArgument, "eval takes one model, or two to compare, not ",
@@ -177,6 +190,7 @@ void run_eval(const EvalFlags& flags) {
     fail(ErrorCode::kInvalidArgument,
          "--limit and --max-tokens must be 0 or more, --batch 1 to 1024");
   }
+  check_task_options(flags);
   Runtime runtime(flags.common);
   Exec& exec = runtime.exec();
   Json json;
@@ -275,64 +289,44 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
   command->add_option("--data", flags->data, "The text, or the items as JSON lines (gzip is fine)")
       ->required()
       ->type_name("FILE");
-  command->add_option("--reference", flags->reference, "kld: the model to compare with")
-      ->type_name("MODEL");
-  command
-      ->add_option("--caches", flags->caches,
-                   "kld with one model: each of these caches against bf16, which is computed once; "
-                   "names of --kv and files of 'lathe fit-kv'")
-      ->type_name("CACHE...");
-  command
-      ->add_option("--windows", flags->windows.max_windows,
-                   "perplexity, kld: so many windows from the beginning; 0: the whole text")
-      ->type_name("N");
-  command->add_option("--seq-len", flags->windows.seq_len, "perplexity, kld: tokens of a window")
-      ->capture_default_str()
-      ->type_name("N");
-  command
-      ->add_option(
-          "--chunk", flags->chunk,
-          "perplexity, kld, passkey: tokens computed at once. A coded cache shows them to one "
-          "another exactly (default: 128, or what divides the codec's window and chunk, where "
-          "every token sees what it sees in decoding; more: as in a prefill)")
-      ->type_name("N");
-  command->add_option("--lengths", flags->passkey.lengths, "passkey: tokens of a text, several")
-      ->capture_default_str()
-      ->type_name("N...");
-  command->add_option("--depths", flags->passkey.depths, "passkey: places where the number hides")
-      ->capture_default_str()
-      ->type_name("N");
-  command
-      ->add_option("--trials", flags->passkey.trials, "passkey: numbers for each length and place")
-      ->capture_default_str()
-      ->type_name("N");
-  command
-      ->add_option("--limit", flags->limit,
-                   "gsm8k, humaneval, ifeval, TASK.json: only the first items")
-      ->type_name("N");
-  command
-      ->add_option("--max-tokens", flags->max_tokens,
-                   "gsm8k, humaneval, ifeval, TASK.json: length of an answer")
-      ->type_name("N");
-  command->add_option("--shots", flags->shots, "gsm8k: worked examples in the prompt, 0 to 8")
-      ->capture_default_str()
-      ->type_name("N");
-  command
-      ->add_option("--checker", flags->checker,
-                   "gsm8k: gsm8k-strict-then-flexible, gsm8k-strict or numeric")
-      ->capture_default_str()
-      ->type_name("NAME");
-  command
-      ->add_option("--batch", flags->batch,
-                   "gsm8k, humaneval, ifeval, TASK.json: answers at the same time")
-      ->capture_default_str()
-      ->type_name("N");
-  command
-      ->add_option(
-          "--items", flags->items_file,
-          "gsm8k, humaneval, ifeval, TASK.json: write every answer and verdict to this file, as "
-          "JSON lines")
-      ->type_name("FILE");
+  const auto add = [&](const char* tasks, const char* name, auto& value, const std::string& help,
+                       const char* type) {
+    CLI::Option* option = command->add_option(name, value, str(tasks, ": ", help))->type_name(type);
+    flags->task_options.push_back({option, tasks});
+    return option;
+  };
+  constexpr const char* kTexts = "perplexity, kld";
+  constexpr const char* kAnswers = "gsm8k, humaneval, ifeval, TASK.json";
+  add("kld", "--reference", flags->reference, "the model to compare with", "MODEL");
+  add("kld", "--caches", flags->caches,
+      "with one model: each of these caches against bf16, which is computed once; names of --kv "
+      "and files of 'lathe fit-kv'",
+      "CACHE...");
+  add(kTexts, "--windows", flags->windows.max_windows,
+      "so many windows from the beginning; 0: the whole text", "N");
+  add(kTexts, "--seq-len", flags->windows.seq_len, "tokens of a window", "N")
+      ->capture_default_str();
+  add("perplexity, kld, passkey", "--chunk", flags->chunk,
+      "tokens computed at once. A coded cache shows them to one another exactly (default: 128, or "
+      "what divides the codec's window and chunk, where every token sees what it sees in decoding; "
+      "more: as in a prefill)",
+      "N");
+  add("passkey", "--lengths", flags->passkey.lengths, "tokens of a text, several", "N...")
+      ->capture_default_str();
+  add("passkey", "--depths", flags->passkey.depths, "places where the number hides", "N")
+      ->capture_default_str();
+  add("passkey", "--trials", flags->passkey.trials, "numbers for each length and place", "N")
+      ->capture_default_str();
+  add(kAnswers, "--limit", flags->limit, "only the first items", "N");
+  add(kAnswers, "--max-tokens", flags->max_tokens, "length of an answer", "N");
+  add("gsm8k", "--shots", flags->shots, "worked examples in the prompt, 0 to 8", "N")
+      ->capture_default_str();
+  add("gsm8k", "--checker", flags->checker, "gsm8k-strict-then-flexible, gsm8k-strict or numeric",
+      "NAME")
+      ->capture_default_str();
+  add(kAnswers, "--batch", flags->batch, "answers at the same time", "N")->capture_default_str();
+  add(kAnswers, "--items", flags->items_file,
+      "write every answer and verdict to this file, as JSON lines", "FILE");
   add_draft_flags(*command, flags->draft);
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);

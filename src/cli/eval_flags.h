@@ -1,8 +1,10 @@
 // What `lathe eval` was asked to do, and its tasks that generate answers.
 #pragma once
+#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cli/draft_flags.h"
@@ -31,6 +33,8 @@ struct EvalFlags {
   DraftFlags draft;
   int64_t chunk = 0;  // perplexity, kld, passkey: positions computed at once; 0: as in decoding
   PasskeyOptions passkey;
+  // Options of some tasks alone, and which: "gsm8k, humaneval". The command's own.
+  std::vector<std::pair<const CLI::Option*, const char*>> task_options;
 };
 
 // The model as it was loaded, with the cache of --kv.

@@ -253,8 +253,8 @@ std::string eval_text(const Json& json) {
                    json["kv"]["sequence_bits_per_value"].get<double>());
   }
   if (json.contains("windows")) {
-    text += str(json["windows"], " windows of ", json["seq_len"], " tokens of ",
-                json["data"].get<std::string>(), "\n");
+    text += str(json["windows"], json["windows"] == 1 ? " window of " : " windows of ",
+                json["seq_len"], " tokens of ", json["data"].get<std::string>(), "\n");
   }
   return text;
 }

@@ -175,9 +175,9 @@ void add_fit_kv_command(CLI::App& app, Invocation& invocation) {
   add_common_flags(*command, flags->common);
   command->footer(
       "AQUA-KV: keys and values of a layer are predicted from those of the layer below, and the "
-      "rest "
-      "is\nstored in 2 to 4 bits. The model runs on an exact cache here, one layer in memory at a "
-      "time. Under mpirun\nits processes share the calibration.\n\n"
+      "rest is stored in 2 to 4 bits. The model runs on an exact cache here, one layer in memory "
+      "at "
+      "a time. Under mpirun its processes share the calibration.\n\n"
       "Examples:\n  lathe fit-kv OUT --bits 2\n"
       "  lathe fit-kv smollm2.gguf -o smollm2.kv.safetensors --variant latent --rank 96\n"
       "  printf 'aqua2.safetensors\\naqua3.safetensors --bits 3\\n' > codecs\n"

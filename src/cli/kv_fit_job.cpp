@@ -151,7 +151,7 @@ std::vector<KvFitResult> run_kv_fit(const TextModel& source, const std::string& 
   job.created_by = command;
 
   constexpr int64_t kSteps = 1000;  // of the progress bar
-  Progress progress("fitting the cache's predictors", kSteps, "‰", quiet || ranks.rank() != 0);
+  Progress progress("fitting the cache's predictors", kSteps, "", quiet || ranks.rank() != 0);
   const InterruptScope interrupt;
   KvFitCallbacks callbacks;
   callbacks.on_progress = [&](int64_t layer, double fraction) {

@@ -249,7 +249,8 @@ void LayerPass::forward(const CalibrationLayer& layer, std::span<const KvRows> r
   std::optional<CaptureTap> keys_values;
   LayerTap* tap = nullptr;
   if (collection != nullptr) {
-    tap = &statistics.emplace(collection->options, collection->statistics, held_out, profile_, exec);
+    tap =
+        &statistics.emplace(collection->options, collection->statistics, held_out, profile_, exec);
   } else if (capture != nullptr && capture->keys_values != nullptr) {
     tap = &keys_values.emplace(*capture->keys_values, capture->first_token);
   } else if (capture != nullptr) {
