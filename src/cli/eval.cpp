@@ -76,16 +76,15 @@ Json eval_cache_divergence(const EvalFlags& flags, Exec& exec) {
       path, flags.model, exec,
       {.quiet = flags.common.json, .max_sequence_tokens = flags.windows.seq_len});
   for (RunningKv& cache : caches) cache.load(loaded.checkpoint(), exec);
+  std::vector<const RunningKv*> compared;
+  for (const RunningKv& cache : caches) compared.push_back(&cache);
+  if (caches.empty()) compared.push_back(&loaded.kv());
   const auto windows = text_windows(loaded, text, flags.data, flags.windows);
   const bool exact = model_options(flags.model).dense_dtype == DType::kF32;
   MeasuredModel reference = measured(loaded.model(), exact ? KvFormat::kF32 : KvFormat::kBF16);
   std::vector<MeasuredModel> models;
-  if (caches.empty()) {
-    models.push_back(measured(loaded, flags.chunk));
-  } else {
-    for (const RunningKv& cache : caches) {
-      models.push_back(measured(loaded.model(), cache, flags.chunk));
-    }
+  for (const RunningKv* cache : compared) {
+    models.push_back(measured(loaded.model(), *cache, flags.chunk));
   }
   std::vector<MeasuredModel*> coded;
   for (MeasuredModel& model : models) coded.push_back(&model);
@@ -94,16 +93,19 @@ Json eval_cache_divergence(const EvalFlags& flags, Exec& exec) {
   Progress progress("divergence of the cache", count_tokens(windows), "tokens", flags.common.json);
   const std::vector<DivergenceResult> results = measure_divergences(
       reference, models, windows, exec, [&](int64_t tokens) { progress.advance(tokens); });
+  const auto result_json = [&](std::size_t i) {
+    Json json = divergence_json(results[i]);
+    json["kv"] = kv_json(loaded.model(), *compared[i], flags.windows.seq_len);
+    return json;
+  };
   Json json;
   if (caches.empty()) {
-    json = divergence_json(results.front());
-    json["kv"] = kv_json(loaded, flags.windows.seq_len);
+    json = result_json(0);
   } else {
     json["caches"] = Json::array();
     for (std::size_t i = 0; i < caches.size(); ++i) {
       Json cache = {{"cache", flags.caches[i]}};
-      cache.update(divergence_json(results[i]));
-      cache["kv"] = kv_json(loaded.model(), caches[i], flags.windows.seq_len);
+      cache.update(result_json(i));
       json["caches"].push_back(std::move(cache));
     }
     json["windows"] = results.front().model.windows;
@@ -169,6 +171,7 @@ void check_task_options(const EvalFlags& flags) {
 }
 
 void run_eval(const EvalFlags& flags) {
+  check_task_options(flags);
   if (flags.paths.size() > 2) {
     fail(ErrorCode::kInvalidArgument, "eval takes one model, or two to compare, not ",
          flags.paths.size());
@@ -178,7 +181,7 @@ void run_eval(const EvalFlags& flags) {
          ": 1 to 65536, or 0 for the default");
   }
   if (!flags.caches.empty()) {
-    if (flags.task != "kld" || flags.paths.size() != 1 || !flags.reference.empty()) {
+    if (flags.paths.size() != 1 || !flags.reference.empty()) {
       fail(ErrorCode::kInvalidArgument, "--caches goes with 'eval kld MODEL', one model alone");
     }
     if (!flags.model.kv.empty() || !flags.model.kv_codec.empty()) {
@@ -190,7 +193,6 @@ void run_eval(const EvalFlags& flags) {
     fail(ErrorCode::kInvalidArgument,
          "--limit and --max-tokens must be 0 or more, --batch 1 to 1024");
   }
-  check_task_options(flags);
   Runtime runtime(flags.common);
   Exec& exec = runtime.exec();
   Json json;

@@ -13,6 +13,24 @@ namespace {
 
 constexpr int64_t kStrip = 24;  // rows that are eliminated one by one
 
+// Elements [begin, end) of `rows` rows from `row` on, less what the rows from `first` to them
+// contribute.
+void subtract_finished(int64_t k, float* a, int64_t first, int64_t row, int64_t rows, int64_t begin,
+                       int64_t end, float* scratch) {
+  add_product_block({.depth = row - first,
+                     .a = a + first * k + row,
+                     .a_stride = k,
+                     .b = a + first * k + begin,
+                     .b_stride = k,
+                     .c = a + row * k + begin,
+                     .c_stride = k,
+                     .rows = rows,
+                     .columns = end - begin,
+                     .diagonal = begin - row,
+                     .subtract = true},
+                    scratch);
+}
+
 // Columns [begin, end) of rows [first, first + width), whose square is finished: solves
 // U[square]^T X = A.
 void solve_columns(int64_t k, float* a, int64_t first, int64_t width, int64_t begin, int64_t end,
@@ -20,17 +38,7 @@ void solve_columns(int64_t k, float* a, int64_t first, int64_t width, int64_t be
   for (int64_t strip = 0; strip < width; strip += kStrip) {
     const int64_t row = first + strip;
     const int64_t rows = std::min(kStrip, width - strip);
-    add_product_block({.depth = strip,
-                       .a = a + first * k + row,
-                       .a_stride = k,
-                       .b = a + first * k + begin,
-                       .b_stride = k,
-                       .c = a + row * k + begin,
-                       .c_stride = k,
-                       .rows = rows,
-                       .columns = end - begin,
-                       .subtract = true},
-                      scratch);
+    subtract_finished(k, a, first, row, rows, begin, end, scratch);
     for (int64_t i = row; i < row + rows; ++i) {
       const float inverse = 1.0f / a[i * k + i];
       float* x = a + i * k;
@@ -49,18 +57,7 @@ bool factor_square(int64_t k, float* a, int64_t first, int64_t width, float* scr
   const int64_t end = first + width;
   for (int64_t row = first; row < end; row += kStrip) {
     const int64_t rows = std::min(kStrip, end - row);
-    add_product_block({.depth = row - first,
-                       .a = a + first * k + row,
-                       .a_stride = k,
-                       .b = a + first * k + row,
-                       .b_stride = k,
-                       .c = a + row * k + row,
-                       .c_stride = k,
-                       .rows = rows,
-                       .columns = end - row,
-                       .diagonal = 0,
-                       .subtract = true},
-                      scratch);
+    subtract_finished(k, a, first, row, rows, row, end, scratch);
     for (int64_t i = row; i < row + rows; ++i) {
       float* x = a + i * k;
       if (!(x[i] > 0)) return false;  // a NaN too

@@ -304,17 +304,25 @@ TEST_F(KvFit, RefusesWhatCannotBe) {
   EXPECT_THROW(fitter.add_layer(buffer_of(rows), buffer_of(rows), exec_), Error);
 }
 
+// A job on a whole (random) model, without options and sequences.
+struct RandomModelJob {
+  RandomModelJob() {
+    write_random_model(temporary.path(), kQwen2Config, 7);
+    checkpoint = Checkpoint::open(temporary.path());
+    job.source = checkpoint.get();
+    job.working_directory = temporary.path() + "/working";
+  }
+  TemporaryDirectory temporary;
+  std::unique_ptr<Checkpoint> checkpoint;
+  KvFitJob job;
+};
+
 // A whole (random) model: the stream captures what the cache would get, and what the codec shows
 // to queries does not depend on how many of them are computed at once.
 TEST_F(KvFit, AModelsCodecWorksInItsCache) {
-  const TemporaryDirectory temporary;
-  const std::string& directory = temporary.path();
-  write_random_model(directory, kQwen2Config, 7);
-  const auto checkpoint = Checkpoint::open(directory);
-  KvFitJob job;
-  job.source = checkpoint.get();
+  RandomModelJob model_job;
+  KvFitJob& job = model_job.job;
   job.sequences = random_sequences(9, 100, 101, 3);
-  job.working_directory = directory + "/working";
   job.options.resize(1);
   job.options[0].window = 32;
   job.options[0].chunk_tokens = 32;
@@ -328,12 +336,12 @@ TEST_F(KvFit, AModelsCodecWorksInItsCache) {
   EXPECT_TRUE(std::is_sorted(fractions.begin(), fractions.end()));
   EXPECT_EQ(result.train_tokens, 8 * 96);  // without four sinks each
   EXPECT_EQ(result.held_out_tokens, 96);
-  EXPECT_NO_THROW(check_kv_codec(result.file, checkpoint->config(),
-                                 kv_model_fingerprint(*checkpoint), "fitted"));
+  EXPECT_NO_THROW(check_kv_codec(result.file, model_job.checkpoint->config(),
+                                 kv_model_fingerprint(*model_job.checkpoint), "fitted"));
 
-  const auto model =
-      Model::load(*checkpoint, {.dense_dtype = DType::kF32, .compute = ComputeType::kF32}, exec_);
-  const auto codec = make_kv_codec(result.file, checkpoint->config());
+  const auto model = Model::load(*model_job.checkpoint,
+                                 {.dense_dtype = DType::kF32, .compute = ComputeType::kF32}, exec_);
+  const auto codec = make_kv_codec(result.file, model_job.checkpoint->config());
   const auto windows = random_sequences(2, 120, 101, 4);
   const auto measure = [&](int64_t chunk) {
     MeasuredModel measured{.model = model.get(),
@@ -359,14 +367,9 @@ TEST_F(KvFit, AModelsCodecWorksInItsCache) {
 
 // Codecs fitted in one pass are those that are fitted alone, also where their sinks differ.
 TEST_F(KvFit, SeveralCodecsInOnePassAreThoseOfOnePassEach) {
-  const TemporaryDirectory temporary;
-  const std::string& directory = temporary.path();
-  write_random_model(directory, kQwen2Config, 7);
-  const auto checkpoint = Checkpoint::open(directory);
-  KvFitJob job;
-  job.source = checkpoint.get();
+  RandomModelJob model_job;
+  KvFitJob& job = model_job.job;
   job.sequences = random_sequences(8, 60, 101, 3);
-  job.working_directory = directory + "/working";
   job.options.resize(3);
   job.options[1].variant = KvFitVariant::kLatent;
   job.options[1].bits = 3;
@@ -389,13 +392,8 @@ TEST_F(KvFit, SeveralCodecsInOnePassAreThoseOfOnePassEach) {
 }
 
 TEST_F(KvFit, AJobIsCheckedAndCanBeStopped) {
-  const TemporaryDirectory temporary;
-  const std::string& directory = temporary.path();
-  write_random_model(directory, kQwen2Config, 7);
-  const auto checkpoint = Checkpoint::open(directory);
-  KvFitJob job;
-  job.source = checkpoint.get();
-  job.working_directory = directory + "/working";
+  RandomModelJob model_job;
+  KvFitJob& job = model_job.job;
   job.options.resize(1);
   const auto code = [&](const KvFitCallbacks& callbacks) {
     try {
