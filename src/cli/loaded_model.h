@@ -68,10 +68,6 @@ class LoadedModel : public TextModel {
   const RunningKv& kv() const { return kv_; }
   const LoadedKvCodec* kv_codec() const { return kv_.codec(); }
   std::string kv_name() const { return kv_.name(); }
-  // An empty one with room for num_tokens tokens; *this must outlive it.
-  std::unique_ptr<KvCache> make_cache(int64_t num_tokens, int64_t max_sequence_tokens) const {
-    return kv_.make_cache(*model_, num_tokens, max_sequence_tokens);
-  }
   // What decides the bits of the logits: version, kernels, cache format.
   std::string compute_path() const;
   std::string compute_path(KvFormat live) const;  // with another cache than --kv names
