@@ -3,6 +3,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace lathe {
 #if defined(__x86_64__)
@@ -12,6 +16,22 @@ namespace {
 bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+// The tiles are 8 KiB of state per thread, which Linux saves only for processes that asked.
+bool may_use_amx() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned kNeeded = 1u << 24 | 1u << 22;  // AMX-TILE, AMX-BF16
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & kNeeded) != kNeeded) {
+    return false;
+  }
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 }  // namespace
@@ -31,6 +51,7 @@ uint32_t cpu_features() {
       found |= has(__builtin_cpu_supports("avx512vnni"), kAvx512Vnni);
       found |= has(__builtin_cpu_supports("avx512vbmi"), kAvx512Vbmi);
       found |= has(__builtin_cpu_supports("avx512bf16"), kAvx512Bf16);
+      found |= has(may_use_amx(), kAmxBf16);
     }
 #endif
     return found;
@@ -48,6 +69,7 @@ std::string cpu_features_text() {
   add(kAvx512Vnni, "avx512_vnni");
   add(kAvx512Vbmi, "avx512_vbmi");
   add(kAvx512Bf16, "avx512_bf16");
+  add(kAmxBf16, "amx_bf16");
   return text.empty() ? "none" : text;
 }
 

@@ -11,6 +11,7 @@ enum CpuFeature : uint32_t {
   kAvx512Vnni = 1u << 2,
   kAvx512Vbmi = 1u << 3,
   kAvx512Bf16 = 1u << 4,
+  kAmxBf16 = 1u << 5,  // tiles, bf16 products, and the system lets this process use them
 };
 
 uint32_t cpu_features();

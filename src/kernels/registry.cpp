@@ -3,7 +3,6 @@
 #include <cstdlib>
 
 #include "base/error.h"
-#include "kernels/features.h"
 
 namespace lathe {
 
@@ -11,6 +10,7 @@ int kernel_level(std::string_view name) {
   if (name == "ref") return 0;
   if (name == "avx2") return 1;
   if (name == "avx512") return 2;
+  if (name == "amx") return 3;
   return -1;
 }
 
@@ -18,7 +18,8 @@ bool machine_has(uint32_t needs) { return (cpu_features() & needs) == needs; }
 
 int allowed_kernel_level() {
   static const int level = [] {
-    const int best = machine_has(kAvx512 | kAvx512Vnni | kAvx512Vbmi) ? 2
+    const int best = machine_has(kAmxFeatures)                        ? 3
+                     : machine_has(kAvx512 | kAvx512Vnni | kAvx512Vbmi) ? 2
                      : machine_has(kAvx2)                             ? 1
                                                                       : 0;
     const char* forced = std::getenv("LATHE_FORCE_KERNEL");
@@ -26,7 +27,7 @@ int allowed_kernel_level() {
     const int wanted = kernel_level(forced);
     if (wanted < 0) {
       fail(ErrorCode::kInvalidArgument, "LATHE_FORCE_KERNEL=", forced,
-           " is not a kernel level (ref, avx2, avx512)");
+           " is not a kernel level (ref, avx2, avx512, amx)");
     }
     if (wanted > best) {
       fail(ErrorCode::kUnsupported, "LATHE_FORCE_KERNEL=", forced, ": this machine has only ",

@@ -1,15 +1,16 @@
 // One table per operation drives dispatch, tests and benchmarks: every compiled-in version, best
 // first, the reference last.
 //
-// LATHE_FORCE_KERNEL=ref|avx2|avx512 caps the choice for every operation: a row named so is taken
-// where the operation has one, and where it has none the best row below that level (ref < avx2 <
-// avx512). A level that this machine lacks, or an unknown name, is an error, never a silent
+// LATHE_FORCE_KERNEL=ref|avx2|avx512|amx caps the choice for every operation: a row named so is
+// taken where the operation has one, and where it has none the best row below that level (ref <
+// avx2 < avx512 < amx). A level that this machine lacks, or an unknown name, is an error, never a silent
 // fallback.
 #pragma once
 #include <cstdint>
 #include <span>
 #include <string_view>
 
+#include "kernels/features.h"
 #include "tensor/exec.h"
 
 namespace lathe {
@@ -18,14 +19,18 @@ enum class Device { kCpu, kCuda };
 
 template <typename Args>
 struct Kernel {
-  std::string_view name;  // "ref", "avx2", "avx512"
+  std::string_view name;  // "ref", "avx2", "avx512", "amx"
   Device device;
   uint32_t needs;  // CpuFeature bits
   void (*run)(const Args&, Exec&);
 };
 
+// What a row of level amx needs.
+inline constexpr uint32_t kAmxFeatures =
+    kAvx2 | kAvx512 | kAvx512Vnni | kAvx512Vbmi | kAvx512Bf16 | kAmxBf16;
+
 // Levels by name, for LATHE_FORCE_KERNEL.
-int kernel_level(std::string_view name);  // ref 0, avx2 1, avx512 2; -1: unknown
+int kernel_level(std::string_view name);  // ref 0, avx2 1, avx512 2, amx 3; -1: unknown
 // The level that the environment allows; the machine's best when nothing is forced. Read once.
 // Throws kInvalidArgument when LATHE_FORCE_KERNEL is unknown, kUnsupported when the machine lacks
 // it.

@@ -269,7 +269,7 @@ class Ending(unittest.TestCase):
                             (("--max-connections", "0"), "max_connections"), (("--pooling", "max"), "--pooling"),
                             (("--log", "text"), "--log"), (("--idle-timeout", "nan"), "--idle-timeout"),
                             (("--request-timeout", "-1"), "--request-timeout"),
-                            (("--max-json-depth", "100000"), "--max-json-depth"), (("--max-num-seqs", "0"), "max_num_seqs"),
+                            (("--max-json-depth", "100000"), "--max-json-depth"), (("--max-num-seqs", "0"), "--max-num-seqs"),
                             (("--api-key-file", "/nowhere"), "/nowhere")):
             code, text = self.run_and_fail(*flags)
             self.assertIn(code, (1, 2), flags)

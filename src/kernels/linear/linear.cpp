@@ -22,6 +22,7 @@ constexpr Kernel<LinearArgs> kIntegerKernels[] = {
 };
 constexpr Kernel<LinearArgs> kFloatKernels[] = {
 #if defined(__x86_64__)
+    {"amx", Device::kCpu, kAmxFeatures, linear_float_amx},
     {"avx512", Device::kCpu, kAvx512, linear_float_avx512},
     {"avx2", Device::kCpu, kAvx2, linear_float_avx2},
 #endif
@@ -126,7 +127,7 @@ const Kernel<LinearArgs>& kernel_named(Arithmetic arithmetic, std::string_view n
 
 // 0: the reference, which keeps plain matrices. Floating-point kernels take two vectors.
 int64_t panel_rows(std::string_view kernel_name, Arithmetic arithmetic) {
-  if (kernel_name == "avx512") return kVnniPanelRows;
+  if (kernel_name == "amx" || kernel_name == "avx512") return kVnniPanelRows;
   if (kernel_name == "avx2") return arithmetic == Arithmetic::kFloat ? 16 : 8;
   return 0;
 }
@@ -139,6 +140,9 @@ std::string element_name(const LinearParts& parts) {
 std::unique_ptr<PackedLinear> pack_with(const Kernel<LinearArgs>& row, const LinearParts& parts,
                                         const ArithmeticChoice& choice, const LinearScheme& scheme,
                                         Exec& exec) {
+  if (row.name == "amx" && !fits_amx(parts)) {
+    return pack_with(kernel_named(choice.arithmetic, "avx512"), parts, choice, scheme, exec);
+  }
   check_hadamard(scheme.hadamard, parts.k);
   const int64_t x_group = activation_group(scheme.activations, 32);
   if (choice.arithmetic == Arithmetic::kFloat && x_group != 0 && parts.k % x_group != 0) {
@@ -147,7 +151,8 @@ std::unique_ptr<PackedLinear> pack_with(const Kernel<LinearArgs>& row, const Lin
   }
   const int64_t rows = panel_rows(row.name, choice.arithmetic);
   auto weight = rows == 0 ? pack_linear_ref(parts, choice.arithmetic, choice.group, exec)
-                          : pack_panels(parts, choice.arithmetic, choice.group, rows, exec);
+                          : pack_panels(parts, choice.arithmetic, choice.group, rows,
+                                        row.name == "amx", exec);
   weight->n = parts.n;
   weight->k = parts.k;
   weight->scheme = scheme;

@@ -58,6 +58,8 @@ std::unique_ptr<PackedWeight> pack_linear_ref(const LinearParts& parts, Arithmet
                                               int64_t group, Exec& exec);
 void linear_ref(const LinearArgs& args, Exec& exec);
 
+inline constexpr int64_t kAmxColumns = 32;  // that the kernel takes at a time
+void linear_float_amx(const LinearArgs& args, Exec& exec);
 void linear_integer_avx512(const LinearArgs& args, Exec& exec);
 void linear_float_avx512(const LinearArgs& args, Exec& exec);
 void linear_integer_avx2(const LinearArgs& args, Exec& exec);

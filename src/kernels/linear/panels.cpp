@@ -57,11 +57,11 @@ PanelElement choose_element(const LinearParts& parts) {
 
 // Kernels decode byte scales with shifts, which know no NaN and no sign; a weight that holds such
 // bytes (broken, but it must show as NaN) gets float scales.
-bool all_bytes_below(const LinearParts& parts, uint8_t limit) {
+bool all_bytes_within(const LinearParts& parts, uint8_t lowest, uint8_t highest) {
   for (const LinearPart& part : parts.parts) {
     const auto* bytes = part.quantized->scales.as<uint8_t>();
     if (std::any_of(bytes, bytes + part.quantized->scales.size(),
-                    [=](uint8_t byte) { return byte >= limit; })) {
+                    [=](uint8_t byte) { return byte < lowest || byte > highest; })) {
       return false;
     }
   }
@@ -72,9 +72,9 @@ PanelScale choose_scale(const LinearParts& parts) {
   if (parts.format == nullptr || parts.format->group_size == 0) return PanelScale::kNone;
   switch (parts.format->scale) {
     case ScaleType::kE8M0:
-      return all_bytes_below(parts, 0xff) ? PanelScale::kE8M0 : PanelScale::kF32;
+      return all_bytes_within(parts, 0, 0xfe) ? PanelScale::kE8M0 : PanelScale::kF32;
     case ScaleType::kE4M3:
-      return all_bytes_below(parts, 0x7f) ? PanelScale::kE4M3 : PanelScale::kF32;
+      return all_bytes_within(parts, 0, 0x7e) ? PanelScale::kE4M3 : PanelScale::kF32;
     case ScaleType::kBF16:
       return PanelScale::kBF16;
     case ScaleType::kF16:
@@ -102,6 +102,14 @@ int64_t element_bits_of(PanelElement element) {
   return 32;
 }
 
+// Whether bf16 holds every weight times its group's scale: E2M1 has 2 significant bits, a scale of
+// E8M0 one, of E4M3 four.
+bool exact_in_bf16(const Panels& panels) {
+  return panels.element == PanelElement::kBF16 ||
+         (panels.element == PanelElement::kE2M1 &&
+          (panels.scale == PanelScale::kE8M0 || panels.scale == PanelScale::kE4M3));
+}
+
 class Packer {
  public:
   Packer(const LinearParts& parts, Arithmetic arithmetic, PanelWeight& weight)
@@ -122,6 +130,13 @@ class Packer {
     if (source.part->dense != nullptr) {
       const int64_t size = element_bits_of(panels_.element) / 8;
       const std::byte* from = source.part->dense->data() + source.row * panels_.k * size;
+      if (panels_.pairs) {
+        for (int64_t col = 0; col < panels_.k; col += 2) {
+          std::memcpy(codes + (col * panels_.rows + 2 * lane) * size, from + col * size,
+                      static_cast<std::size_t>(2 * size));
+        }
+        return;
+      }
       for (int64_t col = 0; col < panels_.k; ++col) {
         std::memcpy(codes + (col * panels_.rows + lane) * size, from + col * size,
                     static_cast<std::size_t>(size));
@@ -191,8 +206,15 @@ class Packer {
 
 }  // namespace
 
+bool fits_amx(const LinearParts& parts) {
+  if (parts.k % kAmxColumns != 0) return false;
+  // Of 2^(b - 127) neither the half may be subnormal nor 6 times as much infinite.
+  return choose_scale(parts) != PanelScale::kE8M0 || all_bytes_within(parts, 2, 252);
+}
+
 std::unique_ptr<PackedWeight> pack_panels(const LinearParts& parts, Arithmetic arithmetic,
-                                          int64_t group, int64_t panel_rows, Exec& exec) {
+                                          int64_t group, int64_t panel_rows, bool pairs,
+                                          Exec& exec) {
   auto weight = std::make_unique<PanelWeight>();
   Panels& panels = weight->panels;
   panels.n = parts.n;
@@ -201,6 +223,8 @@ std::unique_ptr<PackedWeight> pack_panels(const LinearParts& parts, Arithmetic a
   panels.num_panels = (parts.n + panel_rows - 1) / panel_rows;
   panels.element = choose_element(parts);
   panels.scale = choose_scale(parts);
+  panels.pairs = pairs && panels.element == PanelElement::kBF16;
+  panels.exact_bf16 = exact_in_bf16(panels);
   if (arithmetic == Arithmetic::kInteger) {
     panels.group = group;
   } else {

@@ -7,6 +7,7 @@
 //   kInteger, 8 bits   [k / 4][rows][4]                 for VNNI with 128 added, so unsigned
 //   kFloat, 4 bits     [k / 2][rows]                    column 2 i low, 2 i + 1 high
 //   kFloat, others     [k][rows]
+//   bf16 in pairs      [k / 2][rows][2]                 what the tiles of AMX multiply
 //   scales             [k / group][rows]
 //
 // Bits per weight are those of the checkpoint: 4.25 for MXFP4, 4.5 for NVFP4. What a whole row
@@ -47,6 +48,8 @@ struct Panels {
   int64_t num_panels = 0;
   PanelElement element = PanelElement::kF32;
   PanelScale scale = PanelScale::kNone;
+  bool pairs = false;       // kBF16 only
+  bool exact_bf16 = false;  // bf16 holds the weights (but for row_scales) exactly
   const std::byte* codes = nullptr;
   const std::byte* scales = nullptr;
   const float* row_scales = nullptr;  // [num_panels * rows]
@@ -63,8 +66,14 @@ struct PanelWeight : PackedWeight {
   Buffer codes, scales, row_scales, bias;
 };
 
+// `pairs`: bf16 weights in pairs.
 std::unique_ptr<PackedWeight> pack_panels(const LinearParts& parts, Arithmetic arithmetic,
-                                          int64_t group, int64_t panel_rows, Exec& exec);
+                                          int64_t group, int64_t panel_rows, bool pairs,
+                                          Exec& exec);
+
+// Whether the kernel with AMX takes the weights: whole tiles, and no scales at the ends of the range,
+// since it counts subnormal numbers as zero.
+bool fits_amx(const LinearParts& parts);
 
 // Nibble -> integer: E2M1 times two, INT4 as it is; and both plus kCodeOffset.
 extern const int8_t kE2m1Table[16];
