@@ -28,10 +28,11 @@ Block block_at(int64_t i, int64_t num_blocks, int64_t block, int64_t k) {
 
 }  // namespace
 
-void add_gram(int64_t m, int64_t k, const float* x, float* c, Exec& exec, const GramShare& share) {
+void add_gram(int64_t m, int64_t k, const float* x, float* c, Exec& exec, const GramShare& share,
+              bool in_two_terms) {
   const int64_t num_threads = exec.threads.num_threads();
   // Smaller blocks where there would be too few for the threads; the bits are the same.
-  int64_t block = kProductBlock;
+  int64_t block = share.parts > 1 || !in_two_terms ? kProductBlock : two_terms_block();
   const int64_t num_pieces = share.parts > 1 ? 2 * share.parts : num_threads;
   while (block > 96 && k * k < 8 * num_pieces * block * block) block /= 2;
   const int64_t num_blocks = (k + block - 1) / block;
@@ -51,7 +52,8 @@ void add_gram(int64_t m, int64_t k, const float* x, float* c, Exec& exec, const 
                                                    .c_stride = k,
                                                    .rows = at.num_rows,
                                                    .columns = at.num_columns,
-                                                   .diagonal = at.column - at.row},
+                                                   .diagonal = at.column - at.row,
+                                                   .in_two_terms = in_two_terms},
                                                   scratch + thread_idx * product_scratch_floats());
                               }
                             });
@@ -85,7 +87,8 @@ double gram_dot(int64_t n, int64_t k, const float* d, const float* h, Exec& exec
                                .c_stride = at.num_columns,
                                .rows = at.num_rows,
                                .columns = at.num_columns,
-                               .diagonal = at.column - at.row},
+                               .diagonal = at.column - at.row,
+                               .in_two_terms = true},
                               own);
             for (int64_t r = 0; r < at.num_rows; ++r) {
               const float* weights = h + (at.row + r) * k + at.column;

@@ -64,8 +64,27 @@ void InputStatistics::add(const float* x, int64_t tokens, Exec& exec, const Gram
       }
     });
   }
-  if (gram_.size() > 0) add_gram(tokens, k_, x, gram_.as<float>(), exec, share);
+  share_ = share;
+  if (gram_.size() > 0) add_to_gram(x, tokens, exec);
   tokens_ += tokens;
+}
+
+void InputStatistics::add_to_gram(const float* x, int64_t rows, Exec& exec) {
+  if (!waiting_.empty()) {
+    waiting_.insert(waiting_.end(), x, x + rows * k_);
+    x = waiting_.data();
+    rows = std::ssize(waiting_) / k_;
+  }
+  const int64_t whole = rows / kGramRows * kGramRows;
+  if (whole > 0) add_gram(whole, k_, x, gram_.as<float>(), exec, share_);
+  std::vector<float> rest(x + whole * k_, x + rows * k_);
+  waiting_ = std::move(rest);
+}
+
+void InputStatistics::add_waiting(Exec& exec) {
+  const int64_t rows = std::ssize(waiting_) / k_;
+  if (rows > 0) add_gram(rows, k_, waiting_.data(), gram_.as<float>(), exec, share_);
+  waiting_.clear();
 }
 
 void InputStatistics::add_magnitudes(const float* x, int64_t rows, int64_t first, int64_t columns) {
@@ -97,6 +116,7 @@ std::vector<float> InputStatistics::mean_abs() const {
 
 Buffer InputStatistics::take_hessian(Exec& exec) {
   LATHE_CHECK(has_gram());
+  add_waiting(exec);
   Buffer h = std::move(gram_);
   gram_ = Buffer();
   const float factor = 2.0f / static_cast<float>(std::max<int64_t>(tokens_, 1));
@@ -124,6 +144,8 @@ Buffer InputStatistics::take_hessian(Exec& exec) {
 Buffer InputStatistics::copy_hessian(Exec& exec) const {
   InputStatistics copy(k_, false);
   copy.tokens_ = tokens_;
+  copy.waiting_ = waiting_;
+  copy.share_ = share_;
   copy.gram_ = Buffer(gram_.size());
   std::memcpy(copy.gram_.data(), gram_.data(), static_cast<std::size_t>(gram_.size()));
   return copy.take_hessian(exec);
@@ -135,6 +157,7 @@ void InputStatistics::divide_channels(const std::vector<float>& t) {
     sum_abs_[j] /= double{t[j]};
   }
   if (!has_gram()) return;
+  for (std::size_t i = 0; i < waiting_.size(); ++i) waiting_[i] /= t[i % t.size()];
   float* gram = gram_.as<float>();
   for (int64_t i = 0; i < k_; ++i) {
     for (int64_t j = i; j < k_; ++j) {
@@ -143,11 +166,12 @@ void InputStatistics::divide_channels(const std::vector<float>& t) {
   }
 }
 
-void InputStatistics::join(Communicator& ranks, int root) {
+void InputStatistics::join(Communicator& ranks, int root, Exec& exec) {
   if (ranks.size() == 1) return;
   all_reduce_max(ranks, amax_);
   reduce_sum(ranks, root, sum_abs_);
   if (!has_gram()) return;
+  add_waiting(exec);
   // The upper triangle, some rows of it at a time, without what lies below.
   constexpr int64_t kFloats = int64_t{1} << 22;
   const bool is_root = ranks.rank() == root;

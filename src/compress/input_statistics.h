@@ -22,9 +22,10 @@ class InputStatistics {
   InputStatistics(int64_t tokens, Buffer gram, std::vector<float> amax,
                   std::vector<double> sum_abs);
 
-  // fp32 products and sums, the upper half only. Throws kInvalidArgument on a NaN or an infinity.
-  // share: only this part of the sums is made; the parts of all ranks, each of which adds the same
-  // rows, are put together by join().
+  // fp32 products and sums (see ProductArgs::in_two_terms), the upper half only; the same bits
+  // however many rows come at a time. Throws kInvalidArgument on a NaN or an infinity. share: only
+  // this part of the sums is made, always the same one; the parts of all ranks, each of which adds
+  // the same rows, are put together by join().
   void add(const float* x, int64_t tokens, Exec& exec, const GramShare& share = {});
 
   int64_t k() const { return k_; }
@@ -42,15 +43,20 @@ class InputStatistics {
   void divide_channels(const std::vector<float>& t);
   // Puts the parts that the ranks made together at `root`, exactly: every sum was made by one of
   // them and is zero on the others. Their Gram matrix is gone afterwards.
-  void join(Communicator& ranks, int root);
+  void join(Communicator& ranks, int root, Exec& exec);
 
  private:
+  // Rows to gram_, but for the last ones that do not make up what a product takes at a time.
+  void add_to_gram(const float* x, int64_t rows, Exec& exec);
+  void add_waiting(Exec& exec);
   // Columns [first, first + columns) of x [rows, k]. Throws where one is not finite.
   void add_magnitudes(const float* x, int64_t rows, int64_t first, int64_t columns);
 
   int64_t k_;
   int64_t tokens_ = 0;
-  Buffer gram_;  // upper triangle of X^T X
+  Buffer gram_;                 // upper triangle of X^T X
+  std::vector<float> waiting_;  // [rows, k] that are not in it yet
+  GramShare share_;
   std::vector<float> amax_;
   std::vector<double> sum_abs_;
 };

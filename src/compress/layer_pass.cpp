@@ -170,11 +170,12 @@ LayerStatistics::Input* LayerStatistics::find(LinearKind kind, int64_t expert) {
 }
 
 void LayerStatistics::join(Communicator& ranks,
-                           const std::function<int(LinearKind, int64_t expert)>& root_of) {
+                           const std::function<int(LinearKind, int64_t expert)>& root_of,
+                           Exec& exec) {
   for (auto& [key, input] : inputs) {
     const int root = root_of(key.first, key.second);
-    input.calibration.join(ranks, root);
-    if (input.held_out) input.held_out->join(ranks, root);
+    input.calibration.join(ranks, root, exec);
+    if (input.held_out) input.held_out->join(ranks, root, exec);
     all_reduce_max(ranks, input.rotated_amax);
   }
 }
@@ -217,7 +218,8 @@ CalibrationLayer LayerPass::pack(const LayerWeights& weights, Exec& exec, Comput
   layer.is_sliding = config_.layer_is_sliding[static_cast<std::size_t>(weights.layer)];
 #ifdef LATHE_HAS_CUDA
   if (device_ != nullptr) {
-    layer.device = std::make_shared<const CudaDecoderLayer>(device_->pack(weights, compute));
+    layer.device = std::make_shared<const CudaDecoderLayer>(
+        device_->pack(weights, compute == ComputeType::kNearF32 ? ComputeType::kF32 : compute));
     if (!weights.k_norm.empty()) layer.host.k_norm = weights.k_norm.clone();
     return layer;
   }

@@ -54,7 +54,8 @@ struct LayerStatistics {
 
   // Puts the parts of every input's sums together on the rank that root_of() names. The others keep
   // the tokens and the largest magnitudes.
-  void join(Communicator& ranks, const std::function<int(LinearKind, int64_t expert)>& root_of);
+  void join(Communicator& ranks, const std::function<int(LinearKind, int64_t expert)>& root_of,
+            Exec& exec);
 };
 
 #ifdef LATHE_HAS_CUDA
@@ -92,7 +93,7 @@ class LayerPass {
 
   // weights: dense or quantized; computed with in `compute`.
   CalibrationLayer pack(const LayerWeights& weights, Exec& exec,
-                        ComputeType compute = ComputeType::kF32);
+                        ComputeType compute = ComputeType::kNearF32);
 
   // Called with the number of tokens done after every step; throwing from it ends the pass.
   using OnTokens = std::function<void(int64_t tokens)>;

@@ -235,14 +235,15 @@ class LayerQuantizer {
         packed, collect_options, [&](int64_t tokens) { stage("calibrating", tokens); }, exec_);
     if (ranks_.size() > 1) {
       const CalibrationTimer timer(profile_, CalibrationStage::kExchange);
-      statistics.join(ranks_, [&](LinearKind kind, int64_t expert) {
+      const auto rank_of = [&](LinearKind kind, int64_t expert) {
         const auto group = std::find_if(groups_.begin(), groups_.end(), [&](const Group& g) {
           const LinearSlot& slot = layer_.weights.linears[g.begin].slot;
           return slot.kind == kind && slot.expert == expert;
         });
         LATHE_CHECK(group != groups_.end());
         return group->rank;
-      });
+      };
+      statistics.join(ranks_, rank_of, exec_);
     }
     return statistics;
   }

@@ -113,7 +113,8 @@ Moments collect_moments(std::span<const RowColumns> tables, std::span<const int3
     const auto part = rows.subspan(first, std::min(rows.size() - first, index(kMomentRows)));
     gather(tables, part, shift.data(), size, chunk.as<float>(), exec);
     std::fill_n(gram.as<float>(), size * size, 0.0f);
-    add_gram(static_cast<int64_t>(part.size()), size, chunk.as<float>(), gram.as<float>(), exec);
+    add_gram(static_cast<int64_t>(part.size()), size, chunk.as<float>(), gram.as<float>(), exec, {},
+             /*in_two_terms=*/false);
     exec.threads.parallel_for(size, 16, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
         const float* from = gram.as<float>() + i * size;

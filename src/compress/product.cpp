@@ -22,6 +22,20 @@ void add_product_ref(const ProductArgs& args, float*) {
   }
 }
 
+namespace {
+
+bool has_two_terms() {
+#if defined(__x86_64__)
+  return allowed_kernel_level() >= kernel_level("amx");
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+int64_t two_terms_block() { return has_two_terms() ? kMaxProductBlock : kProductBlock; }
+
 bool product_is_fused() {
 #if defined(__x86_64__)
   return machine_has(kAvx2);
@@ -31,8 +45,11 @@ bool product_is_fused() {
 }
 
 void add_product_block(const ProductArgs& args, float* scratch) {
-  LATHE_CHECK(args.rows <= kProductBlock && args.columns <= kProductBlock);
+  LATHE_CHECK(args.rows <= kMaxProductBlock && args.columns <= kMaxProductBlock);
 #if defined(__x86_64__)
+  if (args.in_two_terms && has_two_terms()) {
+    return add_product_amx(args, scratch);
+  }
   if (machine_has(kAvx512)) return add_product_avx512(args, scratch);
   if (machine_has(kAvx2)) return add_product_avx2(args, scratch);
 #endif

@@ -4,7 +4,9 @@
 //
 // Every element of C is one chain of fused multiply-adds in the order of the rows of A and B, so
 // the result depends neither on the number of threads nor on the width of the vectors. (Without
-// FMA, products are rounded before they are added.)
+// FMA, products are rounded before they are added.) With in_two_terms, machines with AMX may take
+// factors as two numbers of bf16, which leaves up to 2^-17 of each and 2^-16 of their product out,
+// and add them 32 rows at a time.
 #pragma once
 #include <cstdint>
 #include <limits>
@@ -27,18 +29,24 @@ struct ProductArgs {
   // Elements (i, j) with i > j + diagonal are not wanted; they are undefined afterwards.
   int64_t diagonal = std::numeric_limits<int64_t>::max() / 2;
   bool subtract = false;  // C -= A^T B
+  bool in_two_terms = false;
 };
 
 // With the threads of exec, in blocks of `block` rows and columns. Scratch comes from
 // exec.workspace.
 inline constexpr int64_t kProductBlock = 192;
+inline constexpr int64_t kMaxProductBlock = 384;
+// The best block of products in two terms: preparing the factors costs more there.
+int64_t two_terms_block();
 void add_product(const ProductArgs& args, Exec& exec, int64_t block = kProductBlock);
 
-// In this thread; scratch: product_scratch_floats(). rows and columns are at most kProductBlock.
+// In this thread; scratch: product_scratch_floats(). rows and columns are at most kMaxProductBlock.
 void add_product_block(const ProductArgs& args, float* scratch);
 
 inline constexpr int64_t kProductDepth = 128;  // rows of a and b that are packed at a time
-constexpr int64_t product_scratch_floats() { return 2 * kProductBlock * kProductDepth + 12 * 32; }
+constexpr int64_t product_scratch_floats() {
+  return 2 * kMaxProductBlock * kProductDepth + 32 * 32;
+}
 
 // Whether products are fused on this machine: those who share one sum must agree.
 bool product_is_fused();
@@ -47,5 +55,6 @@ bool product_is_fused();
 void add_product_ref(const ProductArgs& args, float* scratch);
 void add_product_avx2(const ProductArgs& args, float* scratch);
 void add_product_avx512(const ProductArgs& args, float* scratch);
+void add_product_amx(const ProductArgs& args, float* scratch);
 
 }  // namespace lathe

@@ -64,10 +64,10 @@ inline void multiply(const float* a, const float* b, int64_t depth, float* c, in
 template <typename V, int kTileRows>
 void product_block(const ProductArgs& args, float* scratch) {
   constexpr int64_t kTileColumns = 2 * V::kWidth;
-  static_assert(kProductBlock % kTileRows == 0 && kProductBlock % kTileColumns == 0);
+  static_assert(kMaxProductBlock % kTileRows == 0 && kMaxProductBlock % kTileColumns == 0);
   float* packed_a = scratch;
-  float* packed_b = packed_a + kProductBlock * kProductDepth;
-  float* edge = packed_b + kProductBlock * kProductDepth;  // a tile that reaches over the border
+  float* packed_b = packed_a + kMaxProductBlock * kProductDepth;
+  float* edge = packed_b + kMaxProductBlock * kProductDepth;  // a tile that reaches over the border
   for (int64_t first = 0; first < args.depth; first += kProductDepth) {
     const int64_t depth = smaller(kProductDepth, args.depth - first);
     pack<V, kTileRows>(args.a + first * args.a_stride, args.a_stride, depth, args.rows,

@@ -101,7 +101,7 @@ class Rates {
     const int64_t width = std::min<int64_t>(
         2 * std::max(config_.intermediate_size, config_.moe_intermediate_size), 4096);
     layer_[CalibrationStage::kLinear] =
-        measure_linear_gflops(width, size, ComputeType::kF32, exec) * 1e9;
+        measure_linear_gflops(width, size, ComputeType::kNearF32, exec) * 1e9;
     layer_[CalibrationStage::kPack] = measure_packing(size, size, options.format, exec);
     layer_[CalibrationStage::kAttention] = measure_attention(config_, options.seq_len, exec);
     layer_[CalibrationStage::kBetween] = measure_between(config_, exec);

@@ -53,7 +53,7 @@ Tensor random_tensor(int64_t n, int64_t k) {
 
 double measure_linear_gflops(int64_t n, int64_t k, ComputeType compute, Exec& exec) {
   constexpr int64_t kRows = 1024;  // their outputs leave the L2 cache, as those of a pass do
-  const bool exact = compute == ComputeType::kF32;
+  const bool exact = compute != ComputeType::kAuto;
   Tensor w(exact ? DType::kF32 : DType::kBF16, {n, k});
   for (int64_t i = 0; i < n * k; ++i) {
     const float value = static_cast<float>(i % 17) - 8.0f;
@@ -75,7 +75,7 @@ double measure_linear_gflops(int64_t n, int64_t k, ComputeType compute, Exec& ex
 }
 
 double measure_gram_gflops(int64_t k, Exec& exec) {
-  constexpr int64_t kRows = 512;
+  constexpr int64_t kRows = 2048;  // a calibration sequence: c is read once for them
   const std::vector<float> x(static_cast<std::size_t>(kRows * k), 0.5f);
   Buffer gram(k * k * static_cast<int64_t>(sizeof(float)));
   std::fill_n(gram.as<float>(), k * k, 0.0f);
@@ -90,7 +90,7 @@ double measure_packing(int64_t n, int64_t k, const WeightFormat& format, Exec& e
   choose_absmax_scales(matrix, w.as<float>(), MxScaleRule::kCtEven);
   const auto pack = [&](const Tensor& dense) {
     const LinearPart part{.dense = &dense, .quantized = nullptr, .bias = nullptr};
-    pack_linear({&part, 1}, {}, ComputeType::kF32, exec);
+    pack_linear({&part, 1}, {}, ComputeType::kNearF32, exec);
   };
   const double seconds = best_seconds(0.2, [&] {
     pack(w.clone());

@@ -18,10 +18,10 @@ bool machine_has(uint32_t needs) { return (cpu_features() & needs) == needs; }
 
 int allowed_kernel_level() {
   static const int level = [] {
-    const int best = machine_has(kAmxFeatures)                        ? 3
+    const int best = machine_has(kAmxFeatures)                          ? 3
                      : machine_has(kAvx512 | kAvx512Vnni | kAvx512Vbmi) ? 2
-                     : machine_has(kAvx2)                             ? 1
-                                                                      : 0;
+                     : machine_has(kAvx2)                               ? 1
+                                                                        : 0;
     const char* forced = std::getenv("LATHE_FORCE_KERNEL");
     if (forced == nullptr || *forced == '\0') return best;
     const int wanted = kernel_level(forced);

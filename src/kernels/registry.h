@@ -3,8 +3,8 @@
 //
 // LATHE_FORCE_KERNEL=ref|avx2|avx512|amx caps the choice for every operation: a row named so is
 // taken where the operation has one, and where it has none the best row below that level (ref <
-// avx2 < avx512 < amx). A level that this machine lacks, or an unknown name, is an error, never a silent
-// fallback.
+// avx2 < avx512 < amx). A level that this machine lacks, or an unknown name, is an error, never a
+// silent fallback.
 #pragma once
 #include <cstdint>
 #include <span>

@@ -73,7 +73,7 @@ TEST_F(Statistics, PartsOfRanksAreThoseOfOneProcess) {
         InputStatistics part(k, true);
         part.add(x.data(), 7, exec, share);
         part.add(x.data() + 7 * k, tokens - 7, exec, share);
-        part.join(ranks, root);
+        part.join(ranks, root, exec);
         EXPECT_EQ(part.tokens(), tokens);
         EXPECT_EQ(part.amax(), one.amax());
         EXPECT_EQ(part.has_gram(), ranks.rank() == root);

@@ -16,8 +16,13 @@ void attention_avx512(const AttentionArgs& args, Exec& exec) {
   run_attention_plan(args, attention_steps_avx512(), exec);
 }
 
+void attention_amx(const AttentionArgs& args, Exec& exec) {
+  run_attention_plan(args, attention_steps_amx(), exec);
+}
+
 constexpr Kernel<AttentionArgs> kKernels[] = {
 #if defined(__x86_64__)
+    {"amx", Device::kCpu, kAmxFeatures, attention_amx},
     {"avx512", Device::kCpu, kAvx2 | kAvx512 | kAvx512Vnni | kAvx512Vbmi, attention_avx512},
     {"avx2", Device::kCpu, kAvx2, attention_avx2},
 #endif

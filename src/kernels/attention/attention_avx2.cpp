@@ -7,6 +7,7 @@ namespace {
 struct Traits {
   using Simd = Avx2;
   using Narrow = Avx2;
+  using Matrix = NoMatrix;
   static constexpr int kVectors = 2;  // 12 sums, two columns, a factor: 15 of 16 registers
   using Codes = CodesAvx2;
   using NarrowCodes = CodesAvx2;

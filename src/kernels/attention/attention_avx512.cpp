@@ -8,6 +8,7 @@ namespace {
 struct Traits {
   using Simd = Avx512;
   using Narrow = Avx2;
+  using Matrix = NoMatrix;
   static constexpr int kVectors = 4;  // 24 sums, four columns, a factor: 29 of 32 registers
   using Codes = CodesAvx512;
   using NarrowCodes = CodesAvx2;

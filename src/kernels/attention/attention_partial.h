@@ -64,5 +64,6 @@ void run_attention_plan(const AttentionArgs& args, const AttentionSteps& steps, 
 
 AttentionSteps attention_steps_avx2();
 AttentionSteps attention_steps_avx512();
+AttentionSteps attention_steps_amx();
 
 }  // namespace lathe

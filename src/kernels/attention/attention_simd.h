@@ -107,6 +107,11 @@ struct Product {
   int64_t num_columns;  // a multiple of 8
 };
 
+// Where there is no such unit.
+struct NoMatrix {
+  static bool multiply(const Product&) { return false; }
+};
+
 template <typename S, KvElement kElement, int kRows, int kVectors>
 inline void product_rows(const Product& p, int64_t row, int64_t column) {
   // A column is one float, or one pair of bf16: 4 bytes either way.
@@ -134,13 +139,17 @@ void product_strip(const Product& p, int64_t column) {
   }
 }
 
-// Traits has the vector type Simd; Narrow, eight wide, for the last columns; and kVectors, the
-// width of a tile of six rows that the register file holds. Up to three rows take four vectors.
+// Traits has the vector type Simd; Narrow, eight wide, for the last columns; kVectors, the width of
+// a tile of six rows that the register file holds; and Matrix, which takes products of some shapes
+// in bf16, whatever their number of rows. Up to three rows take four vectors.
 template <typename Traits, KvElement kElement>
-void product(const Product& p) {
+void product(const Product& p, [[maybe_unused]] typename Traits::Matrix& matrix) {
   using S = typename Traits::Simd;
   constexpr int64_t kW = S::kWidth;
   int64_t column = 0;
+  if constexpr (kElement == KvElement::kBF16) {
+    if (matrix.multiply(p)) return;
+  }
   if (p.num_rows <= 3) {
     for (; column + 4 * kW <= p.num_columns; column += 4 * kW) {
       product_strip<S, kElement, 4, 3>(p, column);
@@ -225,6 +234,7 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
   const int64_t end_block =
       (visible(tile, tile.num_tokens - 1, chunk_begin).to + kBlockSize - 1) / kBlockSize;
   if constexpr (kKind == BlockKind::kCodes) quantize_q<typename Traits::NarrowCodes>(tile);
+  [[maybe_unused]] typename Traits::Matrix matrix;
 
   // Tokens [first, end) see something of block b; both grow with b.
   int64_t first = 0;
@@ -266,7 +276,8 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
            .c = scores,
            .c_stride = kChunk,
            .num_rows = (end - first) * group,
-           .num_columns = kBlockSize});
+           .num_columns = kBlockSize},
+          matrix);
     }
   }
 
@@ -332,7 +343,8 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
            .c = result.acc + token * group * head_dim,
            .c_stride = head_dim,
            .num_rows = (run - token) * group,
-           .num_columns = head_dim});
+           .num_columns = head_dim},
+          matrix);
       token = run;
     }
   }

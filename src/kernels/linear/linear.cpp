@@ -96,7 +96,7 @@ struct ArithmeticChoice {
 // Integers need a group for input and weight alike: the smaller of the two, 16 or 32.
 ArithmeticChoice choose_arithmetic(const LinearParts& parts, const LinearScheme& scheme,
                                    ComputeType compute) {
-  if (parts.format == nullptr || compute == ComputeType::kF32 ||
+  if (parts.format == nullptr || compute != ComputeType::kAuto ||
       parts.format->element == ElementType::kE4M3) {
     return {Arithmetic::kFloat, 0};
   }
@@ -132,6 +132,12 @@ int64_t panel_rows(std::string_view kernel_name, Arithmetic arithmetic) {
   return 0;
 }
 
+// All three terms of an fp32 number are as good as the number.
+int input_terms(std::string_view kernel_name, ComputeType compute) {
+  if (kernel_name != "amx") return 0;
+  return compute == ComputeType::kF32 ? 3 : 2;
+}
+
 std::string element_name(const LinearParts& parts) {
   return parts.format != nullptr ? weight_format_name(*parts.format)
                                  : std::string(dtype_name(parts.parts[0].dense->dtype()));
@@ -139,9 +145,10 @@ std::string element_name(const LinearParts& parts) {
 
 std::unique_ptr<PackedLinear> pack_with(const Kernel<LinearArgs>& row, const LinearParts& parts,
                                         const ArithmeticChoice& choice, const LinearScheme& scheme,
-                                        Exec& exec) {
-  if (row.name == "amx" && !fits_amx(parts)) {
-    return pack_with(kernel_named(choice.arithmetic, "avx512"), parts, choice, scheme, exec);
+                                        ComputeType compute, Exec& exec) {
+  if (row.name == "amx" && !fits_amx(parts, compute)) {
+    return pack_with(kernel_named(choice.arithmetic, "avx512"), parts, choice, scheme, compute,
+                     exec);
   }
   check_hadamard(scheme.hadamard, parts.k);
   const int64_t x_group = activation_group(scheme.activations, 32);
@@ -152,7 +159,7 @@ std::unique_ptr<PackedLinear> pack_with(const Kernel<LinearArgs>& row, const Lin
   const int64_t rows = panel_rows(row.name, choice.arithmetic);
   auto weight = rows == 0 ? pack_linear_ref(parts, choice.arithmetic, choice.group, exec)
                           : pack_panels(parts, choice.arithmetic, choice.group, rows,
-                                        row.name == "amx", exec);
+                                        input_terms(row.name, compute), exec);
   weight->n = parts.n;
   weight->k = parts.k;
   weight->scheme = scheme;
@@ -193,7 +200,8 @@ std::unique_ptr<PackedLinear> pack_linear(std::span<const LinearPart> parts,
                                           Exec& exec) {
   const LinearParts all = check_parts(parts);
   const ArithmeticChoice choice = choose_arithmetic(all, scheme, compute);
-  return pack_with(best_kernel(linear_kernels(choice.arithmetic)), all, choice, scheme, exec);
+  return pack_with(best_kernel(linear_kernels(choice.arithmetic)), all, choice, scheme, compute,
+                   exec);
 }
 
 std::unique_ptr<PackedLinear> pack_linear_for(std::string_view kernel_name,
@@ -202,7 +210,8 @@ std::unique_ptr<PackedLinear> pack_linear_for(std::string_view kernel_name,
                                               Exec& exec) {
   const LinearParts all = check_parts(parts);
   const ArithmeticChoice choice = choose_arithmetic(all, scheme, compute);
-  return pack_with(kernel_named(choice.arithmetic, kernel_name), all, choice, scheme, exec);
+  return pack_with(kernel_named(choice.arithmetic, kernel_name), all, choice, scheme, compute,
+                   exec);
 }
 
 bool same_input_class(const PackedLinear& a, const PackedLinear& b) {

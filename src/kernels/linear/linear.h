@@ -25,6 +25,9 @@ enum class ComputeType {
   kAuto,  // 4-bit and int8 weights: int8 activations per group (fast, W4A8); dense: fp32
           // activations
   kF32,   // floating-point activations everywhere (the definition of W4A16)
+  // The same, but 2^-15 of every product may be left out where that is faster (AMX; so may kAuto
+  // for dense weights): for calibration. As kF32 on a GPU.
+  kNearF32,
 };
 
 // A weight in the layout of the kernel that will run it. Immutable; shared by threads.

@@ -1,16 +1,18 @@
 // The floating-point kernel of linear() for AMX, whose products are of bf16.
 //
-// A number is two of bf16, high + low, of which 2^-18 of it is missing at most: in a sum of 64
-// products less than what adding them in fp32 loses. Weights that bf16 holds exactly (bf16 ones,
-// E2M1 times most scales) are one number. The products of two low halves, 2^-18 again, are left out:
+// A number is two of bf16, high + low, of which 2^-17 of it is missing at most (2^-18.6 as the root
+// of the mean square): what adding some thousands of products in fp32 loses, too. Weights that bf16
+// holds exactly (bf16 ones, E2M1 times most scales) are one number. The products of two low halves,
+// 2^-16 at most, are left out:
 //
 //   x w = (x_high + x_low) w                                two products for exact weights
 //   x w = x_high w_high + x_low w_high + x_high w_low       three for the others
 //
-// all added to the same sums. On Sapphire Rapids a product in fp32 by AVX-512 takes ten times as
+// all added to the same sums. For ComputeType::kF32 x is all of its three numbers, and the weights
+// are exact. On Sapphire Rapids a product in fp32 by AVX-512 takes ten times as
 // long as two of these.
 //
-//   x      [row tile][k / 32][high, low][16][32]          bf16, made once for all threads
+//   x      [row tile][k / 32][high, low, ...][16][32]     bf16, made once for all threads
 //   slab   [columns / 32][high, (low)][16][32 rows][2]    bf16 of a panel: in place, or decoded
 //   acc    [panels of a chunk][row tile][16][32]          fp32, sums so far
 //
@@ -29,36 +31,31 @@ static_assert(kAmxColumns == kTileColumns);
 constexpr int64_t kPanelRows = 32;
 constexpr int64_t kStepElements = kTileColumns * kPanelRows;  // of a slab: 32 columns
 constexpr int64_t kAccTile = kTileRows * kPanelRows;
-// Two row tiles' x for a slab are 32 KiB (L1: 48) and serve all panels of a chunk, whose slabs and
-// sums (8 x 16 or 32 KiB, 8 x 32 KiB at 256 rows) stay in L2 (2 MiB).
-constexpr int64_t kSlabColumns = 256;
-constexpr int64_t kAmxBlockRows = 256;
-constexpr int64_t kInputTerms = 2;
+// Two row tiles' x for a slab are 16 KiB (L1: 48) and serve all panels of a chunk, whose slabs and
+// sums (8 x 8 or 16 KiB, 8 x 64 KiB at 512 rows) stay in L2 (2 MiB), as does x (256 KiB). The
+// rows are many because the weights come from memory once for all of them.
+constexpr int64_t kSlabColumns = 128;
+constexpr int64_t kAmxBlockRows = 512;
 
 int64_t num_tiles(int64_t num_rows) { return (num_rows + kTileRows - 1) / kTileRows; }
 
 // One tile of the rows of x, padded with zero rows.
+template <int kTerms>
 void split_rows(const float* x, int64_t num_rows, int64_t k, int64_t tile, uint16_t* out) {
   for (int64_t r = 0; r < kTileRows; ++r) {
     const int64_t row = tile * kTileRows + r;
-    uint16_t* to = out + tile * kTileRows * k * kInputTerms + r * kTileColumns;
-    for (int64_t col = 0; col < k; col += kTileColumns, to += kInputTerms * kTileElements) {
+    uint16_t* to = out + tile * kTileRows * k * kTerms + r * kTileColumns;
+    for (int64_t col = 0; col < k; col += kTileColumns, to += kTerms * kTileElements) {
       if (row < num_rows) {
         const float* from = x + row * k + col;
-        split_bf16(V::load(from), V::load(from + 16), to, to + kTileElements);
+        split_bf16<kTerms>(V::load(from), V::load(from + 16), to, kTileElements);
       } else {
-        _mm512_storeu_si512(to, _mm512_setzero_si512());
-        _mm512_storeu_si512(to + kTileElements, _mm512_setzero_si512());
+        for (int term = 0; term < kTerms; ++term) {
+          _mm512_storeu_si512(to + term * kTileElements, _mm512_setzero_si512());
+        }
       }
     }
   }
-}
-
-// The upper halves of two vectors of floats, as pairs.
-__m512i pair_upper(__m512 even, __m512 odd) {
-  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
-  // low | (odd & mask)
-  return _mm512_ternarylogic_epi32(low, _mm512_castps_si512(odd), _mm512_set1_epi32(~0xffff), 0xf8);
 }
 
 // Columns [begin, end) of a panel of E2M1, multiples of 32, whose products with their scales are
@@ -82,9 +79,8 @@ void decode_exact(const Panels& w, int64_t panel, int64_t begin, int64_t end, ui
         const __m512i bytes = V::load_u8(codes + 16 * h);
         const __m512i upper = _mm512_srli_epi32(bytes, 4);
         _mm512_store_si512(
-            out + 32 * h,
-            pair_upper(_mm512_mul_ps(_mm512_permutexvar_ps(bytes, table), scale[h]),
-                       _mm512_mul_ps(_mm512_permutexvar_ps(upper, table), scale[h])));
+            out + 32 * h, pair_upper(_mm512_mul_ps(_mm512_permutexvar_ps(bytes, table), scale[h]),
+                                     _mm512_mul_ps(_mm512_permutexvar_ps(upper, table), scale[h])));
       }
     }
   }
@@ -126,8 +122,8 @@ const uint16_t* slab_of(const Panels& w, int64_t panel, int64_t begin, int64_t e
 }
 
 // acc += x * slab for one tile of rows (kTwo: two, tile_stride apart) and one panel. x: at the
-// slab's first column.
-template <bool kTwo, bool kExact>
+// slab's first column. kTerms of x meet kWeightTerms of the weights.
+template <bool kTwo, int kTerms, int kWeightTerms>
 void multiply_tiles(const uint16_t* x, int64_t tile_stride, const uint16_t* slab, int64_t columns,
                     float* acc) {
   constexpr int kBytes = kPanelRows * 4;  // of a row of acc, and of a pair of columns
@@ -147,18 +143,20 @@ void multiply_tiles(const uint16_t* x, int64_t tile_stride, const uint16_t* slab
       _tile_dpbf16ps(3, 5, 7);
     }
   };
-  for (int64_t col = 0; col < columns; col += kTileColumns, x += kInputTerms * kTileElements) {
-    if constexpr (!kTwo && kExact) {  // few rows: the weights come from memory
+  for (int64_t col = 0; col < columns; col += kTileColumns, x += kTerms * kTileElements) {
+    if constexpr (!kTwo && kWeightTerms == 1) {  // few rows: the weights come from memory
       for (int64_t i = 0; i < kStepElements; i += 32) {
         __builtin_prefetch(slab + i + kFloatPrefetchBytes / 2);
       }
     }
     _tile_loadd(6, slab, kBytes);
     _tile_loadd(7, slab + 32, kBytes);
-    multiply(x, x + tile_stride);
-    multiply(x + kTileElements, x + tile_stride + kTileElements);
+#pragma GCC unroll 3
+    for (int term = 0; term < kTerms; ++term) {
+      multiply(x + term * kTileElements, x + tile_stride + term * kTileElements);
+    }
     slab += kStepElements;
-    if constexpr (!kExact) {
+    if constexpr (kWeightTerms == 2) {
       _tile_loadd(6, slab, kBytes);
       _tile_loadd(7, slab + 32, kBytes);
       multiply(x, x + tile_stride);
@@ -190,11 +188,11 @@ struct Scratch {
 };
 
 // scratch.acc [panels][rows, padded to tiles][32] = one chunk of panels times one block of rows.
-template <bool kExact>
+template <int kTerms, int kWeightTerms>
 void multiply_chunk(const Panels& w, int64_t panel_begin, int64_t num_panels, const uint16_t* x,
                     int64_t num_rows, const Scratch& scratch, TileBlock& tiles) {
   const int64_t tile_count = num_tiles(num_rows);
-  const int64_t tile_stride = kTileRows * w.k * kInputTerms;
+  const int64_t tile_stride = kTileRows * w.k * kTerms;
   const int64_t panel_floats = tile_count * kAccTile;
   for (int64_t i = 0; i < num_panels * panel_floats; i += 16) {
     V::store(scratch.acc + i, V::zero());
@@ -208,24 +206,25 @@ void multiply_chunk(const Panels& w, int64_t panel_begin, int64_t num_panels, co
       slabs[p] = slab_of(w, panel_begin + p, begin, begin + columns, once, scratch.floats,
                          scratch.slabs + p * 2 * kSlabColumns * kPanelRows);
     }
-    const uint16_t* from = x + begin * kTileRows * kInputTerms;
+    const uint16_t* from = x + begin * kTileRows * kTerms;
     for (int64_t tile = 0; tile < tile_count; tile += 2) {
       const bool two = tile + 2 <= tile_count;
       // Fewer rows take fewer cycles, which counts when a single tile is all there is.
       if (two) tiles.set_rows(kTileRows, kTileRows);
       if (tile_count == 1) tiles.set_rows(num_rows, 0);
       for (int64_t p = 0; p < num_panels; ++p) {
-        (two ? multiply_tiles<true, kExact> : multiply_tiles<false, kExact>)(
-            from + tile * tile_stride, tile_stride, slabs[p], columns,
-            scratch.acc + p * panel_floats + tile * kAccTile);
+        (two ? multiply_tiles<true, kTerms, kWeightTerms>
+             : multiply_tiles<false, kTerms, kWeightTerms>)(from + tile * tile_stride, tile_stride,
+                                                            slabs[p], columns,
+                                                            scratch.acc + p * panel_floats +
+                                                                tile * kAccTile);
       }
     }
   }
 }
 
-}  // namespace
-
-void linear_float_amx(const LinearArgs& args, Exec& exec) {
+template <int kTerms, int kWeightTerms>
+void run(const LinearArgs& args, Exec& exec) {
   const Panels& w = static_cast<const PanelWeight&>(*args.weight).panels;
   const int64_t m = args.input->m;
   const int64_t num_threads = exec.threads.num_threads();
@@ -235,29 +234,34 @@ void linear_float_amx(const LinearArgs& args, Exec& exec) {
   const int64_t block_rows = m < kAmxBlockRows ? m : kAmxBlockRows;
   const int64_t thread_floats = Scratch::num_floats(grain, block_rows);
   const Workspace::Scope scope(exec.workspace);
-  auto* x = exec.workspace.allocate_as<uint16_t>(num_tiles(block_rows) * kTileRows * w.k *
-                                                 kInputTerms);
+  auto* x = exec.workspace.allocate_as<uint16_t>(num_tiles(block_rows) * kTileRows * w.k * kTerms);
   auto* memory = exec.workspace.allocate_as<float>(num_threads * thread_floats);
   for (int64_t row = 0; row < m; row += block_rows) {
     const int64_t rows = m - row < block_rows ? m - row : block_rows;
     exec.threads.parallel_for(num_tiles(rows), 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t tile = begin; tile < end; ++tile) {
-        split_rows(args.input->f32 + row * w.k, rows, w.k, tile, x);
+        split_rows<kTerms>(args.input->f32 + row * w.k, rows, w.k, tile, x);
       }
     });
-    exec.threads.parallel_for(
-        w.num_panels, grain, [&](int64_t begin, int64_t end, int thread_idx) {
-          const Scratch scratch(memory + thread_idx * thread_floats, grain);
-          TileBlock tiles;
-          (w.exact_bf16 ? multiply_chunk<true> : multiply_chunk<false>)(w, begin, end - begin, x,
-                                                                       rows, scratch, tiles);
-          for (int64_t panel = begin; panel < end; ++panel) {
-            store_float_panel<V>(
-                w, panel, scratch.acc + (panel - begin) * num_tiles(rows) * kAccTile, rows,
-                args.y + row * args.y_stride, args.y_stride);
-          }
-        });
+    exec.threads.parallel_for(w.num_panels, grain, [&](int64_t begin, int64_t end, int thread_idx) {
+      const Scratch scratch(memory + thread_idx * thread_floats, grain);
+      TileBlock tiles;
+      multiply_chunk<kTerms, kWeightTerms>(w, begin, end - begin, x, rows, scratch, tiles);
+      for (int64_t panel = begin; panel < end; ++panel) {
+        store_float_panel<V>(w, panel, scratch.acc + (panel - begin) * num_tiles(rows) * kAccTile,
+                             rows, args.y + row * args.y_stride, args.y_stride);
+      }
+    });
   }
+}
+
+}  // namespace
+
+void linear_float_amx(const LinearArgs& args, Exec& exec) {
+  const Panels& w = static_cast<const PanelWeight&>(*args.weight).panels;
+  if (!w.exact_bf16) return run<2, 2>(args, exec);
+  if (w.input_terms == 2) return run<2, 1>(args, exec);
+  run<3, 1>(args, exec);
 }
 
 }  // namespace lathe

@@ -104,10 +104,10 @@ int64_t element_bits_of(PanelElement element) {
 
 // Whether bf16 holds every weight times its group's scale: E2M1 has 2 significant bits, a scale of
 // E8M0 one, of E4M3 four.
-bool exact_in_bf16(const Panels& panels) {
-  return panels.element == PanelElement::kBF16 ||
-         (panels.element == PanelElement::kE2M1 &&
-          (panels.scale == PanelScale::kE8M0 || panels.scale == PanelScale::kE4M3));
+bool exact_in_bf16(PanelElement element, PanelScale scale) {
+  return element == PanelElement::kBF16 ||
+         (element == PanelElement::kE2M1 &&
+          (scale == PanelScale::kE8M0 || scale == PanelScale::kE4M3));
 }
 
 class Packer {
@@ -206,14 +206,16 @@ class Packer {
 
 }  // namespace
 
-bool fits_amx(const LinearParts& parts) {
+bool fits_amx(const LinearParts& parts, ComputeType compute) {
   if (parts.k % kAmxColumns != 0) return false;
+  const PanelScale scale = choose_scale(parts);
+  if (compute == ComputeType::kF32 && !exact_in_bf16(choose_element(parts), scale)) return false;
   // Of 2^(b - 127) neither the half may be subnormal nor 6 times as much infinite.
-  return choose_scale(parts) != PanelScale::kE8M0 || all_bytes_within(parts, 2, 252);
+  return scale != PanelScale::kE8M0 || all_bytes_within(parts, 2, 252);
 }
 
 std::unique_ptr<PackedWeight> pack_panels(const LinearParts& parts, Arithmetic arithmetic,
-                                          int64_t group, int64_t panel_rows, bool pairs,
+                                          int64_t group, int64_t panel_rows, int input_terms,
                                           Exec& exec) {
   auto weight = std::make_unique<PanelWeight>();
   Panels& panels = weight->panels;
@@ -223,8 +225,9 @@ std::unique_ptr<PackedWeight> pack_panels(const LinearParts& parts, Arithmetic a
   panels.num_panels = (parts.n + panel_rows - 1) / panel_rows;
   panels.element = choose_element(parts);
   panels.scale = choose_scale(parts);
-  panels.pairs = pairs && panels.element == PanelElement::kBF16;
-  panels.exact_bf16 = exact_in_bf16(panels);
+  panels.input_terms = input_terms;
+  panels.pairs = input_terms != 0 && panels.element == PanelElement::kBF16;
+  panels.exact_bf16 = exact_in_bf16(panels.element, panels.scale);
   if (arithmetic == Arithmetic::kInteger) {
     panels.group = group;
   } else {

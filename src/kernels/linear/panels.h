@@ -50,6 +50,7 @@ struct Panels {
   PanelScale scale = PanelScale::kNone;
   bool pairs = false;       // kBF16 only
   bool exact_bf16 = false;  // bf16 holds the weights (but for row_scales) exactly
+  int input_terms = 0;      // numbers of bf16 that a kernel with AMX makes of an input: 2, or all 3
   const std::byte* codes = nullptr;
   const std::byte* scales = nullptr;
   const float* row_scales = nullptr;  // [num_panels * rows]
@@ -66,14 +67,14 @@ struct PanelWeight : PackedWeight {
   Buffer codes, scales, row_scales, bias;
 };
 
-// `pairs`: bf16 weights in pairs.
+// input_terms: see Panels; 0 for a kernel without AMX.
 std::unique_ptr<PackedWeight> pack_panels(const LinearParts& parts, Arithmetic arithmetic,
-                                          int64_t group, int64_t panel_rows, bool pairs,
+                                          int64_t group, int64_t panel_rows, int input_terms,
                                           Exec& exec);
 
-// Whether the kernel with AMX takes the weights: whole tiles, and no scales at the ends of the range,
-// since it counts subnormal numbers as zero.
-bool fits_amx(const LinearParts& parts);
+// Whether the kernel with AMX takes the weights: whole tiles, no scales at the ends of the range
+// (since it counts subnormal numbers as zero), and for kF32 only what bf16 holds exactly.
+bool fits_amx(const LinearParts& parts, ComputeType compute);
 
 // Nibble -> integer: E2M1 times two, INT4 as it is; and both plus kCodeOffset.
 extern const int8_t kE2m1Table[16];

@@ -59,12 +59,12 @@ class TileBlock {
   int64_t lower_ = 0;
 };
 
-alignas(64) inline constexpr uint16_t kCounting16[32] = {
-    0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
-    16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+alignas(64) inline constexpr uint16_t kCounting16[32] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10,
+                                                         11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+                                                         22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
 
 // x = high + low, both bf16 in the upper half of a float (the lower half of `low` does not count):
-// low is what rounding left of x, rounded itself (halves away from zero), so that 2^-18 of x is
+// low is what rounding left of x, rounded itself (halves away from zero), so that 2^-17 of x is
 // missing at most. Infinities and NaN stand in high alone.
 struct Bf16Terms {
   __m512 high, low;
@@ -88,17 +88,38 @@ inline Bf16Terms split_terms(__m512 x) {
   return {high, rest_of_bf16(x, high)};
 }
 
-// 32 numbers, side by side.
-inline void split_bf16(__m512 x0, __m512 x1, uint16_t* high, uint16_t* low) {
+// The upper halves of two vectors of floats, as pairs.
+inline __m512i pair_upper(__m512 even, __m512 odd) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
+  // low | (odd & mask)
+  return _mm512_ternarylogic_epi32(low, _mm512_castps_si512(odd), _mm512_set1_epi32(~0xffff), 0xf8);
+}
+
+// 32 numbers in kTerms numbers each, at `stride` from one to the next; the third one is what is
+// left of x, all of it.
+template <int kTerms>
+inline void split_bf16(__m512 x0, __m512 x1, uint16_t* out, int64_t stride) {
+  static_assert(kTerms == 2 || kTerms == 3);
+  const __m512i odd_halves =
+      _mm512_add_epi16(_mm512_slli_epi16(_mm512_load_si512(kCounting16), 1), _mm512_set1_epi16(1));
+  const auto store = [&](int term, __m512 a, __m512 b) {
+    _mm512_storeu_si512(
+        out + term * stride,
+        _mm512_permutex2var_epi16(_mm512_castps_si512(a), odd_halves, _mm512_castps_si512(b)));
+  };
   const Bf16Terms first = split_terms(x0);
   const Bf16Terms second = split_terms(x1);
-  const __m512i odd_halves = _mm512_add_epi16(
-      _mm512_slli_epi16(_mm512_load_si512(kCounting16), 1), _mm512_set1_epi16(1));
-  const auto upper_halves = [&](__m512 a, __m512 b) {
-    return _mm512_permutex2var_epi16(_mm512_castps_si512(a), odd_halves, _mm512_castps_si512(b));
-  };
-  _mm512_storeu_si512(high, upper_halves(first.high, second.high));
-  _mm512_storeu_si512(low, upper_halves(first.low, second.low));
+  store(0, first.high, second.high);
+  store(1, first.low, second.low);
+  if constexpr (kTerms == 3) {
+    const auto third = [](__m512 x, const Bf16Terms& terms) {
+      const __m512i low =
+          _mm512_and_si512(_mm512_castps_si512(terms.low), _mm512_set1_epi32(~0xffff));
+      const __m512 rest = _mm512_sub_ps(_mm512_sub_ps(x, terms.high), _mm512_castsi512_ps(low));
+      return _mm512_fixupimm_ps(rest, rest, _mm512_set1_epi32(0x88), 0);
+    };
+    store(2, third(x0, first), third(x1, second));
+  }
 }
 
 }  // namespace
