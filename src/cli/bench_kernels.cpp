@@ -233,7 +233,7 @@ void add_bench_kernels_command(CLI::App& bench, Invocation& invocation) {
       "N,...");
   command
       ->add_option("--kernel", flags->kernel,
-                   "Only this version: ref, avx2 or avx512 (default: the best of this machine)")
+                   "Only this version: ref, avx2, avx512 or amx (default: the best of this machine)")
       ->type_name("NAME");
   command->add_option("--time", flags->seconds, "Seconds of repetitions for each line")
       ->capture_default_str()

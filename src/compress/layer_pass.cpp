@@ -38,15 +38,7 @@ class InputAdder {
     const double work = static_cast<double>(rows) * static_cast<double>(k) * static_cast<double>(k);
     const CalibrationTimer timer(profile_, CalibrationStage::kHessian,
                                  work / static_cast<double>(share.parts));
-    auto [place, is_new] = statistics_.inputs.try_emplace(
-        {kind, expert}, LayerStatistics::Input{.calibration = InputStatistics(k, options_.gram),
-                                               .held_out = std::nullopt,
-                                               .rotated_amax = {}});
-    LayerStatistics::Input& input = place->second;
-    if (is_new) {
-      if (options_.held_out_every > 0) input.held_out.emplace(k, options_.gram);
-      input.rotated_amax.resize(options_.amax_blocks.size());
-    }
+    LayerStatistics::Input& input = input_of(kind, expert, k);
     (held_out_ ? *input.held_out : input.calibration).add(x, rows, exec_, share);
     for (std::size_t i = 0; rotates && i < options_.amax_blocks.size(); ++i) {
       const int64_t block = options_.amax_blocks[i];
@@ -61,6 +53,16 @@ class InputAdder {
   }
 
  private:
+  // Made once: its matrix of zeros takes time and memory.
+  LayerStatistics::Input& input_of(LinearKind kind, int64_t expert, int64_t k) {
+    if (LayerStatistics::Input* known = statistics_.find(kind, expert)) return *known;
+    LayerStatistics::Input input{
+        .calibration = InputStatistics(k, options_.gram), .held_out = {}, .rotated_amax = {}};
+    if (options_.held_out_every > 0) input.held_out.emplace(k, options_.gram);
+    input.rotated_amax.resize(options_.amax_blocks.size());
+    return statistics_.inputs.emplace(std::pair(kind, expert), std::move(input)).first->second;
+  }
+
   const CollectOptions& options_;
   LayerStatistics& statistics_;
   const bool held_out_;

@@ -76,6 +76,7 @@ void multiply(const uint16_t* a, const uint16_t* b, int64_t steps, float* c, int
   const int64_t c_bytes = c_stride * 4;
   const int64_t tile_stride = steps * kTermElements;
   float* lower = c + 16 * c_stride;
+  finish_stores();
   _tile_loadd(0, c, c_bytes);
   _tile_loadd(1, c + 16, c_bytes);
   _tile_loadd(2, lower, c_bytes);

@@ -54,6 +54,7 @@ class TileMatrix {
     float* upper = p.c + row * p.c_stride + column;
     float* lower = upper + kTileRows * p.c_stride;
     const int64_t c_bytes = p.c_stride * 4;
+    finish_stores();
     _tile_loadd(0, upper, c_bytes);
     _tile_loadd(1, upper + 16, c_bytes);
     if constexpr (kTwo) {

@@ -127,6 +127,7 @@ template <bool kTwo, int kTerms, int kWeightTerms>
 void multiply_tiles(const uint16_t* x, int64_t tile_stride, const uint16_t* slab, int64_t columns,
                     float* acc) {
   constexpr int kBytes = kPanelRows * 4;  // of a row of acc, and of a pair of columns
+  finish_stores();
   _tile_loadd(0, acc, kBytes);
   _tile_loadd(1, acc + 16, kBytes);
   if constexpr (kTwo) {

@@ -21,6 +21,10 @@ inline constexpr int64_t kTileRows = 16;
 inline constexpr int64_t kTileColumns = 32;  // of a, in bf16
 inline constexpr int64_t kTileElements = kTileRows * kTileColumns;
 
+// To be called between ordinary stores and tile loads of the same memory: to the compiler, a tile
+// load is an instruction that reads no memory.
+inline void finish_stores() { asm volatile("" ::: "memory"); }
+
 // The tiles of a 32 x 32 block of c, in the registers of the same number:
 //   c00 c01 c10 c11 (0 .. 3), a0 a1 (4, 5), b0 b1 (6, 7)
 // with `upper` rows in c0x and a0, and `lower` in c1x and a1. Until the object goes, the thread's
