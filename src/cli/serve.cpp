@@ -233,6 +233,7 @@ void run_serve(ServeFlags flags) {
   if (!flags.tls_cert.empty()) tls.emplace(flags.tls_cert, flags.tls_key);
   const TerminationSignals signals;
   allow_descriptors(flags.http.limits.max_connections);
+  BoundSocket socket(flags.http.host, flags.http.port);  // before the model takes its time
   Runtime runtime(flags.common);
   KvParking parking(flags.model, flags.kv);
   const LoadedModel loaded(
@@ -283,7 +284,7 @@ void run_serve(ServeFlags flags) {
                            .pooling = flags.pooling == "mean" ? Pooling::kMean : Pooling::kLast,
                            .shadow = shadow.get()};
   Api api(context, access, log);
-  HttpServer server(flags.http, tls ? &*tls : nullptr, api);
+  HttpServer server(std::move(socket), flags.http.limits, tls ? &*tls : nullptr, api);
   api.set_http_stats([&server] { return server.stats(); });
   server.start();
   const std::string url = url_of(flags, server.port());

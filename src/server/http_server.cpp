@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <system_error>
+#include <utility>
 
 #include "base/error.h"
 #include "server/http_codec.h"
@@ -25,9 +26,15 @@ using Result = Connection::Result;
 
 constexpr int kBacklog = 128;
 
-// A listening socket. SO_REUSEADDR lets a restart have its port back at once; SO_REUSEPORT, which
-// would let two servers share it unnoticed, stays off.
-int listen_on(const std::string& host, int port) {
+[[noreturn]] void fail_to_listen(const std::string& host, int port, int error) {
+  const std::string reason = std::error_code(error, std::generic_category()).message();
+  fail(ErrorCode::kIo, "cannot listen on ", host, " port ", port, ": ", reason,
+       "; choose another with --host and --port");
+}
+
+// SO_REUSEADDR lets a restart have its port back at once; SO_REUSEPORT, which would let two servers
+// share it unnoticed, stays off.
+int bind_to(const std::string& host, int port) {
   addrinfo hints{};
   hints.ai_family = AF_UNSPEC;
   hints.ai_socktype = SOCK_STREAM;
@@ -48,13 +55,11 @@ int listen_on(const std::string& host, int port) {
     }
     const int on = 1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    if (bind(fd, a->ai_addr, a->ai_addrlen) == 0 && listen(fd, kBacklog) == 0) return fd;
+    if (bind(fd, a->ai_addr, a->ai_addrlen) == 0) return fd;
     error = errno;
     close(fd);
   }
-  const std::string reason = std::error_code(error, std::generic_category()).message();
-  fail(ErrorCode::kIo, "cannot listen on ", host, " port ", port, ": ", reason,
-       "; choose another with --host and --port");
+  fail_to_listen(host, port, error);
 }
 
 int bound_port(int fd) {
@@ -99,26 +104,44 @@ struct HttpServer::Client {
   bool is_done = false;  // its thread is about to end; guarded by mutex_
 };
 
+BoundSocket::BoundSocket(const std::string& host, int port) : host_(host) {
+  if (port < 0 || port > 65535) {
+    fail(ErrorCode::kInvalidArgument, "--port ", port, ": 1 to 65535, or 0 for a free one");
+  }
+  fd_ = bind_to(host, port);
+  port_ = bound_port(fd_);
+}
+
+BoundSocket::BoundSocket(BoundSocket&& other) noexcept
+    : host_(std::move(other.host_)), fd_(std::exchange(other.fd_, -1)), port_(other.port_) {}
+
+BoundSocket::~BoundSocket() {
+  if (fd_ >= 0) close(fd_);
+}
+
+void BoundSocket::listen() {
+  if (::listen(fd_, kBacklog) != 0) fail_to_listen(host_, port_, errno);
+}
+
+HttpServer::HttpServer(BoundSocket socket, const HttpLimits& limits, const TlsContext* tls,
+                       HttpHandler& handler)
+    : socket_(std::move(socket)), limits_(limits), tls_(tls), handler_(handler) {
+  validate(limits);
+  signal(SIGPIPE, SIG_IGN);  // OpenSSL writes without MSG_NOSIGNAL
+  wake_ = eventfd(0, EFD_CLOEXEC);
+}
+
 HttpServer::HttpServer(const HttpServerOptions& options, const TlsContext* tls,
                        HttpHandler& handler)
-    : options_(options), tls_(tls), handler_(handler) {
-  validate(options.limits);
-  if (options.port < 0 || options.port > 65535) {
-    fail(ErrorCode::kInvalidArgument, "--port ", options.port, ": 1 to 65535, or 0 for a free one");
-  }
-  signal(SIGPIPE, SIG_IGN);  // OpenSSL writes without MSG_NOSIGNAL
-  listener_ = listen_on(options.host, options.port);
-  wake_ = eventfd(0, EFD_CLOEXEC);
-  port_ = bound_port(listener_);
-}
+    : HttpServer(BoundSocket(options.host, options.port), options.limits, tls, handler) {}
 
 HttpServer::~HttpServer() {
   stop(std::chrono::milliseconds(0));
-  close(listener_);
   close(wake_);
 }
 
 void HttpServer::start() {
+  socket_.listen();
   acceptor_ = std::thread([this] { accept_clients(); });
 }
 
@@ -129,14 +152,14 @@ HttpServerStats HttpServer::stats() const {
 
 void HttpServer::accept_clients() {
   for (;;) {
-    pollfd fds[2] = {{listener_, POLLIN, 0}, {wake_, POLLIN, 0}};
+    pollfd fds[2] = {{socket_.fd(), POLLIN, 0}, {wake_, POLLIN, 0}};
     poll(fds, 2, 200);
     {
       const std::lock_guard lock(mutex_);
       if (stopping_) return;
     }
     reap();
-    const int fd = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    const int fd = accept4(socket_.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0) {
       add_client(fd);
     } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
@@ -149,7 +172,7 @@ void HttpServer::accept_clients() {
 void HttpServer::add_client(int socket) {
   {
     const std::lock_guard lock(mutex_);
-    if (stats_.open_connections >= options_.limits.max_connections) {
+    if (stats_.open_connections >= limits_.max_connections) {
       ++stats_.refused_connections;
       if (tls_ == nullptr) {
         // One try: the socket's buffer is empty, so this does not wait.
@@ -190,7 +213,7 @@ void HttpServer::add_client(int socket) {
 void HttpServer::serve(Client& client) {
   bool in_order = false;
   try {
-    const auto deadline = Clock::now() + options_.limits.head_timeout;
+    const auto deadline = Clock::now() + limits_.head_timeout;
     if (client.connection.handshake(deadline) == Result::kOk) {
       while (serve_request(client)) {
       }
@@ -211,7 +234,7 @@ void HttpServer::serve(Client& client) {
 
 // False: the connection ends.
 bool HttpServer::serve_request(Client& client) {
-  const HttpLimits& limits = options_.limits;
+  const HttpLimits& limits = limits_;
   Connection& connection = client.connection;
   std::optional<std::size_t> head_end;
   Connection::Deadline deadline = Clock::now() + limits.idle_timeout;
@@ -293,10 +316,10 @@ bool HttpServer::answer_refusal(Client& client, int status, const std::string& m
   request.method = "?";
   request.path = "?";
   request.peer = client.connection.peer();
-  ConnectionChannel channel(client.connection, options_.limits);
+  ConnectionChannel channel(client.connection, limits_);
   CodecResult result =
       run_request(head, request, handler_.refuse(request, status, message), /*close=*/true,
-                  client.buffer, channel, client.connection, handler_, options_.limits);
+                  client.buffer, channel, client.connection, handler_, limits_);
   result.outcome.seconds = std::chrono::duration<double>(Clock::now() - start).count();
   handler_.finished(request, result.outcome);
   return false;
@@ -327,7 +350,7 @@ bool HttpServer::stop(std::chrono::milliseconds patience) {
   (void)!write(wake_, &one, sizeof one);
   if (acceptor_.joinable()) acceptor_.join();
   // New connections are refused by the system from here on.
-  shutdown(listener_, SHUT_RDWR);
+  shutdown(socket_.fd(), SHUT_RDWR);
 
   bool in_time = true;
   {

@@ -34,10 +34,30 @@ struct HttpServerStats {
   int64_t refused_connections = 0;  // over max_connections
 };
 
+// An address and port, taken before there is anything to serve; clients are refused until listen().
+class BoundSocket {
+ public:
+  // Throws kInvalidArgument for a host or a port that is none, kIo when the port cannot be had.
+  BoundSocket(const std::string& host, int port);
+  BoundSocket(BoundSocket&& other) noexcept;
+  ~BoundSocket();
+
+  void listen();
+  int fd() const { return fd_; }
+  int port() const { return port_; }
+
+ private:
+  std::string host_;
+  int fd_ = -1;
+  int port_ = 0;
+};
+
 class HttpServer {
  public:
-  // Binds and listens; requests are taken from start() on. Borrows handler and tls (null: plain).
-  // Throws kInvalidArgument for a host that is none, kIo when the port cannot be had.
+  // Requests are taken from start() on, which listens. Borrows handler and tls (null: plain).
+  HttpServer(BoundSocket socket, const HttpLimits& limits, const TlsContext* tls,
+             HttpHandler& handler);
+  // The same on a socket of its own.
   HttpServer(const HttpServerOptions& options, const TlsContext* tls, HttpHandler& handler);
   ~HttpServer();  // stop(0)
   HttpServer(const HttpServer&) = delete;
@@ -48,7 +68,7 @@ class HttpServer {
   // after `patience` their clients are told no more. False when that had to be done.
   bool stop(std::chrono::milliseconds patience);
 
-  int port() const { return port_; }
+  int port() const { return socket_.port(); }
   HttpServerStats stats() const;
 
  private:
@@ -60,12 +80,11 @@ class HttpServer {
   bool answer_refusal(Client& client, int status, const std::string& message);
   void reap();
 
-  const HttpServerOptions options_;
+  BoundSocket socket_;
+  const HttpLimits limits_;
   const TlsContext* tls_;
   HttpHandler& handler_;
-  int listener_ = -1;
   int wake_ = -1;  // eventfd: written to when the listener shall end
-  int port_ = 0;
   std::thread acceptor_;
 
   mutable std::mutex mutex_;

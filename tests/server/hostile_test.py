@@ -250,11 +250,11 @@ class Ending(unittest.TestCase):
             self.assertEqual([(x["id"] == "mine-1", x["status"], x["path"]) for x in lines],
                              [(True, 200, "/v1/models"), (False, 404, "/nothing")])
 
-    def run_and_fail(self, *flags):
+    def run_and_fail(self, *flags, model=None):
         if "--port" not in flags:
             flags = ("--port", "0", *flags)
         with tempfile.TemporaryDirectory() as directory:
-            model = serving.make_tiny_model(directory)
+            model = model or serving.make_tiny_model(directory)
             program = os.environ.get("LATHE_BINARY", str(serving.ROOT / "build/release/lathe"))
             done = subprocess.run([program, "serve", model, *flags], capture_output=True, text=True,
                                   timeout=60)
@@ -277,7 +277,8 @@ class Ending(unittest.TestCase):
 
     def test_a_port_in_use(self):
         with serving.Server() as server:
-            code, text = self.run_and_fail("--port", str(server.port))
+            # Before the model is looked for.
+            code, text = self.run_and_fail("--port", str(server.port), model="/nowhere")
             self.assertEqual(code, 1)
             self.assertIn("cannot listen", text)
 
