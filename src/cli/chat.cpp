@@ -1,5 +1,6 @@
 // lathe chat: a conversation in the terminal, or over pipes a line a turn.
 #include <cstdio>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <random>
@@ -16,6 +17,7 @@
 #include "cli/line_reader.h"
 #include "cli/output.h"
 #include "cli/sampling_flags.h"
+#include "server/sampling_fields.h"
 
 namespace lathe {
 namespace {
@@ -42,6 +44,8 @@ struct ChatFlags {
   std::string server;
   std::string api_key;
 };
+
+using GivenFlags = std::function<bool(const char* name)>;
 
 class Chat {
  public:
@@ -174,9 +178,21 @@ void chat_with_server(const ChatFlags& flags, const SamplingParams& params) {
            str(model, " at ", flags.server));
 }
 
-void run_chat(const ChatFlags& flags, bool seed_given) {
+// What the flags leave open, as the model's authors recommend it.
+SamplingParams with_model_defaults(const SamplingParams& flags, const GivenFlags& given,
+                                   const Checkpoint& checkpoint) {
+  SamplingParams params =
+      sampling_defaults(checkpoint.auxiliary_file("generation_config.json"), flags);
+  if (given("--temperature")) params.temperature = flags.temperature;
+  if (given("--top-p")) params.top_p = flags.top_p;
+  if (given("--top-k")) params.top_k = flags.top_k;
+  if (given("--min-p")) params.min_p = flags.min_p;
+  return params;
+}
+
+void run_chat(const ChatFlags& flags, const GivenFlags& given) {
   SamplingParams params = flags.params;
-  if (!seed_given) params.seed = std::random_device()();
+  if (!given("--seed")) params.seed = std::random_device()();
   check_sampling_flags(params);
   if (!flags.server.empty()) return chat_with_server(flags, params);
   if (flags.path.empty()) {
@@ -202,6 +218,7 @@ void run_chat(const ChatFlags& flags, bool seed_given) {
                 options, runtime.exec());
   draft.attach(engine);
   parking.attach(engine, loaded.model(), loaded.checkpoint(), runtime.exec());
+  params = with_model_defaults(params, given, loaded.checkpoint());
   converse(flags, reader, local_chat_model(loaded, engine), params, options.max_sequence_tokens,
            str(flags.path, ", ", options.max_sequence_tokens, " tokens of context"));
 }
@@ -229,11 +246,14 @@ void add_chat_command(CLI::App& app, Invocation& invocation) {
   add_kv_flags(*command, flags->kv);
   add_common_flags(*command, flags->common);
   command->footer(std::string(kHelp) +
+                  "\nWhere no flag says otherwise, a model's generation_config.json sets temperature, "
+                  "top-p, top-k, min-p and the repetition penalty.\n"
                   "\nExample:\n  lathe chat smollm2.gguf --system \"Be brief.\"\n"
                   "  lathe chat --server http://localhost:8000");
   command->callback([flags, command, &invocation] {
-    const bool seed_given = command->count("--seed") > 0;
-    invocation.run = [flags, seed_given] { run_chat(*flags, seed_given); };
+    invocation.run = [flags, command] {
+      run_chat(*flags, [command](const char* name) { return command->count(name) > 0; });
+    };
   });
 }
 

@@ -1,6 +1,7 @@
 #include "cli/text_windows.h"
 
 #include "base/error.h"
+#include "text/unicode.h"
 
 namespace lathe {
 
@@ -13,6 +14,7 @@ std::vector<std::vector<int32_t>> text_windows(const TextModel& model, std::stri
          " tokens are longer than the context of ", model.checkpoint().path(), ", ", context,
          " tokens");
   }
+  if (!is_valid_utf8(text)) fail(ErrorCode::kInvalidArgument, name, ": not a text in UTF-8");
   const Tokenizer& tokenizer = model.tokenizer();
   const std::optional<int32_t> bos =
       tokenizer.add_bos() ? tokenizer.bos_id() : std::optional<int32_t>();

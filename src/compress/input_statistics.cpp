@@ -146,8 +146,7 @@ Buffer InputStatistics::copy_hessian(Exec& exec) const {
   copy.tokens_ = tokens_;
   copy.waiting_ = waiting_;
   copy.share_ = share_;
-  copy.gram_ = Buffer(gram_.size());
-  std::memcpy(copy.gram_.data(), gram_.data(), static_cast<std::size_t>(gram_.size()));
+  copy.gram_ = gram_.clone();
   return copy.take_hessian(exec);
 }
 

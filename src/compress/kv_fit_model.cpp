@@ -77,12 +77,6 @@ TokenRows plan_rows(const KvFitJob& job, const RankShare& share) {
   return rows;
 }
 
-Buffer copy_of(const Buffer& buffer) {
-  Buffer copy(buffer.size());
-  std::memcpy(copy.data(), buffer.data(), static_cast<std::size_t>(buffer.size()));
-  return copy;
-}
-
 void check_job(const KvFitJob& job, const Exec& exec) {
   if (exec.on_cuda() && job.ranks != nullptr && job.ranks->size() > 1) {
     fail(ErrorCode::kUnsupported, "fit-kv over ranks computes on CPUs only; use --device cpu");
@@ -188,8 +182,8 @@ std::vector<KvFitResult> fit_kv_codecs(const KvFitJob& job, const KvFitCallbacks
     });
     for (KvFitter& fitter : fitters) {
       const bool last = &fitter == &fitters.back();
-      fitter.add_layer(last ? std::move(keys) : copy_of(keys),
-                       last ? std::move(values) : copy_of(values), exec);
+      fitter.add_layer(last ? std::move(keys) : keys.clone(),
+                       last ? std::move(values) : values.clone(), exec);
     }
   }
   for (std::size_t c = 0; c < results.size(); ++c) {

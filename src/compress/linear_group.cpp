@@ -198,12 +198,6 @@ void rotate_weights(std::span<LinearTask> tasks, int64_t block, Exec& exec) {
   }
 }
 
-Buffer copy_of(const Buffer& from) {
-  Buffer to(from.size());
-  std::memcpy(to.data(), from.data(), static_cast<std::size_t>(from.size()));
-  return to;
-}
-
 }  // namespace
 
 std::vector<LinearReport> quantize_group(std::span<LinearTask> tasks, InputStatistics* statistics,
@@ -251,11 +245,11 @@ std::vector<LinearReport> quantize_group(std::span<LinearTask> tasks, InputStati
     Buffer h_rotated;
     Buffer judge_rotated;
     if (has_hessian) {
-      h_rotated = last ? std::move(h) : copy_of(h);
+      h_rotated = last ? std::move(h) : h.clone();
       rotate_hessian(h_rotated.as<float>(), k, block, exec);
     }
     if (has_judge) {
-      judge_rotated = last ? std::move(judge) : copy_of(judge);
+      judge_rotated = last ? std::move(judge) : judge.clone();
       rotate_hessian(judge_rotated.as<float>(), k, block, exec);
     }
     const float* h_data = has_hessian ? h_rotated.as<float>() : nullptr;

@@ -121,8 +121,9 @@ void refuse_unsupported(const RequestFields& fields) {
   }
 }
 
-SamplingParams sampling_defaults(const std::optional<std::string>& generation_config) {
-  SamplingParams params;
+SamplingParams sampling_defaults(const std::optional<std::string>& generation_config,
+                                 SamplingParams base) {
+  SamplingParams params = std::move(base);
   if (!generation_config) return params;
   const Json json = parse_json(*generation_config, "generation_config.json");
   const RequestFields fields(json);

@@ -22,6 +22,7 @@ void refuse_unsupported(const RequestFields& fields);
 
 // temperature, top_p, top_k, min_p and repetition_penalty of a model's generation_config.json; the
 // API's defaults where it has none. Values that cannot be are an Error.
-SamplingParams sampling_defaults(const std::optional<std::string>& generation_config);
+SamplingParams sampling_defaults(const std::optional<std::string>& generation_config,
+                                 SamplingParams base = {});
 
 }  // namespace lathe

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <utility>
 
 #include "base/error.h"
@@ -37,6 +38,12 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
     size_ = std::exchange(other.size_, 0);
   }
   return *this;
+}
+
+Buffer Buffer::clone() const {
+  Buffer copy(size_);
+  if (size_ > 0) std::memcpy(copy.data_, data_, static_cast<std::size_t>(size_));
+  return copy;
 }
 
 void Buffer::reserve(int64_t num_bytes) {

@@ -29,6 +29,7 @@ class Buffer {
   const T* as() const {
     return reinterpret_cast<const T*>(data_);
   }
+  Buffer clone() const;
   // Grows to at least num_bytes, losing the content when it has to move; never shrinks.
   void reserve(int64_t num_bytes);
 

@@ -12,8 +12,8 @@ namespace {
 class TileMatrix {
  public:
   bool multiply(const Product& p) {
-    if (p.begin % kTileColumns != 0 || (p.end - p.begin) % kTileColumns != 0 ||
-        p.end - p.begin > kMaxColumns || p.num_columns % (2 * kTileRows) != 0) {
+    if (p.begin != 0 || p.end % kTileColumns != 0 || p.end > kMaxColumns ||
+        p.num_columns % (2 * kTileRows) != 0) {
       return false;
     }
     for (int64_t row = 0; row < p.num_rows; row += 2 * kTileRows) {
@@ -40,7 +40,7 @@ class TileMatrix {
 
   // [columns / 32][high, low][16][32]
   static void split(const Product& p, int64_t row, int64_t rows, uint16_t* out) {
-    for (int64_t k = p.begin; k < p.end; k += kTileColumns, out += 2 * kTileElements) {
+    for (int64_t k = 0; k < p.end; k += kTileColumns, out += 2 * kTileElements) {
       for (int64_t r = 0; r < rows; ++r) {
         const float* from = p.a + (row + r) * p.a_stride + k;
         split_bf16<2>(_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16), out + r * kTileColumns,
@@ -61,10 +61,10 @@ class TileMatrix {
       _tile_loadd(2, lower, c_bytes);
       _tile_loadd(3, lower + 16, c_bytes);
     }
-    const char* b = static_cast<const char*>(p.b) + column * 4 + p.begin / 2 * p.b_stride * 4;
+    const char* b = static_cast<const char*>(p.b) + column * 4;
     const int64_t b_bytes = p.b_stride * 4;
     const uint16_t* a = halves_;
-    for (int64_t k = p.begin; k < p.end; k += kTileColumns, b += kTileRows * b_bytes) {
+    for (int64_t k = 0; k < p.end; k += kTileColumns, b += kTileRows * b_bytes) {
       if (ahead != 0) {
         for (int64_t i = 0; i < kTileRows; ++i) prefetch(b + i * b_bytes + ahead, 128);
       }
