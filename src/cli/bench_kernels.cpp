@@ -232,8 +232,9 @@ void add_bench_kernels_command(CLI::App& bench, Invocation& invocation) {
   add("--rows", flags->rows, "Rows of the input (default: 1,2,4,8,16,64,512; on a GPU 1 to 4096)",
       "N,...");
   command
-      ->add_option("--kernel", flags->kernel,
-                   "Only this version: ref, avx2, avx512 or amx (default: the best of this machine)")
+      ->add_option(
+          "--kernel", flags->kernel,
+          "Only this version: ref, avx2, avx512 or amx (default: the best of this machine)")
       ->type_name("NAME");
   command->add_option("--time", flags->seconds, "Seconds of repetitions for each line")
       ->capture_default_str()

@@ -245,11 +245,12 @@ void add_chat_command(CLI::App& app, Invocation& invocation) {
   add_model_flags(*command, flags->model);
   add_kv_flags(*command, flags->kv);
   add_common_flags(*command, flags->common);
-  command->footer(std::string(kHelp) +
-                  "\nWhere no flag says otherwise, a model's generation_config.json sets temperature, "
-                  "top-p, top-k, min-p and the repetition penalty.\n"
-                  "\nExample:\n  lathe chat smollm2.gguf --system \"Be brief.\"\n"
-                  "  lathe chat --server http://localhost:8000");
+  command->footer(
+      std::string(kHelp) +
+      "\nWhere no flag says otherwise, a model's generation_config.json sets temperature, "
+      "top-p, top-k, min-p and the repetition penalty.\n"
+      "\nExample:\n  lathe chat smollm2.gguf --system \"Be brief.\"\n"
+      "  lathe chat --server http://localhost:8000");
   command->callback([flags, command, &invocation] {
     invocation.run = [flags, command] {
       run_chat(*flags, [command](const char* name) { return command->count(name) > 0; });

@@ -117,7 +117,8 @@ void add_product_amx(const ProductArgs& args, float* scratch) {
   static_assert(kMaxProductBlock % kBlock == 0 && kProductDepth % kTileColumns == 0);
   auto* packed_a = reinterpret_cast<uint16_t*>(scratch);
   auto* packed_b = packed_a + 2 * kMaxProductBlock * kProductDepth;
-  float* edge = scratch + 2 * kMaxProductBlock * kProductDepth;  // a block that reaches over the border
+  float* edge =
+      scratch + 2 * kMaxProductBlock * kProductDepth;  // a block that reaches over the border
   TileBlock tiles;
   tiles.set_rows(kTileRows, kTileRows);
   for (int64_t first = 0; first < args.depth; first += kProductDepth) {

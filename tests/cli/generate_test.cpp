@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
 
 #include "base/atomic_file.h"
 #include "base/json.h"
@@ -188,6 +189,21 @@ TEST(Chat, ATurnThatDoesNotFitEndsTheTurnOnly) {
                 std::string(2000, 'x') + "\nhi\n");
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_EQ(result.out.rfind("lathe: ", 0), 0u) << result.out;
+}
+
+TEST(Chat, TakesWhatFlagsLeaveOpenFromTheModelsRecommendation) {
+  const std::string model = temporary_directory() + "/greedy";
+  std::filesystem::copy(tiny_checkpoint(), model);
+  write_file_atomically(model + "/generation_config.json", R"({"temperature": 0})");
+  const auto answer = [&](const char* seed, std::vector<std::string> flags = {}) {
+    flags.insert(flags.begin(),
+                 {"chat", model, "--max-tokens", "12", "--seed", seed, "--threads", "1"});
+    const ProgramResult result = run_lathe(flags, "hi\n");
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return result.out;
+  };
+  EXPECT_EQ(answer("1"), answer("2"));
+  EXPECT_NE(answer("1", {"--temperature", "5"}), answer("2", {"--temperature", "5"}));
 }
 
 TEST(Chat, NeedsATemplate) {

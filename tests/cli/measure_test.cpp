@@ -40,6 +40,15 @@ TEST(Inspect, SaysWhatTheModelIs) {
   EXPECT_FALSE(json_of({"inspect", tiny_checkpoint(), "--json", "--quick"}).contains("machine"));
 }
 
+TEST(Eval, RefusesATextThatIsNone) {
+  const std::string file = temporary_directory() + "/image.png";
+  write_file_atomically(file, "\x89PNG\r\n" + std::string(4000, '\xfe'));
+  const ProgramResult result = run_lathe(
+      {"eval", "perplexity", tiny_checkpoint(), "--data", file, "--seq-len", "64", "--json"});
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_NE(result.err.find("image.png: not a text in UTF-8"), std::string::npos) << result.err;
+}
+
 TEST(Bench, ReportsCheckedSpeeds) {
   const Json json = json_of(
       {"bench", tiny_checkpoint(), "-p", "32", "-n", "8", "-b", "3", "--threads", "2", "--json"});

@@ -7,8 +7,8 @@ namespace lathe {
 namespace {
 
 // Products with whole tiles of keys or values in bf16; the other factor, fp32, is two numbers of
-// bf16 (amx_tiles.h). A row's bits do not depend on the others, and which products come here depends
-// on what the row sees alone.
+// bf16 (amx_tiles.h). A row's bits do not depend on the others, and which products come here
+// depends on what the row sees alone.
 class TileMatrix {
  public:
   bool multiply(const Product& p) {

@@ -7,8 +7,8 @@
 // CPU arithmetic for 4-bit and int8 weights with quantized activations (design section 4): codes
 // times two (E2M1) or as they are (INT4, INT8) are small integers, products are summed exactly in
 // int32 inside a group, the two scales are applied in fp32. So W4A8 and W4A4 are one kernel. With
-// floating-point activations the weights are decoded on the way and multiplied in fp32, or by AMX as
-// numbers of bf16 that add up to them (docs/decisions/0022-amx.md).
+// floating-point activations the weights are decoded on the way and multiplied in fp32, or by AMX
+// as numbers of bf16 that add up to them (docs/decisions/0022-amx.md).
 #pragma once
 #include <cstdint>
 #include <memory>
