@@ -52,7 +52,7 @@ GptqResult gptq(QuantizedMatrix& matrix, const float* w, const HessianFactor& fa
                    .rows = width,
                    .columns = rows,
                    .in_two_terms = true},
-                  exec, two_terms_block());
+                  exec);
     }
     exec.threads.parallel_for(num_slabs, 1, [&](int64_t begin, int64_t end, int) {
       std::vector<float> t(static_cast<std::size_t>(width * kSlab));

@@ -32,7 +32,7 @@ void add_gram(int64_t m, int64_t k, const float* x, float* c, Exec& exec, const 
               bool in_two_terms) {
   const int64_t num_threads = exec.threads.num_threads();
   // Smaller blocks where there would be too few for the threads; the bits are the same.
-  int64_t block = share.parts > 1 || !in_two_terms ? kProductBlock : two_terms_block();
+  int64_t block = share.parts > 1 ? kProductBlock : best_product_block(in_two_terms);
   const int64_t num_pieces = share.parts > 1 ? 2 * share.parts : num_threads;
   while (block > 96 && k * k < 8 * num_pieces * block * block) block /= 2;
   const int64_t num_blocks = (k + block - 1) / block;

@@ -34,7 +34,9 @@ bool has_two_terms() {
 
 }  // namespace
 
-int64_t two_terms_block() { return has_two_terms() ? kMaxProductBlock : kProductBlock; }
+int64_t best_product_block(bool in_two_terms) {
+  return in_two_terms && has_two_terms() ? kMaxProductBlock : kProductBlock;
+}
 
 bool product_is_fused() {
 #if defined(__x86_64__)
@@ -57,6 +59,7 @@ void add_product_block(const ProductArgs& args, float* scratch) {
 }
 
 void add_product(const ProductArgs& args, Exec& exec, int64_t block) {
+  if (block == 0) block = best_product_block(args.in_two_terms);
   const int64_t row_blocks = (args.rows + block - 1) / block;
   const int64_t column_blocks = (args.columns + block - 1) / block;
   const Workspace::Scope scope(exec.workspace);

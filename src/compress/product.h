@@ -32,13 +32,14 @@ struct ProductArgs {
   bool in_two_terms = false;
 };
 
-// With the threads of exec, in blocks of `block` rows and columns. Scratch comes from
-// exec.workspace.
 inline constexpr int64_t kProductBlock = 192;
 inline constexpr int64_t kMaxProductBlock = 384;
-// The best block of products in two terms: preparing the factors costs more there.
-int64_t two_terms_block();
-void add_product(const ProductArgs& args, Exec& exec, int64_t block = kProductBlock);
+// The best block: larger where two terms are taken, since preparing the factors costs more there.
+int64_t best_product_block(bool in_two_terms);
+
+// With the threads of exec, in blocks of `block` rows and columns (0: the best). Scratch comes from
+// exec.workspace.
+void add_product(const ProductArgs& args, Exec& exec, int64_t block = 0);
 
 // In this thread; scratch: product_scratch_floats(). rows and columns are at most kMaxProductBlock.
 void add_product_block(const ProductArgs& args, float* scratch);

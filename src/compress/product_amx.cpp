@@ -3,15 +3,13 @@
 // all added to the same sums. Packed, for 32 rows of a and b at a time (filled up with zeros),
 //   a  [rows of C / 16][depth / 32][high, low][16][32]
 //   b  [columns of C / 16][depth / 32][high, low][16 pairs][16][2]
-#include "compress/product.h"
+#include "compress/product_tiles.h"
 #include "kernels/simd/amx_tiles.h"
 
 namespace lathe {
 namespace {
 
 constexpr int64_t kTermElements = 2 * kTileElements;
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // 16 x 16 numbers of 32 bits.
 void transpose(__m512i (&rows)[16]) {
@@ -110,47 +108,33 @@ void multiply(const uint16_t* a, const uint16_t* b, int64_t steps, float* c, int
   _tile_stored(3, lower + 16, c_bytes);
 }
 
+// A float of the packed factors is the two terms of a number.
+class AmxTiles {
+ public:
+  static constexpr int64_t kTileRows = 2 * lathe::kTileRows;
+  static constexpr int64_t kTileColumns = kTileRows;
+  static constexpr int64_t kDepthStep = lathe::kTileColumns;
+  AmxTiles() { tiles_.set_rows(kTileRows / 2, kTileRows / 2); }
+  void pack_a(const float* x, int64_t stride, int64_t depth, int64_t rows, bool negate,
+              float* out) {
+    pack<true>(x, stride, depth, rows, negate ? -1.0f : 1.0f, reinterpret_cast<uint16_t*>(out));
+  }
+  void pack_b(const float* x, int64_t stride, int64_t depth, int64_t columns, float* out) {
+    pack<false>(x, stride, depth, columns, 1.0f, reinterpret_cast<uint16_t*>(out));
+  }
+  void multiply_tile(const float* a, const float* b, int64_t depth, float* c, int64_t c_stride) {
+    multiply(reinterpret_cast<const uint16_t*>(a), reinterpret_cast<const uint16_t*>(b),
+             depth / kDepthStep, c, c_stride);
+  }
+
+ private:
+  TileBlock tiles_;
+};
+
 }  // namespace
 
 void add_product_amx(const ProductArgs& args, float* scratch) {
-  constexpr int64_t kBlock = 2 * kTileRows;
-  static_assert(kMaxProductBlock % kBlock == 0 && kProductDepth % kTileColumns == 0);
-  auto* packed_a = reinterpret_cast<uint16_t*>(scratch);
-  auto* packed_b = packed_a + 2 * kMaxProductBlock * kProductDepth;
-  float* edge =
-      scratch + 2 * kMaxProductBlock * kProductDepth;  // a block that reaches over the border
-  TileBlock tiles;
-  tiles.set_rows(kTileRows, kTileRows);
-  for (int64_t first = 0; first < args.depth; first += kProductDepth) {
-    const int64_t depth = smaller(kProductDepth, args.depth - first);
-    const int64_t steps = (depth + kTileColumns - 1) / kTileColumns;
-    const int64_t tile_stride = steps * kTermElements;
-    pack<true>(args.a + first * args.a_stride, args.a_stride, depth, args.rows,
-               args.subtract ? -1.0f : 1.0f, packed_a);
-    pack<false>(args.b + first * args.b_stride, args.b_stride, depth, args.columns, 1.0f, packed_b);
-    for (int64_t j = 0; j < args.columns; j += kBlock) {
-      const int64_t columns = smaller(kBlock, args.columns - j);
-      for (int64_t i = 0; i < args.rows && i < j + columns + args.diagonal; i += kBlock) {
-        const int64_t rows = smaller(kBlock, args.rows - i);
-        const uint16_t* a = packed_a + i / kTileRows * tile_stride;
-        const uint16_t* b = packed_b + j / kTileRows * tile_stride;
-        float* c = args.c + i * args.c_stride + j;
-        if (rows == kBlock && columns == kBlock) {
-          multiply(a, b, steps, c, args.c_stride);
-          continue;
-        }
-        for (int64_t r = 0; r < kBlock; ++r) {
-          for (int64_t s = 0; s < kBlock; ++s) {
-            edge[r * kBlock + s] = r < rows && s < columns ? c[r * args.c_stride + s] : 0.0f;
-          }
-        }
-        multiply(a, b, steps, edge, kBlock);
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t s = 0; s < columns; ++s) c[r * args.c_stride + s] = edge[r * kBlock + s];
-        }
-      }
-    }
-  }
+  product_block<AmxTiles>(args, scratch);
 }
 
 }  // namespace lathe

@@ -4,7 +4,7 @@
 namespace lathe {
 
 void add_product_avx2(const ProductArgs& args, float* scratch) {
-  product_block<Avx2, 6>(args, scratch);
+  product_block<VectorTiles<Avx2, 6>>(args, scratch);
 }
 
 }  // namespace lathe

@@ -4,7 +4,7 @@
 namespace lathe {
 
 void add_product_avx512(const ProductArgs& args, float* scratch) {
-  product_block<Avx512, 12>(args, scratch);
+  product_block<VectorTiles<Avx512, 12>>(args, scratch);
 }
 
 }  // namespace lathe

@@ -4,12 +4,10 @@
 // and tiles of C, kTileRows x two vectors, stay in registers while the depth walks past: with AVX2
 // 12 sums, 2 vectors of b and a broadcast of 16 registers, with AVX-512 24 sums of 32.
 #pragma once
-#include "compress/product.h"
+#include "compress/product_tiles.h"
 
 namespace lathe {
 namespace {
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Columns of x [depth, columns] as panels of kWidth columns, the last one filled up with zeros.
 template <typename V, int64_t kWidth>
@@ -61,45 +59,22 @@ inline void multiply(const float* a, const float* b, int64_t depth, float* c, in
   }
 }
 
-template <typename V, int kTileRows>
-void product_block(const ProductArgs& args, float* scratch) {
-  constexpr int64_t kTileColumns = 2 * V::kWidth;
-  static_assert(kMaxProductBlock % kTileRows == 0 && kMaxProductBlock % kTileColumns == 0);
-  float* packed_a = scratch;
-  float* packed_b = packed_a + kMaxProductBlock * kProductDepth;
-  float* edge = packed_b + kMaxProductBlock * kProductDepth;  // a tile that reaches over the border
-  for (int64_t first = 0; first < args.depth; first += kProductDepth) {
-    const int64_t depth = smaller(kProductDepth, args.depth - first);
-    pack<V, kTileRows>(args.a + first * args.a_stride, args.a_stride, depth, args.rows,
-                       args.subtract, packed_a);
-    pack<V, kTileColumns>(args.b + first * args.b_stride, args.b_stride, depth, args.columns, false,
-                          packed_b);
-    for (int64_t j = 0; j < args.columns; j += kTileColumns) {
-      const int64_t columns = smaller(kTileColumns, args.columns - j);
-      for (int64_t i = 0; i < args.rows && i < j + columns + args.diagonal; i += kTileRows) {
-        const int64_t rows = smaller(kTileRows, args.rows - i);
-        const float* a = packed_a + i * depth;
-        const float* b = packed_b + j * depth;
-        float* c = args.c + i * args.c_stride + j;
-        if (rows == kTileRows && columns == kTileColumns) {
-          multiply<V, kTileRows>(a, b, depth, c, args.c_stride);
-          continue;
-        }
-        for (int64_t r = 0; r < kTileRows; ++r) {
-          for (int64_t s = 0; s < kTileColumns; ++s) {
-            edge[r * kTileColumns + s] = r < rows && s < columns ? c[r * args.c_stride + s] : 0.0f;
-          }
-        }
-        multiply<V, kTileRows>(a, b, depth, edge, kTileColumns);
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t s = 0; s < columns; ++s) {
-            c[r * args.c_stride + s] = edge[r * kTileColumns + s];
-          }
-        }
-      }
-    }
+template <typename V, int kRows>
+struct VectorTiles {
+  static constexpr int64_t kTileRows = kRows;
+  static constexpr int64_t kTileColumns = 2 * V::kWidth;
+  static constexpr int64_t kDepthStep = 1;
+  void pack_a(const float* x, int64_t stride, int64_t depth, int64_t rows, bool negate,
+              float* out) {
+    pack<V, kTileRows>(x, stride, depth, rows, negate, out);
   }
-}
+  void pack_b(const float* x, int64_t stride, int64_t depth, int64_t columns, float* out) {
+    pack<V, kTileColumns>(x, stride, depth, columns, false, out);
+  }
+  void multiply_tile(const float* a, const float* b, int64_t depth, float* c, int64_t c_stride) {
+    multiply<V, kRows>(a, b, depth, c, c_stride);
+  }
+};
 
 }  // namespace
 }  // namespace lathe

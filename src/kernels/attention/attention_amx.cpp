@@ -1,6 +1,4 @@
-#include "kernels/attention/attention_codes_avx2.h"
-#include "kernels/attention/attention_codes_avx512.h"
-#include "kernels/attention/attention_simd.h"
+#include "kernels/attention/attention_traits_avx512.h"
 #include "kernels/simd/amx_tiles.h"
 
 namespace lathe {
@@ -94,15 +92,8 @@ class TileMatrix {
   alignas(64) uint16_t halves_[2 * kHalf];
 };
 
-struct Traits {
-  using Simd = Avx512;
-  using Narrow = Avx2;
+struct Traits : TraitsAvx512 {
   using Matrix = TileMatrix;
-  static constexpr int kVectors = 4;  // as attention_avx512.cpp
-  using Codes = CodesAvx512;
-  using NarrowCodes = CodesAvx2;
-  static constexpr int kPairRows = 8;
-  static constexpr int kWideRows = 6;
 };
 
 }  // namespace

@@ -6,13 +6,9 @@
 // rounded to fp32, with subnormal numbers as zero. So a row of c depends on that row of a alone.
 // To be included by files built for the instruction set only.
 #pragma once
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-
 #include <cstdint>
+
+#include "kernels/simd/simd_avx512.h"
 
 namespace lathe {
 namespace {
