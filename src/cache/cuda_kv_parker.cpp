@@ -70,10 +70,6 @@ CudaKvParker::CudaKvParker(CudaKvCache& cache, const KvCodecFile& file,
          ", chunks of ", file.chunk_tokens, " (a multiple of ", kBlockSize, "), rope for ",
          rope_.size(), " of ", num_layers_, " layers");
   }
-  if (!file.latents.empty()) {
-    fail(ErrorCode::kUnsupported,
-         "a codec with latents on a GPU; fit one of another variant, or use --device cpu");
-  }
   context_.use();
   run_pieces_ = std::max<int64_t>(1, kRunRows / piece_tokens());
   run_rows_ = run_pieces_ * piece_tokens();
@@ -82,6 +78,10 @@ CudaKvParker::CudaKvParker(CudaKvCache& cache, const KvCodecFile& file,
       (is_value ? value_offset_ : key_offset_).push_back(block_bytes_);
       block_bytes_ += kBlockSize * coder_.row_bytes(layer, is_value);
     }
+  }
+  for (const CudaKvCoder::Latent& latent : coder_.latents()) {
+    latent_offset_.push_back(block_bytes_);
+    block_bytes_ += kBlockSize * latent.row_bytes;
   }
   state_ = DeviceBuffer(coder_.state_bytes(run_rows_));
   scratch_ = DeviceBuffer(coder_.scratch_floats(run_rows_) * 4);
@@ -172,13 +172,56 @@ KvLiveRowsCuda CudaKvParker::live_rows(int64_t layer, bool is_value, bool turned
           .rotary_dim = rope.rotary_dim};
 }
 
-KvCodesCuda CudaKvParker::codes_of(int64_t layer, bool is_value, std::byte* codes) const {
+KvCodesCuda CudaKvParker::codes_at(int64_t offset, int64_t row_bytes, std::byte* codes) const {
   return {.data = codes,
           .piece_stride = code_bytes(),
           .block_stride = block_bytes_,
           .piece_blocks = piece_blocks_,
-          .offset = (is_value ? value_offset_ : key_offset_)[static_cast<std::size_t>(layer)],
-          .row_bytes = coder_.row_bytes(layer, is_value)};
+          .offset = offset,
+          .row_bytes = row_bytes};
+}
+
+KvCodesCuda CudaKvParker::codes_of(int64_t layer, bool is_value, std::byte* codes) const {
+  return codes_at((is_value ? value_offset_ : key_offset_)[static_cast<std::size_t>(layer)],
+                  coder_.row_bytes(layer, is_value), codes);
+}
+
+KvCodesCuda CudaKvParker::codes_of_latent(int64_t group, std::byte* codes) const {
+  const auto i = static_cast<std::size_t>(group);
+  return codes_at(latent_offset_[i], coder_.latents()[i].row_bytes, codes);
+}
+
+// --- layer by layer -----------------------------------------------------------------------------
+
+void CudaKvParker::decode_run(int64_t num_rows, std::byte* codes) {
+  for (int64_t layer = 0; layer < num_layers_; ++layer) {
+    for (int64_t group = 0; group < num_groups(); ++group) {
+      if (coder_.latents()[static_cast<std::size_t>(group)].layers.front() != layer) continue;
+      coder_.decode_latent(group, run(num_rows), codes_of_latent(group, codes));
+    }
+    for (const bool is_value : {false, true}) {
+      coder_.decode(layer, is_value, run(num_rows), codes_of(layer, is_value, codes),
+                    live_rows(layer, is_value, true));
+    }
+  }
+}
+
+void CudaKvParker::encode_run(int64_t num_rows, std::byte* codes) {
+  const auto load = [&](int64_t layer, bool is_value, const float* mean, float* to) {
+    load_live_rows_cuda(live_rows(layer, is_value, true), num_heads_, head_dim_, num_rows, to,
+                        context_.stream(), mean);
+  };
+  float* exact = exact_.as<float>();
+  for (int64_t layer = 0; layer < num_layers_; ++layer) {
+    for (int64_t group = 0; group < num_groups(); ++group) {
+      if (coder_.latents()[static_cast<std::size_t>(group)].layers.front() != layer) continue;
+      coder_.encode_latent(group, run(num_rows), codes_of_latent(group, codes), exact, load);
+    }
+    for (const bool is_value : {false, true}) {
+      load(layer, is_value, nullptr, exact);
+      coder_.encode(layer, is_value, run(num_rows), codes_of(layer, is_value, codes), exact);
+    }
+  }
 }
 
 // --- waking -------------------------------------------------------------------------------------
@@ -218,14 +261,7 @@ void CudaKvParker::wake(std::span<const std::vector<std::byte>> pieces, int64_t 
     if (first == 0) send(first, num);
     start_run(sequence, begin + first, num);
     cuda_check(cudaStreamWaitEvent(stream, staging_->sent[turn]), "waiting for the GPU");
-    std::byte* codes = staging_->device[turn].data();
-    const int64_t num_rows = num * piece_tokens();
-    for (int64_t layer = 0; layer < num_layers_; ++layer) {
-      for (const bool is_value : {false, true}) {
-        coder_.decode(layer, is_value, run(num_rows), codes_of(layer, is_value, codes),
-                      live_rows(layer, is_value, true));
-      }
-    }
+    decode_run(num * piece_tokens(), staging_->device[turn].data());
     cuda_check(cudaEventRecord(staging_->used[turn], stream), "recording an event");
     for (int64_t i = 0; i < num; ++i) {
       if (num_sinks(begin + first + i) == 0) break;
@@ -277,16 +313,8 @@ void CudaKvParker::park(const KvSequence& sequence, int64_t begin, int64_t count
   const auto bytes = static_cast<std::size_t>(code_bytes());
   for (int64_t first = 0; first < count; first += run_pieces_) {
     const int64_t num = std::min(run_pieces_, count - first);
-    const int64_t num_rows = num * piece_tokens();
     start_run(sequence, begin + first, num);
-    for (int64_t layer = 0; layer < num_layers_; ++layer) {
-      for (const bool is_value : {false, true}) {
-        load_live_rows_cuda(live_rows(layer, is_value, true), num_heads_, head_dim_, num_rows,
-                            exact_.as<float>(), stream);
-        coder_.encode(layer, is_value, run(num_rows), codes_of(layer, is_value, codes),
-                      exact_.as<float>());
-      }
-    }
+    encode_run(num * piece_tokens(), codes);
     cuda_check(cudaMemcpyAsync(staging_->host[0], codes, static_cast<std::size_t>(num) * bytes,
                                cudaMemcpyDeviceToHost, stream),
                "copying from the GPU");

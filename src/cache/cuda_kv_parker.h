@@ -25,7 +25,7 @@ class CudaKvParker final : public PieceParker {
  public:
   // rope: per layer. All are borrowed but the file, which must have been validated. Takes memory on
   // the GPU: the predictors in fp32, and what a run of pieces needs (memory_bytes()). Throws
-  // kUnsupported for latents and uniform codes, kOutOfMemory.
+  // kUnsupported for uniform codes, kOutOfMemory.
   CudaKvParker(CudaKvCache& cache, const KvCodecFile& file, std::vector<KvRopeCuda> rope,
                CudaContext& context);
   ~CudaKvParker() override;
@@ -53,7 +53,13 @@ class CudaKvParker final : public PieceParker {
             .num_rows = num_rows,
             .scratch = scratch_.as<float>()};
   }
+  int64_t num_groups() const { return static_cast<int64_t>(latent_offset_.size()); }
+  KvCodesCuda codes_at(int64_t offset, int64_t row_bytes, std::byte* codes) const;
   KvCodesCuda codes_of(int64_t layer, bool is_value, std::byte* codes) const;
+  KvCodesCuda codes_of_latent(int64_t group, std::byte* codes) const;
+  // All layers of the run that start_run() began, between its blocks and the pieces' codes.
+  void decode_run(int64_t num_rows, std::byte* codes);
+  void encode_run(int64_t num_rows, std::byte* codes);
   KvLiveRowsCuda live_rows(int64_t layer, bool is_value, bool turned) const;
   void start_run(const KvSequence& sequence, int64_t first_piece, int64_t num_pieces);
   void wake_sinks(std::span<const std::byte> sinks, int64_t piece_idx);
@@ -69,6 +75,7 @@ class CudaKvParker final : public PieceParker {
   int64_t run_rows_;
   int64_t block_bytes_ = 0;
   std::vector<int64_t> key_offset_, value_offset_;  // [num_layers], in a block's codes
+  std::vector<int64_t> latent_offset_;              // [groups]
 
   DeviceBuffer state_, scratch_;      // of coder_, for run_rows_
   DeviceBuffer exact_;                // [run_rows, width]

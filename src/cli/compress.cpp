@@ -191,13 +191,7 @@ void run_compress(CompressFlags flags) {
     report.linears = std::move(result.reports);
   }
   Json fitted;
-  if (flags.no_fit_kv || exec.on_cuda()) {
-    if (!flags.no_fit_kv) {
-      print_warning("the cache's codec is fitted on the CPU only: none made; see 'lathe fit-kv'");
-    }
-  } else {
-    fitted = fit_cache(flags, exec);
-  }
+  if (!flags.no_fit_kv) fitted = fit_cache(flags, exec);
   report.created = read_manifest(flags.out).created;
   report.source_disk_bytes = directory_bytes(flags.in);
   report.disk_bytes = directory_bytes(flags.out);

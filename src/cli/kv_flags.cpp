@@ -110,12 +110,13 @@ void add_kv_flags(CLI::App& command, KvFlags& flags) {
       ->type_name("GB");
 }
 
-void RunningKv::load(const Checkpoint& checkpoint, const Exec& exec) {
-  // Until the tests of coded_kv_cache_cuda have passed on a GPU; then this goes.
-  if (choice_.coded && exec.on_cuda()) {
-    fail(ErrorCode::kUnsupported, "a coded cache is read on the CPU only; use --device cpu");
-  }
+void RunningKv::load(const Checkpoint& checkpoint) {
   if (choice_.coded) codec_ = load_kv_codec(choice_, flags_, checkpoint);
+}
+
+void RunningKv::take(KvCodecFile file, const ModelConfig& config) {
+  auto codec = make_kv_codec(file, config);
+  codec_ = {.path = "", .file = std::move(file), .codec = std::move(codec)};
 }
 
 std::string RunningKv::name() const {

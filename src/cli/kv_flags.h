@@ -52,8 +52,10 @@ class RunningKv {
  public:
   // Reads no file. Throws kInvalidArgument for a name that does not exist.
   explicit RunningKv(const ModelFlags& flags) : flags_(flags), choice_(kv_choice(flags)) {}
-  // Reads the codec, if there is one. Throws what load_kv_codec() throws; kUnsupported on a GPU.
-  void load(const Checkpoint& checkpoint, const Exec& exec);
+  // Reads the codec, if there is one. Throws what load_kv_codec() throws.
+  void load(const Checkpoint& checkpoint);
+  // Another codec instead of the file that the flags name; valid.
+  void take(KvCodecFile file, const ModelConfig& config);
 
   // Of the whole cache, or of its exact part.
   KvFormat live_format() const { return choice_.live_format; }

@@ -188,7 +188,8 @@ TEST_F(CudaKvParkerTest, WithoutProductsTheBytesAreTheCpus) {
 // halve what they get, so a chain of them is off by no more than some of those.
 TEST_F(CudaKvParkerTest, WakesWhatTheCpuParked) {
   make_ropes(10000);
-  for (const char* variant : {"dense", "low-rank", "block-diagonal", "star", "mean", "sigma"}) {
+  for (const char* variant : {"dense", "low-rank", "block-diagonal", "star", "latent",
+                              "latent-values", "mean", "sigma"}) {
     for (const int bits : {2, 3, 4}) {
       SCOPED_TRACE(testing::Message() << variant << " " << bits);
       const KvCodecFile file = random_codec(variant, kLayers, kShape, bits);
@@ -273,7 +274,6 @@ TEST_F(CudaKvParkerTest, RefusesWhatCannotBe) {
     }
     return ErrorCode::kInternal;
   };
-  EXPECT_EQ(code(random_codec("latent", kLayers, kShape), ropes()), ErrorCode::kUnsupported);
   EXPECT_EQ(code(random_codec("int", kLayers, kShape), ropes()), ErrorCode::kUnsupported);
   EXPECT_EQ(code(random_codec("dense", kLayers, kShape), {}), ErrorCode::kInvalidArgument);
   CudaKvParker parker(cache, random_codec("dense", kLayers, kShape), ropes(), *context_);
