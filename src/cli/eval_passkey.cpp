@@ -46,9 +46,6 @@ Json eval_passkey(const EvalFlags& flags, Exec& exec) {
   if (flags.paths.size() != 1) {
     fail(ErrorCode::kInvalidArgument, "passkey takes one model, not ", flags.paths.size());
   }
-  if (exec.on_cuda()) {
-    fail(ErrorCode::kUnsupported, "passkey runs on the CPU only; use --device cpu");
-  }
   const auto longest = std::max_element(flags.passkey.lengths.begin(), flags.passkey.lengths.end());
   const TextModel source(flags.paths.front());
   const int64_t context = source.checkpoint().config().max_position_embeddings;

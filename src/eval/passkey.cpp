@@ -79,9 +79,8 @@ void run_passkey(const MeasuredModel& model, std::vector<PasskeyItem>& items, Ex
   for (PasskeyItem& item : items) {
     const int64_t first_answer = static_cast<int64_t>(item.ids.size()) - item.answer_tokens - 1;
     item.right_tokens = 0;
-    for (stream.begin(item.ids); stream.next();) {
+    for (stream.begin(item.ids, false, first_answer); stream.next();) {
       for (int64_t i = 0; i < stream.num_rows(); ++i) {
-        if (stream.first_position() + i < first_answer) continue;
         const std::span<const float> row = stream.row(i);
         const auto top = std::max_element(row.begin(), row.end()) - row.begin();
         item.right_tokens += top == stream.target(i);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "base/check.h"
@@ -59,43 +60,46 @@ LogitStream::LogitStream(Model& model, std::unique_ptr<KvCache> cache, int64_t m
 
 LogitStream::~LogitStream() { cache_->release(sequence_); }
 
-void LogitStream::begin(std::span<const int32_t> window, bool with_last) {
+void LogitStream::begin(std::span<const int32_t> window, bool with_last, int64_t first_wanted) {
   cache_->release(sequence_);
   sequence_ = {};
   window_ = window;
-  num_wanted_ = static_cast<int64_t>(window.size()) - (with_last ? 0 : 1);
+  first_wanted_ = first_wanted;
+  end_ = static_cast<int64_t>(window.size()) - (with_last ? 0 : 1);
+  num_computed_ = 0;
   first_position_ = 0;
   num_rows_ = 0;
 }
 
 bool LogitStream::next() {
-  first_position_ += num_rows_;
-  num_rows_ = std::min(chunk_rows_, num_wanted_ - first_position_);
-  if (num_rows_ <= 0) {
-    num_rows_ = 0;
-    return false;
+  num_rows_ = 0;
+  while (num_rows_ == 0 && num_computed_ < end_) {
+    compute(num_computed_, std::min(num_computed_ + chunk_rows_, end_));
   }
-  positions_.clear();
-  logit_rows_.clear();
-  for (int64_t i = 0; i < num_rows_; ++i) {
-    positions_.push_back(first_position_ + i);
-    logit_rows_.push_back(static_cast<int32_t>(i));
-  }
-  LATHE_CHECK(cache_->reserve(sequence_, num_rows_));  // sized for the longest window
-  const KvRows rows[] = {{&sequence_, 0, num_rows_}};
+  return num_rows_ > 0;
+}
+
+void LogitStream::compute(int64_t begin, int64_t end) {
+  first_position_ = std::clamp(first_wanted_, begin, end);
+  num_rows_ = end - first_position_;
+  positions_.resize(static_cast<std::size_t>(end - begin));
+  std::iota(positions_.begin(), positions_.end(), begin);
+  logit_rows_.resize(static_cast<std::size_t>(num_rows_));
+  std::iota(logit_rows_.begin(), logit_rows_.end(), static_cast<int32_t>(first_position_ - begin));
+  LATHE_CHECK(cache_->reserve(sequence_, end - begin));  // sized for the longest window
+  const KvRows rows[] = {{&sequence_, 0, end - begin}};
   const ForwardBatch batch = {
-      .token_ids = window_.subspan(static_cast<std::size_t>(first_position_),
-                                   static_cast<std::size_t>(num_rows_)),
+      .token_ids = window_.subspan(static_cast<std::size_t>(begin), positions_.size()),
       .positions = positions_,
       .sequences = rows,
       .logit_rows = logit_rows_,
   };
-  if (stays_) {
+  if (stays_ && num_rows_ > 0) {
     device_rows_ = model_.forward_on_device(batch, *cache_, exec_);
   } else {
-    model_.forward(batch, *cache_, logits_.as<float>(), nullptr, exec_);
+    model_.forward(batch, *cache_, num_rows_ > 0 ? logits_.as<float>() : nullptr, nullptr, exec_);
   }
-  return true;
+  num_computed_ = end;
 }
 
 double log_sum_exp_f32(std::span<const float> logits) {

@@ -22,7 +22,7 @@ std::vector<std::vector<int32_t>> cut_windows(std::span<const int32_t> ids,
                                               std::optional<int32_t> bos,
                                               const WindowOptions& options);
 
-// The logits of all positions of a window, usually but for the last, which predicts nothing that is
+// The logits of a window's positions, usually but for the last, which predicts nothing that is
 // there.
 class LogitStream {
  public:
@@ -40,12 +40,13 @@ class LogitStream {
               Exec& exec, bool stay = false);
   ~LogitStream();
 
-  // Borrows the window until the last chunk.
-  void begin(std::span<const int32_t> window, bool with_last = false);
-  // Computes the next chunk; false when the window is done.
+  // Borrows the window until the last chunk. Positions in front of first_wanted have no rows: they
+  // are computed without the head.
+  void begin(std::span<const int32_t> window, bool with_last = false, int64_t first_wanted = 0);
+  // Computes up to the next rows, of one chunk; false when the window is done.
   bool next();
 
-  int64_t first_position() const { return first_position_; }
+  int64_t first_position() const { return first_position_; }  // of row 0
   int64_t num_rows() const { return num_rows_; }
   std::span<const float> row(int64_t i) const {
     return {logits_.as<float>() + i * vocab_size_, static_cast<std::size_t>(vocab_size_)};
@@ -60,6 +61,8 @@ class LogitStream {
   }
 
  private:
+  void compute(int64_t begin, int64_t end);
+
   static constexpr int64_t kDeviceChunkRows = 1024;
   Model& model_;
   Exec& exec_;
@@ -69,7 +72,8 @@ class LogitStream {
   int64_t vocab_size_;
   KvSequence sequence_;
   std::span<const int32_t> window_;
-  int64_t num_wanted_ = 0;  // positions of the window to compute
+  int64_t first_wanted_ = 0, end_ = 0;  // positions of the window with rows
+  int64_t num_computed_ = 0;
   int64_t first_position_ = 0;
   int64_t num_rows_ = 0;
   std::vector<int64_t> positions_;
