@@ -2,7 +2,7 @@
 // in the same run, and operations per second for prompts. Every shape is compared with the plain
 // kernel before it is timed. Cold: each launch of a graph reads another cache, together more than
 // four times the L2.
-//   attention_cuda_bench [decode|short|prefill|rope|codes]
+//   attention_cuda_bench [decode|short|prefill|rope|codes|latents]
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
 
@@ -16,6 +16,9 @@
 
 #include "kernels/attention/attention_cuda_kernels.h"
 #include "kernels/attention/kv_codes_cuda.h"
+#include "kernels/attention/latent_attention_cuda.h"
+#include "quant/higgs.h"
+#include "quant/row_codes.h"
 #include "tensor/device_buffer.h"
 
 namespace lathe {
@@ -451,6 +454,133 @@ void bench_codes() {
   }
 }
 
+// Random bytes, which are codes of something.
+__global__ void fill_bytes_kernel(uint64_t* out, int64_t count, uint64_t seed) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += stride) {
+    uint64_t x = (seed * 0x100000001u + static_cast<uint64_t>(i)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    out[i] = x ^ (x >> 31);
+  }
+}
+
+DeviceBuffer random_bytes(int64_t count, uint64_t seed) {
+  DeviceBuffer bytes((count + 7) / 8 * 8);
+  fill_bytes_kernel<<<1024, 256>>>(bytes.as<uint64_t>(), bytes.size() / 8, seed);
+  cuda_check_launch("fill_bytes");
+  return bytes;
+}
+
+// One layer of an aqua2 cache with latents, attended to without rebuilding it. What comes out is
+// for latent_attention_cuda_test to say.
+void latents(int64_t num_sequences, int64_t context, int64_t rank, double peak) {
+  constexpr int64_t kHeads = 32, kKvHeads = 8, kHeadDim = 128, kWidth = kKvHeads * kHeadDim;
+  const int64_t blocks = num_sequences * context / kBlockSize;
+  const RowFormat format{.bits = 2};
+  const int64_t row = row_bytes(format, {kKvHeads, kHeadDim}), latent_row = rank / 2;
+  const HiggsGrid &grid = higgs_grid(2, 2), &latent_grid = higgs_grid(4, 1);
+  const auto numbers = [](int64_t count, uint64_t seed, float factor) {
+    DeviceBuffer buffer(count * 4);
+    fill_kernel<<<1024, 256>>>(buffer.as<float>(), count, seed, factor);
+    return buffer;
+  };
+  const auto halves = [](int64_t count, uint64_t seed, float factor) {
+    DeviceBuffer buffer(count * 2);
+    fill(CudaElement::kBF16, buffer.data(), count, seed, factor);
+    return buffer;
+  };
+  const DeviceBuffer points = DeviceBuffer::from_host(grid.points, grid.num_points * grid.dim * 4);
+  const DeviceBuffer latent_points =
+      DeviceBuffer::from_host(latent_grid.points, latent_grid.num_points * 4);
+  const DeviceBuffer u = halves(kWidth * rank, 1, 0.03f), b = halves(kWidth * kWidth, 2, 0.01f),
+                     q = halves(num_sequences * kHeads * kHeadDim, 3, 1),
+                     absorbed = numbers(kWidth * rank, 4, 0.03f), bias = numbers(kWidth, 5, 1),
+                     step = numbers(rank, 6, 1), cos = numbers(context * kHeadDim / 2, 7, 0.7f),
+                     sin = numbers(context * kHeadDim / 2, 8, 0.7f);
+  // Further layers than fit into the L2.
+  std::vector<DeviceBuffer> codes[3];
+  const double bytes = static_cast<double>(num_sequences * context * (2 * row + latent_row));
+  const auto num_layers = static_cast<int64_t>(std::clamp(400e6 / bytes, 1.0, 40.0)) + 1;
+  for (int64_t layer = 0; layer < num_layers; ++layer) {
+    for (int part = 0; part < 3; ++part) {
+      codes[part].push_back(random_bytes(blocks * kBlockSize * (part == 0 ? latent_row : row),
+                                         static_cast<uint64_t>(10 + layer * 3 + part)));
+    }
+  }
+  std::vector<int32_t> table,
+      lengths(static_cast<std::size_t>(num_sequences), static_cast<int32_t>(context));
+  for (int64_t i = 0; i < blocks; ++i) {
+    table.push_back(static_cast<int32_t>(i * (blocks % 7919 == 0 ? 1 : 7919) % blocks));
+  }
+  const DeviceBuffer device_table = DeviceBuffer::from_host(table.data(), blocks * 4);
+  const DeviceBuffer device_lengths = DeviceBuffer::from_host(lengths.data(), num_sequences * 4);
+  const auto rows_format = [&](const DeviceBuffer& row_bias) {
+    return KvRowsCudaFormat{.num_heads = kKvHeads,
+                            .head_dim = kHeadDim,
+                            .grid_dim = static_cast<int>(grid.dim),
+                            .num_points = static_cast<int>(grid.num_points),
+                            .code_bits = grid.code_bits,
+                            .points = points.as<float>(),
+                            .bias = row_bias.as<float>()};
+  };
+  DeviceBuffer out(num_sequences * kHeads * kHeadDim * 4), log_sum(num_sequences * kHeads * 4);
+  LatentAttentionCudaArgs args = {.key = rows_format(bias),
+                                  .value = rows_format(bias),
+                                  .latent = {.rank = static_cast<int>(rank),
+                                             .bits = 4,
+                                             .points = latent_points.as<float>(),
+                                             .step = step.as<float>()},
+                                  .rank_stride = rank,
+                                  .key_weight = u.data(),
+                                  .value_key_weight = b.data(),
+                                  .absorbed_latent = absorbed.as<float>(),
+                                  .absorbed_bias = bias.as<float>(),
+                                  .blocks = device_table.as<int32_t>(),
+                                  .table_stride = context / kBlockSize,
+                                  .num_tokens = device_lengths.as<int32_t>(),
+                                  .num_sequences = num_sequences,
+                                  .max_tokens = context,
+                                  .num_sinks = 4,
+                                  .cos = cos.as<float>(),
+                                  .sin = sin.as<float>(),
+                                  .rotary_dim = kHeadDim,
+                                  .q = q.data(),
+                                  .q_stride = kHeads * kHeadDim,
+                                  .num_heads = kHeads,
+                                  .scale = 0.088f,
+                                  .out = out.as<float>(),
+                                  .log_sum = log_sum.as<float>()};
+  DeviceBuffer workspace(latent_attention_workspace_floats(args) * 4);
+  args.workspace = workspace.as<float>();
+  const double us = time_us(std::max(8, 2 * static_cast<int>(num_layers)), [&](int i,
+                                                                               CudaStream s) {
+    const auto layer = static_cast<std::size_t>(i % num_layers);
+    const auto place = [&](int part, int64_t size) {
+      return KvCodesCuda{
+          .data = codes[part][layer].data(), .block_stride = kBlockSize * size, .row_bytes = size};
+    };
+    args.latent_codes = place(0, latent_row);
+    args.key_codes = place(1, row), args.value_codes = place(2, row);
+    latent_attention_cuda(args, s);
+  });
+  std::printf("latents, %2ld x %6ld, rank %3ld, %.3f bits %8.2f us %5.0f GB/s %5.1f %%\n",
+              num_sequences, context, rank,
+              // Four layers share a latent.
+              4.0 * static_cast<double>(2 * row + latent_row / 4) / kWidth, us, bytes / us / 1e3,
+              100 * bytes / us / 1e3 / peak);
+  std::fflush(stdout);
+}
+
+void bench_latents() {
+  const double peak = peak_bandwidth();
+  for (const int64_t rank : {128, 256}) {
+    latents(8, 32768, rank, peak);
+    latents(1, 32768, rank, peak);
+    latents(64, 4096, rank, peak);
+  }
+}
+
 void bench_rope() {
   const Shape llama8b{32, 8, 128};
   for (const auto element : {KvCudaElement::kBF16, KvCudaElement::kE4M3, KvCudaElement::kHiggs4}) {
@@ -496,6 +626,7 @@ int main(int argc, char** argv) {
     if (std::strcmp(what, "short") == 0) lathe::bench_short();
     if (*what == 0 || std::strcmp(what, "prefill") == 0) lathe::bench_prefill();
     if (*what == 0 || std::strcmp(what, "codes") == 0) lathe::bench_codes();
+    if (*what == 0 || std::strcmp(what, "latents") == 0) lathe::bench_latents();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

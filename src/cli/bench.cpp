@@ -27,15 +27,18 @@ struct BenchFlags {
   ModelFlags model;
   std::string path;
   std::string random_weights;  // a format, or "bf16"; empty: the model's own
+  std::string kv_variant = "dense";
   SpeedOptions speed;
   DraftFlags draft;
 };
 
 CacheMaker cache_maker(const BenchModel& loaded, const SpeedOptions& speed) {
-  const int64_t max_rows = std::max(speed.chunk_tokens, speed.batch);
-  return [&loaded, max_rows](int64_t num_sequences, int64_t max_sequence_tokens) {
+  return [&loaded, &speed](int64_t num_sequences, int64_t max_sequence_tokens) {
+    // Prompts run one behind the other, so each may wait for its next step, which encodes, with as
+    // many rows as a chunk has.
+    const int64_t waiting = num_sequences * std::min(speed.chunk_tokens, max_sequence_tokens);
     return loaded.kv().make_batch_cache(loaded.model(), num_sequences, max_sequence_tokens,
-                                        max_rows);
+                                        std::max(speed.chunk_tokens, waiting));
   };
 }
 
@@ -135,8 +138,8 @@ void run_draft_bench(const BenchFlags& flags) {
 void run_bench(const BenchFlags& flags) {
   if (!flags.draft.draft.empty()) return run_draft_bench(flags);
   Runtime runtime(flags.common);
-  const BenchModel loaded(flags.path, flags.model, flags.random_weights, flags.common.json,
-                          runtime.exec());
+  const BenchModel loaded(flags.path, flags.model, flags.random_weights, flags.kv_variant,
+                          flags.common.json, runtime.exec());
   Model& model = loaded.model();
   const CacheMaker make_cache = cache_maker(loaded, flags.speed);
   validate(flags.speed, model.config());
@@ -212,6 +215,12 @@ void add_bench_command(CLI::App& app, Invocation& invocation) {
                    "Random weights in this format (bf16, mxfp4, nvfp4, int4, fp8, ...) instead of "
                    "the model's; MODEL needs a config.json only")
       ->type_name("FORMAT");
+  command
+      ->add_option("--kv-variant", flags->kv_variant,
+                   "With --random-weights and --kv aqua2 or the like: the cache's codec, made up: "
+                   "dense, low-rank, block-diagonal, latent, mean, none")
+      ->capture_default_str()
+      ->type_name("VARIANT");
   add_draft_flags(*command, flags->draft);
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);

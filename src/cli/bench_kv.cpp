@@ -86,7 +86,7 @@ Json codec_json(const KvCodecFile& file) {
 void run_on_gpu(const KvBenchFlags& flags, Exec& exec) {
   ModelFlags live = flags.model;
   live.kv_codec.clear();  // a live cache
-  const BenchModel loaded(flags.path, live, flags.random_weights, flags.common.json, exec);
+  const BenchModel loaded(flags.path, live, flags.random_weights, "", flags.common.json, exec);
   Model& model = loaded.model();
   if (flags.tokens > model.config().max_position_embeddings) {
     fail(ErrorCode::kInvalidArgument, "--tokens ", flags.tokens, ": the model goes to ",

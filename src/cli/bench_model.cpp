@@ -1,12 +1,14 @@
 #include "cli/bench_model.h"
 
 #include "base/progress.h"
+#include "cli/kv_speed.h"
 #include "formats/random_checkpoint.h"
 
 namespace lathe {
 
 BenchModel::BenchModel(const std::string& path, const ModelFlags& flags,
-                       const std::string& random_weights, bool quiet, Exec& exec) {
+                       const std::string& random_weights, const std::string& kv_variant, bool quiet,
+                       Exec& exec) {
   if (random_weights.empty()) {
     loaded_.emplace(path, flags, exec, LoadOptions{.quiet = quiet});
     return;
@@ -20,7 +22,13 @@ BenchModel::BenchModel(const std::string& path, const ModelFlags& flags,
   options.on_layer_loaded = [&](int64_t done, int64_t) {
     progress.advance(done - progress.done());
   };
-  random_kv_->load(*checkpoint_, exec);
+  const KvChoice kv = kv_choice(flags);
+  if (kv.coded && flags.kv_codec.empty()) {
+    const ModelConfig& config = checkpoint_->config();
+    random_kv_->take(made_up_kv_codec(config, kv_variant, kv.bits), config);
+  } else {
+    random_kv_->load(*checkpoint_);
+  }
   random_ = Model::load(*checkpoint_, options, exec);
 }
 

@@ -12,10 +12,11 @@ namespace lathe {
 
 class BenchModel {
  public:
-  // random_weights: a format, "bf16", or empty: the model's own. Throws what loading does, and
-  // kInvalidArgument for an unknown format. quiet: no progress.
+  // random_weights: a format, "bf16", or empty: the model's own. kv_variant: of the codec that is
+  // made up where random weights and --kv aqua2 or the like come without a file. Throws what
+  // loading does, and kInvalidArgument for an unknown format or variant. quiet: no progress.
   BenchModel(const std::string& path, const ModelFlags& flags, const std::string& random_weights,
-             bool quiet, Exec& exec);
+             const std::string& kv_variant, bool quiet, Exec& exec);
 
   Model& model() const { return random_ != nullptr ? *random_ : loaded_->model(); }
   const RunningKv& kv() const { return random_kv_ ? *random_kv_ : loaded_->kv(); }
