@@ -21,6 +21,9 @@ class Journal:
                 print(f"{path}:{number}: not a whole row, left out", file=sys.stderr)
         self.is_torn = bool(text) and not text.endswith("\n")
 
+    def find(self, **key):
+        return next((row for row in self.rows if all(row.get(name) == value for name, value in key.items())), None)
+
     def add(self, row):
         with self.lock:
             line = "\n" * self.is_torn + json.dumps(row) + "\n"
