@@ -47,6 +47,8 @@ if(LATHE_CUDA)
   set(CMAKE_CUDA_STANDARD_REQUIRED OFF)
   string(APPEND CMAKE_CUDA_FLAGS " -std=c++20 --expt-relaxed-constexpr -lineinfo")
   set(CMAKE_CUDA_FLAGS_RELEASE "-O3")
+elseif(LATHE_CUDA_BLACKWELL)
+  message(FATAL_ERROR "LATHE_CUDA_BLACKWELL needs LATHE_CUDA")
 endif()
 
 # lathe_layer(NAME SOURCES a.cpp... CUDA b.cu... USES base... LINK External::lib... CUDA_LINK CUDA::lib...)
