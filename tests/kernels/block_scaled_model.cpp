@@ -42,7 +42,7 @@ double scale_value(uint32_t word, int byte, int group) {
 
 // mma.m16n8k64 with block scaling, thread-id-a = thread-id-b = 0 and the same byte-id for both. The
 // places are the document's: a_i, b_i and d_i of "Matrix fragments for mma.m16n8k64"; scales by
-// "Block scaling for mma.sync" and its figures.
+// "Block scaling for mma.sync", A's rows as block_scaled_tiles.h says.
 void multiply(WarpRegisters<double, 4>& d, const WarpRegisters<uint32_t, 4>& a,
               const WarpRegisters<uint32_t, 2>& b, const std::array<uint32_t, kLanes>& a_scales,
               const std::array<uint32_t, kLanes>& b_scales, int group, int byte_id) {

@@ -24,8 +24,9 @@
 // ldmatrix's rows of 16 bytes are 32 codes, and what a lane gets of one is a register of A or B.
 // A tile of scales has rows r, r + 32, r + 64, r + 96 side by side. So a warp takes rows 32 apart,
 // and gets the scales of its four A tiles, or of its four B tiles, by one 16-byte load.
-// Source: PTX ISA 9.0, "Matrix fragments for mma.m16n8k64", "Block scaling for mma.sync" (the
-// figures of the scale selectors), "ldmatrix"; spec/mr-gptq.md 7.3.
+// Source: PTX ISA 9.0, "Matrix fragments for mma.m16n8k64", "Block scaling for mma.sync",
+// "ldmatrix"; that t = 0 has row g and t = 1 row g + 8 of A's scales: CUTLASS's SFALayout
+// (mma_traits_sm120.hpp); spec/mr-gptq.md 7.3.
 #pragma once
 #include <cstdint>
 

@@ -1,9 +1,9 @@
 // W4A4 by the FP4 tensor cores of GeForce and RTX PRO Blackwell (compute capability 12.0): MXFP4 by
 // MXFP4, or NVFP4 by NVFP4, block scales applied by the instruction, fp32 sums.
 //
-// Compiled and looked at in SASS, never run: there was no such GPU (docs/decisions/0023). Nothing
-// in lathe calls it, since the kernels around it are Hopper's. Built with
-// -DLATHE_CUDA_BLACKWELL=ON.
+// Compiled and looked at in SASS, never run: there was no such GPU
+// (docs/decisions/0023-blackwell.md). Nothing in lathe calls it, since the kernels around it are
+// Hopper's. Built with -DLATHE_CUDA_BLACKWELL=ON.
 #pragma once
 #include <cstddef>
 #include <cstdint>
