@@ -116,6 +116,7 @@ Json eval_cache_divergence(const EvalFlags& flags, Exec& exec) {
   return json;
 }
 
+// Each of the models against the reference, which is computed once.
 Json eval_divergence(const EvalFlags& flags, Exec& exec) {
   const bool other_cache =
       !flags.model.kv.empty() || !flags.model.kv_codec.empty() || !flags.caches.empty();
@@ -123,36 +124,55 @@ Json eval_divergence(const EvalFlags& flags, Exec& exec) {
     return eval_cache_divergence(flags, exec);
   }
   std::string reference_path = flags.reference;
-  std::string path = flags.paths.back();
+  std::vector<std::string> paths = flags.paths;
   if (reference_path.empty()) {
-    if (flags.paths.size() != 2) {
+    if (paths.size() < 2) {
       fail(ErrorCode::kInvalidArgument,
            "kld compares with a reference: give --reference MODEL, or the reference first and then "
-           "the model, or --kv to compare caches");
+           "the models, or --kv to compare caches");
     }
-    reference_path = flags.paths.front();
-  } else if (flags.paths.size() != 1) {
-    fail(ErrorCode::kInvalidArgument, "kld with --reference takes one model, not ",
-         flags.paths.size());
+    reference_path = paths.front();
+    paths.erase(paths.begin());
   }
   const std::string text = read_text_file(flags.data);
   const LoadOptions options = {.quiet = flags.common.json,
                                .max_sequence_tokens = flags.windows.seq_len};
   const LoadedModel reference(reference_path, flags.model, exec, options);
-  const LoadedModel loaded(path, flags.model, exec, options);
-  const auto windows = text_windows(loaded, text, flags.data, flags.windows);
-  if (windows != text_windows(reference, text, flags.data, flags.windows)) {
-    fail(ErrorCode::kInvalidArgument, reference_path, " and ", path,
-         " make different tokens of the text; their predictions cannot be compared");
+  const auto windows = text_windows(reference, text, flags.data, flags.windows);
+  std::vector<std::unique_ptr<LoadedModel>> loaded;
+  for (const std::string& path : paths) {
+    loaded.push_back(std::make_unique<LoadedModel>(path, flags.model, exec, options));
+    if (windows != text_windows(*loaded.back(), text, flags.data, flags.windows)) {
+      fail(ErrorCode::kInvalidArgument, reference_path, " and ", path,
+           " make different tokens of the text; their predictions cannot be compared");
+    }
+    with_context(path,
+                 [&] { common_vocabulary(reference.model(), loaded.back()->model(), windows); });
   }
+  MeasuredModel first = measured(reference, flags.chunk);
+  std::vector<MeasuredModel> models;
+  for (const auto& model : loaded) models.push_back(measured(*model, flags.chunk));
+  std::vector<MeasuredModel*> all = {&first};
+  for (MeasuredModel& model : models) all.push_back(&model);
+  take_common_chunk(all);  // codecs of other windows, or one codec alone
   Progress progress("divergence from " + reference_path, count_tokens(windows), "tokens",
                     flags.common.json);
-  MeasuredModel first = measured(reference, flags.chunk), second = measured(loaded, flags.chunk);
-  take_common_chunk({&first, &second});  // codecs of other windows, or one codec alone
-  const DivergenceResult result = measure_divergence(
-      first, second, windows, exec, [&](int64_t tokens) { progress.advance(tokens); });
-  Json json = divergence_json(result);
-  json["model"] = path;
+  const std::vector<DivergenceResult> results = measure_divergences(
+      first, models, windows, exec, [&](int64_t tokens) { progress.advance(tokens); });
+  Json json;
+  if (paths.size() == 1) {
+    json = divergence_json(results.front());
+    json["model"] = paths.front();
+  } else {
+    json["models"] = Json::array();
+    for (std::size_t i = 0; i < paths.size(); ++i) {
+      Json model = {{"model", paths[i]}};
+      model.update(divergence_json(results[i]));
+      json["models"].push_back(std::move(model));
+    }
+    json["windows"] = results.front().model.windows;
+    json["seq_len"] = results.front().model.seq_len;
+  }
   json["reference"] = reference_path;
   return json;
 }
@@ -172,7 +192,7 @@ void check_task_options(const EvalFlags& flags) {
 
 void run_eval(const EvalFlags& flags) {
   check_task_options(flags);
-  if (flags.paths.size() > 2) {
+  if (flags.paths.size() > 2 && flags.task != "kld") {
     fail(ErrorCode::kInvalidArgument, "eval takes one model, or two to compare, not ",
          flags.paths.size());
   }
@@ -285,7 +305,8 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
       ->type_name("");
   command
       ->add_option("MODEL", flags->paths,
-                   "One model, or two to compare (the first is the reference)")
+                   "One model, or two to compare (the first is the reference); kld: the reference "
+                   "and any number of models")
       ->required()
       ->type_name("");
   command->add_option("--data", flags->data, "The text, or the items as JSON lines (gzip is fine)")
@@ -299,7 +320,8 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
   };
   constexpr const char* kTexts = "perplexity, kld";
   constexpr const char* kAnswers = "gsm8k, humaneval, ifeval, TASK.json";
-  add("kld", "--reference", flags->reference, "the model to compare with", "MODEL");
+  add("kld", "--reference", flags->reference, "the model that all MODELs are compared with",
+      "MODEL");
   add("kld", "--caches", flags->caches,
       "with one model: each of these caches against bf16, which is computed once; names of --kv "
       "and files of 'lathe fit-kv'",
@@ -334,7 +356,8 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
   add_common_flags(*command, flags->common);
   command->footer(
       "perplexity: non-overlapping windows, every token but a window's first is scored.\n"
-      "kld with --kv and one model: that cache against bf16. passkey: --data is the text that the "
+      "kld: the reference is computed once for all models, which are in memory together. With --kv "
+      "and one model: that cache against bf16. passkey: --data is the text that the "
       "number hides in.\n"
       "humaneval runs model-written code in a sandbox, or not at all. ifeval: a prompt is right "
       "when "
@@ -342,6 +365,7 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
       "Examples:\n"
       "  lathe eval perplexity smollm2.gguf --data wiki.test.raw --windows 32 --seq-len 512\n"
       "  lathe eval kld smollm2.gguf OUT --data wiki.test.raw --windows 8\n"
+      "  lathe eval kld smollm2.gguf OUT1 OUT2 OUT3 --data wiki.test.raw --windows 8\n"
       "  lathe eval kld OUT --kv aqua2 --data wiki.test.raw --windows 8\n"
       "  lathe eval kld OUT --caches q4 higgs2 aqua2 star.safetensors --data wiki.test.raw "
       "--windows 8\n"

@@ -215,6 +215,22 @@ std::string caches_text(const Json& caches) {
          format("%47.4f\n", value(caches[0]["reference_perplexity"]));
 }
 
+std::string models_text(const Json& models, const std::string& reference) {
+  std::size_t width = reference.size();
+  for (const Json& model : models) {
+    width = std::max(width, model["model"].get<std::string>().size());
+  }
+  std::string text = std::string(width, ' ') + "   mean KL  same top  perplexity\n";
+  for (const Json& model : models) {
+    const std::string path = model["model"].get<std::string>();
+    text += path + std::string(width - path.size(), ' ') +
+            format("  %8.5f  %6.2f %%  %10.4f\n", value(model["mean_kl"]),
+                   100 * value(model["top1_agreement"]), value(model["perplexity"]));
+  }
+  return text + reference + std::string(width - reference.size(), ' ') +
+         format("%32.4f\n", value(models[0]["reference_perplexity"]));
+}
+
 }  // namespace
 
 std::string eval_text(const Json& json) {
@@ -222,6 +238,8 @@ std::string eval_text(const Json& json) {
   std::string text;
   if (json.contains("caches")) {
     text = caches_text(json["caches"]);
+  } else if (json.contains("models")) {
+    text = models_text(json["models"], json["reference"].get<std::string>());
   } else if (task == "kld") {
     text = format("KL divergence  mean %.5f", value(json["mean_kl"])) +
            plus_minus(json["mean_kl_standard_error"], " ± %.5f") +

@@ -108,21 +108,23 @@ class ChunkComparison {
 #endif
 };
 
-// What one model's windows add up to.
+// What the windows of one model and its reference add up to.
 class DivergenceSums {
  public:
-  void begin_window() { kl_ = nll_ = 0; }
+  void begin_window() { kl_ = reference_sum_ = model_sum_ = 0; }
   void add(const RowComparison& row) {
     kl_ += row.kl;
-    nll_ += row.model_nll;
+    reference_sum_ += row.reference_nll;
+    model_sum_ += row.model_nll;
     agreements_ += row.same_top;
     token_kl_.push_back(static_cast<float>(row.kl));
   }
   void end_window(std::size_t tokens) {
-    window_nll_.push_back(nll_);
+    reference_nll_.push_back(reference_sum_);
+    model_nll_.push_back(model_sum_);
     window_kl_.push_back(kl_ / static_cast<double>(tokens - 1));
   }
-  DivergenceResult result(std::vector<double> reference_nll, int64_t seq_len) && {
+  DivergenceResult result(int64_t seq_len) && {
     DivergenceResult result;
     result.mean_kl = mean_interval(window_kl_).mean;
     result.mean_kl_error = standard_error_of_mean(window_kl_);
@@ -131,14 +133,14 @@ class DivergenceSums {
     result.max_kl = quantile(token_kl_, 1);
     result.top1_agreement =
         static_cast<double>(agreements_) / static_cast<double>(token_kl_.size());
-    result.reference = summarize_perplexity(std::move(reference_nll), seq_len);
-    result.model = summarize_perplexity(std::move(window_nll_), seq_len);
+    result.reference = summarize_perplexity(std::move(reference_nll_), seq_len);
+    result.model = summarize_perplexity(std::move(model_nll_), seq_len);
     return result;
   }
 
  private:
-  double kl_ = 0, nll_ = 0;  // of the window
-  std::vector<double> window_nll_, window_kl_;
+  double kl_ = 0, reference_sum_ = 0, model_sum_ = 0;  // of the window
+  std::vector<double> reference_nll_, model_nll_, window_kl_;
   std::vector<float> token_kl_;
   int64_t agreements_ = 0;
 };
@@ -207,23 +209,30 @@ DivergenceResult measure_divergence(const MeasuredModel& reference, const Measur
   return measure_divergences(reference, {&model, 1}, windows, exec, done).front();
 }
 
+int64_t common_vocabulary(const Model& reference, const Model& model,
+                          std::span<const std::vector<int32_t>> windows) {
+  const int64_t common = std::min(reference.config().vocab_size, model.config().vocab_size);
+  for (const auto& window : windows) {
+    for (const int32_t id : window) {
+      if (id >= common) {
+        fail(ErrorCode::kInvalidArgument, "token ", id, " is beyond the ", common,
+             " tokens that both models know: they have different tokenizers");
+      }
+    }
+  }
+  return common;
+}
+
 std::vector<DivergenceResult> measure_divergences(const MeasuredModel& reference,
                                                   std::span<const MeasuredModel> models,
                                                   std::span<const std::vector<int32_t>> windows,
                                                   Exec& exec, const WindowDone& done) {
   LATHE_CHECK(!windows.empty() && !models.empty());
-  int64_t common = reference.model->config().vocab_size;
+  std::vector<std::size_t> common;
   for (const MeasuredModel& model : models) {
     LATHE_CHECK(reference.chunk_rows == model.chunk_rows);
-    common = std::min(common, model.model->config().vocab_size);
-  }
-  for (const auto& window : windows) {
-    for (const int32_t id : window) {
-      if (id >= common) {
-        fail(ErrorCode::kInvalidArgument, "token ", id, " is beyond the ", common,
-             " tokens that all models know: they have different tokenizers");
-      }
-    }
+    common.push_back(
+        static_cast<std::size_t>(common_vocabulary(*reference.model, *model.model, windows)));
   }
   const std::unique_ptr<LogitStream> reference_stream =
       stream_of(reference, longest(windows), exec);
@@ -234,10 +243,8 @@ std::vector<DivergenceResult> measure_divergences(const MeasuredModel& reference
     shares_model |= model.model == reference.model;
   }
   ChunkComparison comparison;
-  std::vector<double> reference_nll;
   std::vector<DivergenceSums> sums(models.size());
   for (const std::vector<int32_t>& window : windows) {
-    double reference_sum = 0;
     reference_stream->begin(window);
     for (std::size_t m = 0; m < models.size(); ++m) {
       streams[m]->begin(window);
@@ -247,20 +254,18 @@ std::vector<DivergenceResult> measure_divergences(const MeasuredModel& reference
       if (shares_model) comparison.keep(*reference_stream);
       for (std::size_t m = 0; m < models.size(); ++m) {
         LATHE_CHECK(streams[m]->next());
-        for (const RowComparison& row : comparison.compare(
-                 reference_stream.get(), *streams[m], static_cast<std::size_t>(common), exec)) {
-          if (m == 0) reference_sum += row.reference_nll;
+        for (const RowComparison& row :
+             comparison.compare(reference_stream.get(), *streams[m], common[m], exec)) {
           sums[m].add(row);
         }
       }
     }
-    reference_nll.push_back(reference_sum);
     for (DivergenceSums& sum : sums) sum.end_window(window.size());
     if (done) done(static_cast<int64_t>(window.size()));
   }
   std::vector<DivergenceResult> results;
   for (DivergenceSums& sum : sums) {
-    results.push_back(std::move(sum).result(reference_nll, longest(windows)));
+    results.push_back(std::move(sum).result(longest(windows)));
   }
   return results;
 }

@@ -57,10 +57,14 @@ struct DivergenceResult {
   double top1_agreement = 0;  // share of positions where both find the same token most probable
   PerplexityResult reference, model;
 };
+// The ids that both models know: vocabularies of different size (padding) are compared over these.
+// Throws kInvalidArgument when a token of the windows lies beyond them.
+int64_t common_vocabulary(const Model& reference, const Model& model,
+                          std::span<const std::vector<int32_t>> windows);
 // Each of several models against one reference, whose predictions are computed once; in the order
-// of `models`, at least one. Vocabularies of different size (padding) are compared over the common
-// ids. Throws kInvalidArgument when a target lies beyond them. They may be one model with several
-// caches; chunk_rows must be the same.
+// of `models`, at least one. A result does not depend on the other models. Throws what
+// common_vocabulary() throws. They may be one model with several caches; chunk_rows must be the
+// same.
 std::vector<DivergenceResult> measure_divergences(const MeasuredModel& reference,
                                                   std::span<const MeasuredModel> models,
                                                   std::span<const std::vector<int32_t>> windows,
