@@ -165,6 +165,59 @@ TEST(Eval, AModelAgainstItself) {
   EXPECT_EQ(kld["top1_agreement"], 1.0);
 }
 
+// Next to others, a model's divergence is what it is alone.
+TEST(Eval, SeveralModelsAgainstOneReference) {
+  const std::string text = sample_text();
+  std::vector<std::string> models = {tiny_checkpoint()};
+  for (const char* format : {"mxfp4", "int4"}) {
+    models.push_back(temporary_directory() + "/several-" + format);
+    json_of({"quantize", tiny_checkpoint(), models.back(), "--format", format, "--method", "rtn",
+             "--hadamard", "0", "--activations", "none", "--json"});
+  }
+  const auto arguments = [&](std::vector<std::string> measured, bool json = true) {
+    measured.insert(measured.begin(), {"eval", "kld"});
+    measured.insert(measured.end(), {"--data", text, "--windows", "3", "--seq-len", "32"});
+    if (json) measured.push_back("--json");
+    return measured;
+  };
+  std::vector<std::string> all = {tiny_checkpoint()};
+  all.insert(all.end(), models.begin(), models.end());
+  const Json together = json_of(arguments(all));
+  EXPECT_EQ(together["reference"], tiny_checkpoint());
+  EXPECT_EQ(together["windows"], 3);
+  EXPECT_EQ(together["seq_len"], 32);
+  ASSERT_EQ(together["models"].size(), 3u);
+  for (std::size_t i = 0; i < models.size(); ++i) {
+    SCOPED_TRACE(models[i]);
+    Json alone = json_of(arguments({tiny_checkpoint(), models[i]}));
+    EXPECT_FALSE(alone.contains("models"));
+    EXPECT_EQ(alone["model"], models[i]);
+    for (const char* shared : {"reference", "task", "data"}) alone.erase(shared);
+    const Json& entry = together["models"][i];
+    EXPECT_EQ(entry.size(), alone.size());
+    for (const auto& [key, value] : alone.items()) EXPECT_EQ(entry[key], value) << key;
+  }
+  EXPECT_GT(together["models"][1]["mean_kl"].get<double>(), 0);
+  EXPECT_NE(together["models"][1]["mean_kl"], together["models"][2]["mean_kl"]);
+
+  all.erase(all.begin());
+  all.insert(all.end(), {"--reference", tiny_checkpoint()});
+  EXPECT_EQ(json_of(arguments(all)), together);
+  const ProgramResult printed = run_lathe(arguments(all, /*json=*/false));
+  EXPECT_EQ(printed.exit_code, 0) << printed.err;
+  for (const std::string& model : models) {
+    EXPECT_NE(printed.out.find("\n" + model + "  "), std::string::npos) << printed.out;
+  }
+
+  for (const std::string& wrong : {tiny_weights_only(), std::string("/no/such/model")}) {
+    const ProgramResult refused =
+        run_lathe(arguments({tiny_checkpoint(), models[1], wrong, models[2]}));
+    EXPECT_EQ(refused.exit_code, 1);
+    EXPECT_NE(refused.err.find(wrong), std::string::npos) << refused.err;
+    EXPECT_EQ(std::count(refused.err.begin(), refused.err.end(), '\n'), 1) << refused.err;
+  }
+}
+
 // One window has no spread to tell an error by.
 TEST(Eval, OneWindowIsEnough) {
   const std::string text = sample_text();
