@@ -55,10 +55,11 @@ void add_kv_codec_flags(CLI::App& command, KvCodecFlags& flags) {
     return command.add_option(name, value, help)->type_name(type);
   };
   add("--bits", flags.bits, "Bits of a number: 2, 3 or 4", "N")->capture_default_str();
-  add("--method", flags.method,
-      "aqua: predicted from the layer below, the rest by HIGGS; higgs; int: uniform", "NAME")
+  add("--method", flags.method, "aqua: predicted, the rest by HIGGS; higgs; int: uniform", "NAME")
       ->capture_default_str();
-  add("--variant", flags.variant, "Of aqua: dense, low-rank, block-diagonal, star or latent",
+  add("--variant", flags.variant,
+      "Of aqua: latent (from one latent of several layers); dense (from the layer below, as "
+      "published), low-rank, block-diagonal; star (from an anchor layer)",
       "NAME")
       ->capture_default_str();
   add("--rank", flags.rank,
@@ -118,6 +119,13 @@ KvFitOptions kv_fit_options(const KvCodecFlags& flags) {
          ": unknown; choose keys or keys-values");
   }
   options.keys_from_values = flags.key_inputs == "keys-values";
+  if (!options.keys_from_values && options.method == KvFitMethod::kAqua &&
+      options.variant == KvFitVariant::kLatent) {
+    fail(
+        ErrorCode::kInvalidArgument,
+        "--key-inputs keys: with --variant latent keys are predicted from the latent; name another "
+        "variant");
+  }
   options.predict_keys = !flags.no_key_predictor;
   options.predict_values = !flags.no_value_predictor;
   options.mean = !flags.no_mean;

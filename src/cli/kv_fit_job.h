@@ -14,7 +14,7 @@ namespace lathe {
 // What one codec is.
 struct KvCodecFlags {
   std::string method = "aqua";
-  std::string variant = "dense";
+  std::string variant = "latent";  // the best at its bits: docs/results/kv-cache.md
   int bits = 2;
   int first_layer_bits = 0;
   int64_t grid_dim = 2;

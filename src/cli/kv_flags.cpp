@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "cache/coded_kv_cache.h"
 #include "cache/predictive_codec.h"
+#include "cli/output.h"
 #include "engine/prefix_parker.h"
 
 namespace lathe {
@@ -111,6 +112,15 @@ void add_kv_flags(CLI::App& command, KvFlags& flags) {
 }
 
 void RunningKv::load(const Checkpoint& checkpoint) {
+  const KvFormat live = choice_.live_format;
+  const bool exact = live == KvFormat::kF32 || live == KvFormat::kBF16;
+  if (!choice_.coded && !exact && checkpoint.config().qkv_bias) {
+    print_warning(
+        str("--kv ", kv_format_name(live),
+            ": this model's keys have biases, much larger than what they say of a token, "
+            "and this cache codes both together: answers may be nonsense; take bf16, or a "
+            "codec, which takes the mean off ('lathe fit-kv', --kv-codec)"));
+  }
   if (choice_.coded) codec_ = load_kv_codec(choice_, flags_, checkpoint);
 }
 
