@@ -21,6 +21,8 @@ struct KvRope {
   const float* sin = nullptr;
   int64_t num_positions = 0;
   int64_t rotary_dim = 0;
+  const float* key_offset = nullptr;  // [kv_size], or null: what live keys are without where
+                                      // kv_drops_key_offset() (kernels/attention/kv_codes.h)
 };
 
 class CodedKvCache final : public CodedCache {

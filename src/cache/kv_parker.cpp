@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "kernels/attention/kv_codes.h"
 #include "kernels/rope/rope.h"
 #include "tensor/float16.h"
 
@@ -110,6 +111,12 @@ void KvParker::turn_back(int64_t layer, int64_t position, float* key) const {
   }
 }
 
+const float* KvParker::dropped_offset(int64_t layer) const {
+  return kv_drops_key_offset(live_.shape().element)
+             ? rope_[static_cast<std::size_t>(layer)].key_offset
+             : nullptr;
+}
+
 // --- parking ------------------------------------------------------------------------------------
 
 class KvParker::LiveRows final : public KvExactRows {
@@ -122,6 +129,9 @@ class KvParker::LiveRows final : public KvExactRows {
       float* key = rows.keys + t * shape.kv_size();
       load_key(shape, parker_.plane(layer, sequence_, piece_idx_, t, true), t % kBlockSize, key);
       parker_.turn_back(layer, piece_idx_ * parker_.piece_tokens() + t, key);
+      if (const float* offset = parker_.dropped_offset(layer)) {
+        for (int64_t j = 0; j < shape.kv_size(); ++j) key[j] += offset[j];
+      }
       load_value(shape, parker_.plane(layer, sequence_, piece_idx_, t, false), t % kBlockSize,
                  rows.values + t * shape.kv_size());
     }
@@ -203,7 +213,14 @@ void KvParker::wake_one(std::span<const std::byte> piece, int64_t piece_idx,
     const KvLayerRows rows =
         codec_.decode_layer(layer, codes.data(), piece_blocks_, state, scratch, exec);
     const KvRope& tables = rope_[static_cast<std::size_t>(layer)];
-    rope({.x = rows.keys,
+    const float* keys = rows.keys;
+    if (const float* offset = dropped_offset(layer)) {
+      for (int64_t i = 0; i < piece_tokens() * shape.kv_size(); ++i) {
+        rotated[i] = rows.keys[i] - offset[i % shape.kv_size()];
+      }
+      keys = rotated;
+    }
+    rope({.x = keys,
           .y = rotated,
           .positions = positions.data(),
           .cos = tables.cos,

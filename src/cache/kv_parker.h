@@ -43,6 +43,8 @@ class KvParker final : public PieceParker {
   std::byte* plane(int64_t layer, const KvSequence& sequence, int64_t piece_idx, int64_t token,
                    bool is_keys) const;
   void turn_back(int64_t layer, int64_t position, float* key) const;
+  // Of the layer's keys in live blocks; null: none.
+  const float* dropped_offset(int64_t layer) const;
   void park_one(const KvSequence& sequence, int64_t piece_idx, std::byte* piece, float* memory,
                 Exec& exec);
   void wake_one(std::span<const std::byte> piece, int64_t piece_idx, const KvSequence& sequence,

@@ -27,7 +27,7 @@ BenchModel::BenchModel(const std::string& path, const ModelFlags& flags,
     const ModelConfig& config = checkpoint_->config();
     random_kv_->take(made_up_kv_codec(config, kv_variant, kv.bits), config);
   } else {
-    random_kv_->load(*checkpoint_);
+    random_kv_->load(*checkpoint_, exec);
   }
   random_ = Model::load(*checkpoint_, options, exec);
 }

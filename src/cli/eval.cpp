@@ -75,7 +75,7 @@ Json eval_cache_divergence(const EvalFlags& flags, Exec& exec) {
   const LoadedModel loaded(
       path, flags.model, exec,
       {.quiet = flags.common.json, .max_sequence_tokens = flags.windows.seq_len});
-  for (RunningKv& cache : caches) cache.load(loaded.checkpoint());
+  for (RunningKv& cache : caches) cache.load(loaded.checkpoint(), exec);
   std::vector<const RunningKv*> compared;
   for (const RunningKv& cache : caches) compared.push_back(&cache);
   if (caches.empty()) compared.push_back(&loaded.kv());

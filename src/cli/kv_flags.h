@@ -52,8 +52,9 @@ class RunningKv {
  public:
   // Reads no file. Throws kInvalidArgument for a name that does not exist.
   explicit RunningKv(const ModelFlags& flags) : flags_(flags), choice_(kv_choice(flags)) {}
-  // Reads the codec, if there is one. Throws what load_kv_codec() throws.
-  void load(const Checkpoint& checkpoint);
+  // Reads the codec, if there is one; warns of a format that does not suit the model. Throws what
+  // load_kv_codec() throws.
+  void load(const Checkpoint& checkpoint, const Exec& exec);
   // Another codec instead of the file that the flags name; valid.
   void take(KvCodecFile file, const ModelConfig& config);
 

@@ -79,7 +79,7 @@ LoadedModel::LoadedModel(const std::string& path, const ModelFlags& flags, Exec&
 LoadedModel::LoadedModel(const std::string& path, ModelOptions model_options, RunningKv kv,
                          Exec& exec, const LoadOptions& options)
     : TextModel(path), kv_(std::move(kv)) {
-  kv_.load(checkpoint());
+  kv_.load(checkpoint(), exec);
   const auto start = std::chrono::steady_clock::now();
   model_options.max_sequence_tokens = options.max_sequence_tokens;
   Progress progress("loading " + path, checkpoint().config().num_layers, "layers", options.quiet);

@@ -44,6 +44,8 @@ class Decoder final : public Model {
   struct Rotations {
     RopeRows full;
     RopeRows sliding;
+    const RotationBlocks* full_blocks;
+    const RotationBlocks* sliding_blocks;
   };
 
   float* embed(const ForwardBatch& batch, Exec& exec);
@@ -59,8 +61,9 @@ class Decoder final : public Model {
   RopeFrequencies rope_full_;
   RopeFrequencies rope_sliding_;
   bool has_two_ropes_ = false;
-  Tensor embedding_;           // [vocab_size, hidden_size]
-  TensorView embedding_view_;  // made once: a view's shape allocates
+  RotationBlocks blocks_full_, blocks_sliding_;  // where a layer's keys have an offset
+  Tensor embedding_;                             // [vocab_size, hidden_size]
+  TensorView embedding_view_;                    // made once: a view's shape allocates
   std::vector<DecoderLayer> layers_;
   Tensor final_norm_;  // [hidden_size]
   StackedLinear lm_head_;
@@ -94,6 +97,11 @@ Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec
     });
     checkpoint.release_pages();
     if (options.on_layer_loaded) options.on_layer_loaded(layer + 1, config_.num_layers);
+  }
+  if (std::any_of(layers_.begin(), layers_.end(),
+                  [](const DecoderLayer& layer) { return !layer.key_offset.empty(); })) {
+    blocks_full_ = RotationBlocks(rope_full_, max_tokens);
+    if (has_two_ropes_) blocks_sliding_ = RotationBlocks(rope_sliding_, max_tokens);
   }
   final_norm_ = load_norm(checkpoint, "model.norm.weight");
   LinearWeights head = checkpoint.load_linear("lm_head", options.dense_dtype);
@@ -158,6 +166,7 @@ KvRopes Decoder::kv_ropes(int64_t max_sequence_tokens) const {
   }
   for (const DecoderLayer& layer : layers_) {
     ropes.layers.push_back(layer.is_sliding ? sliding : full);
+    if (!layer.key_offset.empty()) ropes.layers.back().key_offset = layer.key_offset.as<float>();
   }
   return ropes;
 }
@@ -181,7 +190,8 @@ float* Decoder::embed(const ForwardBatch& batch, Exec& exec) {
 Decoder::Rotations Decoder::rotations(const ForwardBatch& batch, Exec& exec) {
   const StageTimer timer(profile_, Stage::kRope);
   const RopeRows full = rope_rows(rope_full_, batch.positions, exec);
-  return {full, has_two_ropes_ ? rope_rows(rope_sliding_, batch.positions, exec) : full};
+  return {full, has_two_ropes_ ? rope_rows(rope_sliding_, batch.positions, exec) : full,
+          &blocks_full_, has_two_ropes_ ? &blocks_sliding_ : &blocks_full_};
 }
 
 void Decoder::run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Exec& exec) {
@@ -190,13 +200,15 @@ void Decoder::run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Ex
   cache.begin_step(batch.sequences, exec);
   try {
     for (const DecoderLayer& layer : layers_) {
-      const LayerStep step{.config = config_,
-                           .rope = layer.is_sliding ? rope.sliding : rope.full,
-                           .sequences = batch.sequences,
-                           .cache = cache,
-                           .cache_layer = layer.index,
-                           .profile = profile_,
-                           .collective = collective_};
+      const LayerStep step{
+          .config = config_,
+          .rope = layer.is_sliding ? rope.sliding : rope.full,
+          .sequences = batch.sequences,
+          .cache = cache,
+          .cache_layer = layer.index,
+          .profile = profile_,
+          .rotation_blocks = layer.is_sliding ? rope.sliding_blocks : rope.full_blocks,
+          .collective = collective_};
       forward_layer(layer, step, x, static_cast<int64_t>(batch.token_ids.size()), exec);
     }
   } catch (...) {

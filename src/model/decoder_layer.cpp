@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "kernels/activation/gated_activation.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/kv_codes.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "kernels/rope/rope.h"
 #include "model/moe.h"
@@ -84,6 +85,13 @@ class LayerForward {
   }
   Projections project_qkv(const float* x);
   void norm_and_rotate(const Projections& p);
+  // The cache has keys without the layer's biases.
+  bool drops_key_offset() const {
+    return !layer_.key_offset.empty() && step_.rotation_blocks != nullptr &&
+           kv_drops_key_offset(step_.cache.element());
+  }
+  void drop_key_offset(const Projections& p);
+  KeyOffset key_offset() const;
   void norm_heads(float* x, int64_t num_heads, int64_t stride, const Tensor& gain);
   void rotate(const float* x, float* y, int64_t num_heads, int64_t stride);
   void attend(const Projections& p, float* out);
@@ -123,8 +131,28 @@ void LayerForward::norm_and_rotate(const Projections& p) {
   const StageTimer timer(step_.profile, Stage::kRope);
   if (!layer_.q_norm.empty()) norm_heads(p.q, config_.num_heads, p.stride, layer_.q_norm);
   if (!layer_.k_norm.empty()) norm_heads(p.k_raw, config_.num_kv_heads, p.stride, layer_.k_norm);
+  if (drops_key_offset()) drop_key_offset(p);
   rotate(p.q, p.q, config_.num_heads, p.stride);
   rotate(p.k_raw, p.k, config_.num_kv_heads, p.stride);
+}
+
+void LayerForward::drop_key_offset(const Projections& p) {
+  const float* offset = layer_.key_offset.as<float>();
+  exec_.threads.parallel_for(num_rows_, 64, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* key = p.k_raw + row * p.stride;
+      for (int64_t j = 0; j < config_.kv_size(); ++j) key[j] -= offset[j];
+    }
+  });
+}
+
+KeyOffset LayerForward::key_offset() const {
+  if (!drops_key_offset()) return {};
+  return {.offset = layer_.key_offset.as<float>(),
+          .block_starts = step_.rotation_blocks->starts.as<float>(),
+          .in_block = step_.rotation_blocks->in_block.as<float>(),
+          .num_blocks = step_.rotation_blocks->num_blocks,
+          .rotary_dim = config_.rotary_dim};
 }
 
 void LayerForward::norm_heads(float* x, int64_t num_heads, int64_t stride, const Tensor& gain) {
@@ -179,7 +207,8 @@ void LayerForward::attend(const Projections& p, float* out) {
              .head_dim = config_.head_dim,
              .scale = static_cast<float>(config_.attention_scale),
              .softcap = static_cast<float>(config_.attention_softcap),
-             .sliding_window = layer_.is_sliding ? config_.sliding_window : 0},
+             .sliding_window = layer_.is_sliding ? config_.sliding_window : 0,
+             .key_offset = key_offset()},
             exec_);
 }
 
@@ -276,6 +305,12 @@ DecoderLayer pack_layer(const ModelConfig& config, const LayerWeights& weights, 
     layer.router = StackedLinear(stack_linears({&part, 1}), ComputeType::kF32, exec);
   }
   const auto clone = [](const Tensor& gain) { return gain.empty() ? Tensor() : gain.clone(); };
+  for (const LayerLinear& linear : weights.linears) {
+    const Tensor& bias = linear.weights.bias;
+    if (!linear.slot.module.ends_with("k_proj") || bias.empty() || !weights.k_norm.empty())
+      continue;
+    layer.key_offset = convert(bias.view(), DType::kF32);
+  }
   layer.input_norm = clone(weights.input_norm);
   layer.q_norm = clone(weights.q_norm);
   layer.k_norm = clone(weights.k_norm);

@@ -42,6 +42,7 @@ struct DecoderLayer {
   std::vector<GatedMlp> mlps;  // one, or one per expert
   StackedLinear router;        // experts only: [num_experts, hidden_size], f32
   Tensor input_norm, q_norm, k_norm, post_attention_norm, mlp_norm, post_mlp_norm;
+  Tensor key_offset;  // f32 [kv_size]: the keys' biases, where only RoPE comes behind; else empty
 
   bool is_moe() const { return router.n() > 0; }
   // Bytes of weights that a step over one row reads.
@@ -62,6 +63,7 @@ struct LayerStep {
   int64_t cache_layer;  // which of its layers is this one's (0 in a cache of one layer)
   LayerTap* tap = nullptr;
   StepProfile* profile = nullptr;
+  const RotationBlocks* rotation_blocks = nullptr;  // for a cache that drops key offsets
   Collective* collective = nullptr;  // where the layer is one rank's part: sums its branches
 };
 

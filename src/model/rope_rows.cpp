@@ -1,6 +1,9 @@
 #include "model/rope_rows.h"
 
 #include <cmath>
+#include <vector>
+
+#include "cache/kv_cache.h"
 
 namespace lathe {
 namespace {
@@ -33,6 +36,25 @@ RopeRows rope_rows(const RopeFrequencies& frequencies, std::span<const int64_t> 
     }
   });
   return {cos, sin, row_idx, num_rows};
+}
+
+RotationBlocks::RotationBlocks(const RopeFrequencies& frequencies, int64_t num_positions)
+    : num_blocks(blocks_for(num_positions)) {
+  const auto num_pairs = static_cast<int64_t>(frequencies.inverse.size());
+  starts = Buffer(num_blocks * 2 * num_pairs * static_cast<int64_t>(sizeof(float)));
+  in_block = Buffer(2 * num_pairs * kBlockSize * static_cast<int64_t>(sizeof(float)));
+  const RopeFrequencies alone{.inverse = frequencies.inverse};  // the factor counts once
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    float* row = starts.as<float>() + b * 2 * num_pairs;
+    fill_row(alone, b * kBlockSize, row, row + num_pairs);
+  }
+  std::vector<float> row(static_cast<std::size_t>(2 * num_pairs));
+  for (int64_t t = 0; t < kBlockSize; ++t) {
+    fill_row(frequencies, t, row.data(), row.data() + num_pairs);
+    for (int64_t j = 0; j < 2 * num_pairs; ++j) {
+      in_block.as<float>()[j * kBlockSize + t] = row[static_cast<std::size_t>(j)];
+    }
+  }
 }
 
 Buffer rope_table_memory(const RopeFrequencies& frequencies, int64_t num_positions) {

@@ -23,6 +23,16 @@ struct RopeRows {
 RopeRows rope_rows(const RopeFrequencies& frequencies, std::span<const int64_t> positions,
                    Exec& exec);
 
+// Angles of whole blocks of positions, as KeyOffset wants them (kernels/attention/attention.h).
+struct RotationBlocks {
+  RotationBlocks() = default;
+  RotationBlocks(const RopeFrequencies& frequencies, int64_t num_positions);
+
+  Buffer starts;    // [num_blocks, rotary_dim]
+  Buffer in_block;  // [rotary_dim, kBlockSize]
+  int64_t num_blocks = 0;
+};
+
 // The same numbers for positions 0, 1, ..., in memory of their own: cos, then sin,
 // [num_positions, rotary_dim / 2] each.
 Buffer rope_table_memory(const RopeFrequencies& frequencies, int64_t num_positions);

@@ -47,7 +47,7 @@ inline constexpr const char* kGemma3Config = R"({"architectures": ["Gemma3ForCau
 
 // Weights that keep the hidden state of order one, gains that vary, a few strong channels.
 inline void write_random_model(const std::string& directory, const std::string& config_json,
-                               uint64_t seed) {
+                               uint64_t seed, double key_bias_stddev = 0.1) {
   const ModelConfig config = parse_hf_config(config_json, "test config");
   const ModelTensors tensors = model_tensors(config);
   std::vector<std::pair<std::string, Tensor>> all;
@@ -62,7 +62,10 @@ inline void write_random_model(const std::string& directory, const std::string& 
   for (const LinearModule& linear : tensors.linears) {
     add(linear.name + ".weight", {linear.rows, linear.cols},
         1 / std::sqrt(static_cast<double>(linear.cols)), 0);
-    if (linear.has_bias) add(linear.name + ".bias", {linear.rows}, 0.1, 0);
+    const bool is_key = linear.name.ends_with("k_proj");
+    if (linear.has_bias) {
+      add(linear.name + ".bias", {linear.rows}, is_key ? key_bias_stddev : 0.1, 0);
+    }
   }
   for (const PlainTensor& plain : tensors.plain) {
     const bool norm = plain.shape.size() == 1;
@@ -89,14 +92,14 @@ inline std::vector<std::vector<int32_t>> random_sequences(int64_t count, int64_t
   return sequences;
 }
 
-// Logits of all positions, [ids.size(), vocab_size], in fp32.
+// Logits of all positions, [ids.size(), vocab_size], in fp32 but for the cache.
 inline std::vector<float> logits_of(const std::string& path, const std::vector<int32_t>& ids,
-                                    Exec& exec) {
+                                    Exec& exec, KvFormat format = KvFormat::kF32) {
   const auto checkpoint = Checkpoint::open(path);
   const auto model =
       Model::load(*checkpoint, {.dense_dtype = DType::kF32, .compute = ComputeType::kF32}, exec);
   const auto n = static_cast<int64_t>(ids.size());
-  const auto cache = make_kv_cache(model->config(), KvFormat::kF32, n, n);
+  const auto cache = make_kv_cache(model->config(), format, n, n);
   KvSequence sequence = cache->new_sequence();
   EXPECT_TRUE(cache->reserve(sequence, n));
   const KvRows rows{.sequence = &sequence, .row_begin = 0, .num_rows = n};

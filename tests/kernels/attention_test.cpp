@@ -22,6 +22,8 @@ struct Problem {
   float softcap = 0;
   int64_t sliding_window = 0;
   double q_stddev = 1;
+  int64_t offset_rotary_dim =
+      0;  // keys are without an offset, so many of whose numbers turn; 0: not
 
   int64_t q_row() const { return num_heads * head_dim; }
 };
@@ -38,8 +40,65 @@ int64_t ragged_head_dim(KvElement element) { return element == KvElement::kHiggs
 std::ostream& operator<<(std::ostream& out, const Problem& p) {
   return out << kElementNames[static_cast<int>(p.element)] << " tokens=" << p.num_tokens
              << " heads=" << p.num_heads << ":" << p.num_kv_heads << " head_dim=" << p.head_dim
-             << " softcap=" << p.softcap << " window=" << p.sliding_window;
+             << " softcap=" << p.softcap << " window=" << p.sliding_window
+             << " offset=" << p.offset_rotary_dim;
 }
+
+constexpr double kOffsetStddev = 5;
+
+// What AttentionArgs::key_offset wants, with an attention factor.
+struct Offset {
+  explicit Offset(const Problem& p)
+      : half(p.offset_rotary_dim / 2),
+        offset(normal_values(p.num_kv_heads * p.head_dim, 99, kOffsetStddev)) {
+    if (half == 0) return;
+    for (int64_t b = 0; b < kBlocks; ++b) {
+      for (const bool is_sin : {false, true}) {
+        for (int64_t j = 0; j < half; ++j) {
+          block_starts.push_back(float(is_sin ? std::sin(angle(b * kBlockSize, j))
+                                              : std::cos(angle(b * kBlockSize, j))));
+        }
+      }
+    }
+    for (const bool is_sin : {false, true}) {
+      for (int64_t j = 0; j < half; ++j) {
+        for (int64_t t = 0; t < kBlockSize; ++t) {
+          in_block.push_back(
+              float(kFactor * (is_sin ? std::sin(angle(t, j)) : std::cos(angle(t, j)))));
+        }
+      }
+    }
+  }
+  double angle(int64_t position, int64_t j) const {
+    return double(position) * std::pow(100.0, -double(j) / double(half));
+  }
+  KeyOffset args() const {
+    if (half == 0) return {};
+    return {.offset = offset.data(),
+            .block_starts = block_starts.data(),
+            .in_block = in_block.data(),
+            .num_blocks = kBlocks,
+            .rotary_dim = 2 * half};
+  }
+  // RoPE of it at a position, one head.
+  std::vector<float> at(int64_t position, int64_t kv_head, int64_t head_dim) const {
+    std::vector<float> x(offset.begin() + kv_head * head_dim,
+                         offset.begin() + (kv_head + 1) * head_dim);
+    for (int64_t j = 0; j < half; ++j) {
+      const double cos = kFactor * std::cos(angle(position, j));
+      const double sin = kFactor * std::sin(angle(position, j));
+      const double a = x[std::size_t(j)], b = x[std::size_t(j + half)];
+      x[std::size_t(j)] = float(a * cos - b * sin);
+      x[std::size_t(j + half)] = float(b * cos + a * sin);
+    }
+    return x;
+  }
+
+  static constexpr int64_t kBlocks = 64;
+  static constexpr double kFactor = 1.25;
+  int64_t half;
+  std::vector<float> offset, block_starts, in_block;
+};
 
 // Random q, k and v for one sequence, every position with a query.
 struct Data {
@@ -64,6 +123,7 @@ std::vector<float> run(const Kernel<AttentionArgs>& kernel, const Problem& p, co
   int64_t num_rows = 0;
   for (const auto& segment : segments) num_rows += segment.num_rows;
   GuardedFloats out(num_rows * p.q_row());
+  const Offset offset(p);
   kernel.run({.q = q,
               .q_stride = p.q_row(),
               .out = out.data(),
@@ -74,7 +134,8 @@ std::vector<float> run(const Kernel<AttentionArgs>& kernel, const Problem& p, co
               .head_dim = p.head_dim,
               .scale = 1 / std::sqrt(static_cast<float>(p.head_dim)),
               .softcap = p.softcap,
-              .sliding_window = p.sliding_window},
+              .sliding_window = p.sliding_window,
+              .key_offset = offset.args()},
              owned.exec);
   EXPECT_TRUE(out.guards_intact());
   return out.values();
@@ -85,11 +146,13 @@ std::vector<float> run(const Kernel<AttentionArgs>& kernel, const Problem& p, co
 // data), shifts the softmax weights by that relative amount; the weighted sum over up to n
 // positions adds n eps in the worst case and sqrt(n) eps in practice. Exp and the merge of partial
 // results add a few eps. Formats with scales round q and, in each block, p to multiples of 1/32767
-// of the largest: uniform errors of variance 1/12. Through the score (|q| < 4.5 q_stddev, keys of
-// about 1) and through the sum over one block's 32 values of about 1.
+// of the largest: uniform errors of variance 1/12. An offset adds as many products, of its size.
+// Through the score (|q| < 4.5 q_stddev, keys of about 1) and through the sum over one block's 32
+// values of about 1.
 double tolerance(const Problem& p) {
-  const double score_error =
-      static_cast<double>(p.head_dim) * FLT_EPSILON * std::sqrt(double(p.head_dim)) * p.q_stddev;
+  const double key_size = p.offset_rotary_dim > 0 ? 1 + 2 * 1.25 * kOffsetStddev : 1;
+  const double score_error = static_cast<double>(p.head_dim) * FLT_EPSILON *
+                             std::sqrt(double(p.head_dim)) * p.q_stddev * key_size;
   const double int16_error =
       kv_has_scales(p.element) ? std::sqrt(1 / 12.0) / 32767 * (4.5 * p.q_stddev + std::sqrt(32.0))
                                : 0;
@@ -188,6 +251,57 @@ TEST(Attention, LongContextOnCodes) {
   }
 }
 
+TEST(Attention, KeysWithoutTheirOffset) {
+  for (const KvElement element : kElements) {
+    const int64_t head_dim = element == KvElement::kHiggs3 ? 80 : 72;
+    for (const int64_t rotary_dim : {int64_t{8}, int64_t{24}, head_dim}) {
+      const Problem p{.element = element,
+                      .num_tokens = 600,
+                      .num_heads = 6,
+                      .head_dim = head_dim,
+                      .offset_rotary_dim = rotary_dim};
+      expect_matches_reference(p, 0, 300);
+      expect_matches_reference(p, 270, 40);
+      expect_matches_reference(p, 599, 1);
+    }
+    expect_matches_reference({.element = element,
+                              .num_tokens = 400,
+                              .head_dim = 64,
+                              .softcap = 20,
+                              .sliding_window = 45,
+                              .offset_rotary_dim = 64},
+                             200, 100);
+  }
+}
+
+// The same as with keys that have it, in the cache or in the arguments.
+TEST(Attention, AnOffsetIsWhatTheKeysWouldHave) {
+  Problem p{.num_tokens = 300, .num_heads = 6, .head_dim = 32, .offset_rotary_dim = 24};
+  const Data data(p);
+  const Offset offset(p);
+  std::vector<float> k = data.k;
+  for (int64_t t = 0; t < p.num_tokens; ++t) {
+    for (int64_t h = 0; h < p.num_kv_heads; ++h) {
+      const std::vector<float> add = offset.at(t, h, p.head_dim);
+      for (int64_t j = 0; j < p.head_dim; ++j) {
+        k[std::size_t((t * p.num_kv_heads + h) * p.head_dim + j)] += add[std::size_t(j)];
+      }
+    }
+  }
+  PagedKv without(p.element, p.num_kv_heads, p.head_dim, data.k, data.v);
+  PagedKv with(p.element, p.num_kv_heads, p.head_dim, k, data.v);
+  Problem whole = p;
+  whole.offset_rotary_dim = 0;
+  for (const auto& kernel : runnable(attention_kernels())) {
+    SCOPED_TRACE(kernel.name);
+    const auto expected =
+        run(kernel, whole, data.q.data(), {{0, p.num_tokens, 0, with.views().data()}});
+    const auto actual =
+        run(kernel, p, data.q.data(), {{0, p.num_tokens, 0, without.views().data()}});
+    EXPECT_TRUE(all_close(actual, expected, 0, float(6 * tolerance(p))));
+  }
+}
+
 // Of the numbers that the codes stand for, rotated back where they are rotated, in plain fp32.
 TEST(Attention, OnCodesEqualsAttentionOnWhatTheyDecodeTo) {
   for (const KvElement element : kElements) {
@@ -231,7 +345,8 @@ TEST(Attention, ARowHasTheSameBitsAloneInAChunkInABatchAndOnAnyThreads) {
                         .num_tokens = 620,
                         .num_heads = 6,
                         .head_dim = ragged_head_dim(element),
-                        .sliding_window = window};
+                        .sliding_window = window,
+                        .offset_rotary_dim = window == 0 ? 0 : 16};
         Data data(p);
         SCOPED_TRACE(testing::Message() << kernel.name << " " << p);
         const int64_t row = p.q_row();
@@ -343,6 +458,16 @@ TEST(Attention, RefusesBadArguments) {
     ADD_FAILURE() << "q4 with a head_dim of 12";
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kUnsupported);
+  }
+  const std::vector<float> numbers(64, 0.0f);
+  const AttentionSegment behind{0, 1, 32, nullptr};
+  const KeyOffset offset{.offset = numbers.data(), .num_blocks = 1, .rotary_dim = 16};
+  EXPECT_TRUE(bad([&](AttentionArgs& a) { a.segments = {&behind, 1}, a.key_offset = offset; }));
+  for (const int64_t rotary_dim : {0, 3, 18}) {
+    EXPECT_TRUE(bad([&](AttentionArgs& a) {
+      a.key_offset = offset;
+      a.key_offset.rotary_dim = rotary_dim;
+    }));
   }
   const AttentionSegment segment{0, 1, -1, nullptr};
   EXPECT_TRUE(bad([&](AttentionArgs& a) { a.segments = {&segment, 1}; }));

@@ -48,6 +48,17 @@ void attention(const AttentionArgs& args, Exec& exec) {
       fail(ErrorCode::kInvalidArgument, "attention: segment of ", segment.num_rows,
            " rows from row ", segment.row_begin, " at position ", segment.first_position);
     }
+    const int64_t end = segment.first_position + segment.num_rows;
+    if (args.key_offset.offset != nullptr && end > args.key_offset.num_blocks * kBlockSize) {
+      fail(ErrorCode::kInvalidArgument, "attention: position ", end - 1, ", angles for ",
+           args.key_offset.num_blocks * kBlockSize);
+    }
+  }
+  const int64_t rotary_dim = args.key_offset.rotary_dim;
+  if (args.key_offset.offset != nullptr &&
+      (rotary_dim < 2 || rotary_dim % 2 != 0 || rotary_dim > args.head_dim)) {
+    fail(ErrorCode::kInvalidArgument, "attention: keys without ", rotary_dim, " rotated of ",
+         args.head_dim, " numbers");
   }
   check_kv_element(args.element, args.head_dim);
   // The fast versions read whole vectors of a head.

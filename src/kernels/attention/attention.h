@@ -29,6 +29,20 @@ struct AttentionSegment {
                                         // that no row sees are not touched and may be null
 };
 
+// What the keys of a cache are without: RoPE_p(offset) at position p, added where scores are taken.
+// Codes of keys whose biases are much larger than what tells them apart would be useless (Qwen2).
+// RoPE turns with the position, so the scores of an offset with one query are
+//   sum_j C_j cos(p f_j) + S_j sin(p f_j),  p = block start + i,
+// two small products for a block of tokens: C, S turned to its start, times cos(i f_j), sin(i f_j).
+struct KeyOffset {
+  const float* offset = nullptr;        // [num_kv_heads, head_dim], before RoPE; null: none
+  const float* block_starts = nullptr;  // [num_blocks, rotary_dim]: cos, then sin, of block starts
+  const float* in_block = nullptr;      // [rotary_dim, kBlockSize]: cos, then sin, of 0, 1, ...;
+                                        // times RoPE's attention factor
+  int64_t num_blocks = 0;
+  int64_t rotary_dim = 0;
+};
+
 struct AttentionArgs {
   const float* q = nullptr;  // [num_rows, num_heads, head_dim], row stride q_stride
   int64_t q_stride = 0;      // >= num_heads * head_dim; 0 means exactly that
@@ -42,6 +56,7 @@ struct AttentionArgs {
   float scale = 0;             // on q.k
   float softcap = 0;           // 0: none
   int64_t sliding_window = 0;  // 0: none
+  KeyOffset key_offset = {};
 };
 
 // Every row must have its own key and value in the cache already. Rows are independent: a row alone

@@ -48,6 +48,11 @@ struct AttentionTile {
   float* q_factor;     // [num_tokens * group]
   float* p_factor;     // [num_tokens * group]
   const KvGrid* grid;  // of a HIGGS format
+  // Of args.key_offset; null: none.
+  const KeyOffset* key_offset;
+  const float* offset_q;         // [num_tokens * group, rotary_dim]: C, then S (attention.h)
+  const float* offset_constant;  // [num_tokens * group]: what RoPE leaves alone
+  float* offset_turned;          // scratch, as offset_q
 };
 inline constexpr int64_t kUnpackSlack = 64;  // numbers, that a last vector may reach
 

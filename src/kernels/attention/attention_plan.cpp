@@ -67,7 +67,12 @@ int64_t choose_tile_tokens(const AttentionArgs& a, int num_threads) {
 class Plan {
  public:
   Plan(const AttentionArgs& args, const AttentionSteps& steps, Exec& exec)
-      : a_(args), steps_(steps), exec_(exec), group_(args.num_heads / args.num_kv_heads) {
+      : a_(args),
+        plain_q_(args.q),
+        plain_q_stride_(args.q_stride),
+        steps_(steps),
+        exec_(exec),
+        group_(args.num_heads / args.num_kv_heads) {
     const int num_threads = exec.threads.num_threads();
     tile_tokens_ = choose_tile_tokens(a_, num_threads);
     make_tiles();
@@ -75,6 +80,10 @@ class Plan {
     const int64_t rows = tile_tokens_ * group_;
     scratch_floats_ = rows * (a_.head_dim + kChunk) + 2 * state_floats(rows, a_.head_dim);
     scratch_ = exec.workspace.allocate_as<float>(num_threads * scratch_floats_);
+    if (a_.key_offset.offset != nullptr) {
+      offset_floats_ = round_up(rows * (2 * a_.key_offset.rotary_dim + 1));
+      offset_scratch_ = exec.workspace.allocate_as<float>(num_threads * offset_floats_);
+    }
     if (kv_is_plain(a_.element)) return;
     code_floats_ = round_up(rows) * 2;
     code_numbers_ = round_up(kBlockSize * a_.head_dim + kUnpackSlack) +
@@ -177,7 +186,14 @@ class Plan {
                        .p16 = nullptr,
                        .q_factor = nullptr,
                        .p_factor = nullptr,
-                       .grid = grid_};
+                       .grid = grid_,
+                       .key_offset = nullptr,
+                       .offset_q = nullptr,
+                       .offset_constant = nullptr,
+                       .offset_turned = nullptr};
+    if (offset_scratch_ != nullptr) {
+      set_key_offset(plan, offset_scratch_ + thread_idx * offset_floats_, tile);
+    }
     if (!kv_is_plain(a_.element)) {
       const int64_t rows = tile_tokens_ * group_;
       tile.unpacked = code_numbers_scratch_ + thread_idx * code_numbers_;
@@ -243,6 +259,31 @@ class Plan {
     }
   }
 
+  // What a tile's queries make of the keys' offset: C and S of each (attention.h).
+  void set_key_offset(const TilePlan& plan, float* memory, AttentionTile& tile) const {
+    const KeyOffset& key = a_.key_offset;
+    const int64_t half = key.rotary_dim / 2, num_rows = plan.num_tokens * group_;
+    const float* offset = key.offset + plan.kv_head * a_.head_dim;
+    float* constants = memory + num_rows * 2 * key.rotary_dim;
+    for (int64_t i = 0; i < num_rows; ++i) {
+      const int64_t row = plan.segment->row_begin + plan.first_token + i / group_;
+      const float* q =
+          plain_q_ + row * plain_q_stride_ + (plan.kv_head * group_ + i % group_) * a_.head_dim;
+      float* c = memory + i * key.rotary_dim;
+      for (int64_t j = 0; j < half; ++j) {
+        c[j] = (q[j] * offset[j] + q[j + half] * offset[j + half]) * a_.scale;
+        c[half + j] = (q[j + half] * offset[j] - q[j] * offset[j + half]) * a_.scale;
+      }
+      float constant = 0;
+      for (int64_t j = key.rotary_dim; j < a_.head_dim; ++j) constant += q[j] * offset[j];
+      constants[i] = constant * a_.scale;
+    }
+    tile.key_offset = &key;
+    tile.offset_q = memory;
+    tile.offset_turned = memory + num_rows * key.rotary_dim;
+    tile.offset_constant = constants;
+  }
+
   void finish(const TilePlan& plan, const AttentionState& total) const {
     for (int64_t token = 0; token < plan.num_tokens; ++token) {
       const int64_t row = plan.segment->row_begin + plan.first_token + token;
@@ -257,6 +298,8 @@ class Plan {
   }
 
   AttentionArgs a_;
+  const float* plain_q_;  // before rotate_q()
+  const int64_t plain_q_stride_;
   const AttentionSteps& steps_;
   Exec& exec_;
   int64_t group_;
@@ -268,6 +311,8 @@ class Plan {
   int64_t num_items_ = 0;
   float* scratch_ = nullptr;  // per thread: q, scores, two states
   int64_t scratch_floats_ = 0;
+  float* offset_scratch_ = nullptr;  // per thread: what set_key_offset() fills, and as much to turn
+  int64_t offset_floats_ = 0;
   // Formats that are codes: what AttentionTile asks for, per thread.
   float* code_scratch_ = nullptr;
   int64_t code_floats_ = 0;

@@ -13,6 +13,26 @@ int64_t first_seen(const AttentionArgs& a, int64_t position) {
   return a.sliding_window > 0 ? std::max<int64_t>(0, position - a.sliding_window + 1) : 0;
 }
 
+// q . RoPE_t(offset), of a query before the cache's own rotation.
+double offset_score(const AttentionArgs& a, const float* q, int64_t kv_head, int64_t t) {
+  const KeyOffset& key = a.key_offset;
+  const float* offset = key.offset + kv_head * a.head_dim;
+  const float* start = key.block_starts + t / kBlockSize * key.rotary_dim;
+  const int64_t half = key.rotary_dim / 2;
+  double score = 0;
+  for (int64_t j = 0; j < half; ++j) {
+    const double start_cos = start[j], start_sin = start[half + j];
+    const double step_cos = key.in_block[j * kBlockSize + t % kBlockSize];
+    const double step_sin = key.in_block[(half + j) * kBlockSize + t % kBlockSize];
+    const double cos = start_cos * step_cos - start_sin * step_sin;
+    const double sin = start_sin * step_cos + start_cos * step_sin;
+    score += double{q[j]} * (offset[j] * cos - offset[j + half] * sin) +
+             double{q[j + half]} * (offset[j + half] * cos + offset[j] * sin);
+  }
+  for (int64_t j = key.rotary_dim; j < a.head_dim; ++j) score += double{q[j]} * double{offset[j]};
+  return score;
+}
+
 // Scratch of one row and head.
 struct Scratch {
   double* scores;  // [longest]
@@ -25,8 +45,9 @@ void attend(const AttentionArgs& a, const AttentionSegment& segment, int64_t row
             const float* keys, const float* values, const Scratch& scratch) {
   const int64_t position = segment.first_position + row;
   const int64_t begin = first_seen(a, position);
-  std::copy_n(a.q + (segment.row_begin + row) * a.q_stride + head * a.head_dim, a.head_dim,
-              scratch.q);
+  const float* q = a.q + (segment.row_begin + row) * a.q_stride + head * a.head_dim;
+  const int64_t kv_head = head / (a.num_heads / a.num_kv_heads);
+  std::copy_n(q, a.head_dim, scratch.q);
   // (H q) . (H k) = q . k, and H (sum of p H v) = sum of p v: see kv_codes.h.
   if (kv_is_rotated(a.element)) kv_rotate(scratch.q, a.head_dim);
 
@@ -36,6 +57,7 @@ void attend(const AttentionArgs& a, const AttentionSegment& segment, int64_t row
     for (int64_t j = 0; j < a.head_dim; ++j) {
       dot += double{scratch.q[j]} * double{keys[t * a.head_dim + j]};
     }
+    if (a.key_offset.offset != nullptr) dot += offset_score(a, q, kv_head, t);
     double score = dot * double{a.scale};
     if (a.softcap > 0) score = double{a.softcap} * std::tanh(score / double{a.softcap});
     scratch.scores[t - begin] = score;

@@ -218,6 +218,37 @@ inline void softmax_row(float* scores, Visible see, float softcap, float& m, flo
   l = S::sum(sum);
 }
 
+// scores of rows [first, first + num_rows) and block `block` of the sequence += those of the keys'
+// offset.
+template <typename Traits>
+void add_key_offset(const AttentionTile& tile, int64_t block, int64_t first, int64_t num_rows,
+                    float* scores, typename Traits::Matrix& matrix) {
+  const KeyOffset& key = *tile.key_offset;
+  const int64_t half = key.rotary_dim / 2;
+  const float* start = key.block_starts + block * key.rotary_dim;
+  float* turned = tile.offset_turned + first * key.rotary_dim;
+  for (int64_t row = 0; row < num_rows; ++row) {
+    const float* c = tile.offset_q + (first + row) * key.rotary_dim;
+    float* to = turned + row * key.rotary_dim;
+    for (int64_t j = 0; j < half; ++j) {
+      to[j] = c[j] * start[j] + c[half + j] * start[half + j];
+      to[half + j] = c[half + j] * start[j] - c[j] * start[half + j];
+    }
+  }
+  product<Traits, KvElement::kF32>({.a = turned,
+                                    .a_stride = key.rotary_dim,
+                                    .b = key.in_block,
+                                    .b_stride = kBlockSize,
+                                    .begin = 0,
+                                    .end = key.rotary_dim,
+                                    .ahead = 0,
+                                    .c = scores,
+                                    .c_stride = kChunk,
+                                    .num_rows = num_rows,
+                                    .num_columns = kBlockSize},
+                                   matrix);
+}
+
 // How a block is read: numbers where they lie; E4M3 by way of bf16 in scratch; codes as integers.
 enum class BlockKind { kF32, kBF16, kE4M3, kCodes };
 
@@ -234,7 +265,7 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
   const int64_t end_block =
       (visible(tile, tile.num_tokens - 1, chunk_begin).to + kBlockSize - 1) / kBlockSize;
   if constexpr (kKind == BlockKind::kCodes) quantize_q<typename Traits::NarrowCodes>(tile);
-  [[maybe_unused]] typename Traits::Matrix matrix;
+  typename Traits::Matrix matrix;
 
   // Tokens [first, end) see something of block b; both grow with b.
   int64_t first = 0;
@@ -252,10 +283,16 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
     int64_t ahead = b + 1 < end_block ? distance(view.keys, (&view + 1)->keys)
                                       : distance(view.keys, (&view - b + first_block)->values);
     float* scores = tile.scores + first * group * kChunk + block_begin;
+    const bool has_offset = tile.key_offset != nullptr;
     for (int64_t row = 0; row < (end - first) * group; ++row) {
+      const auto before = S::set(has_offset ? tile.offset_constant[first * group + row] : 0.0f);
       for (int64_t j = 0; j < kBlockSize; j += S::kWidth) {
-        S::store(scores + row * kChunk + j, S::zero());
+        S::store(scores + row * kChunk + j, before);
       }
+    }
+    if (has_offset) {
+      add_key_offset<Traits>(tile, chunk_begin / kBlockSize + b, first * group,
+                             (end - first) * group, scores, matrix);
     }
     const std::byte* keys = static_cast<const std::byte*>(view.keys) + head_bytes;
     if constexpr (kKind == BlockKind::kCodes) {

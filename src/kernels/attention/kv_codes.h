@@ -45,6 +45,10 @@ constexpr bool kv_is_rotated(KvElement element) {
 constexpr bool kv_has_scales(KvElement element) {
   return element == KvElement::kInt8 || element == KvElement::kQ4 || kv_is_rotated(element);
 }
+// Such a cache has keys without their layer's biases (KeyOffset, attention.h).
+constexpr bool kv_drops_key_offset(KvElement element) {
+  return element != KvElement::kF32 && element != KvElement::kBF16;
+}
 constexpr int64_t kv_code_bits(KvElement element) {  // of one number
   switch (element) {
     case KvElement::kF32:
