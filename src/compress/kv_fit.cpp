@@ -205,7 +205,7 @@ void KvFitter::fit_ready_layers(Exec& exec) {
     const int64_t group = group_of_[index(layer)];
     if (!latents_.empty()) {
       if (groups_[index(group)].layers.back() >= num_added_) return;  // wait for the whole group
-      if (latents_[index(group)].size() == 0) fit_latent(group, exec);
+      if (groups_[index(group)].layers.front() == layer) fit_latent(group, exec);
     }
     with_context(str("layer ", layer), [&] { fit_layer(rows_of(layer), exec); });
     ++num_fitted_;
