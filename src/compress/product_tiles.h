@@ -1,6 +1,6 @@
-// add_product_block() by tiles of C. Tiles packs kProductDepth rows of a and b at a time as it reads
-// them, `depth` floats (rounded up to its kDepthStep) for each row and column of C, and multiplies
-// packed tiles: c [kTileRows, kTileColumns] += a^T b.
+// add_product_block() by tiles of C. Tiles packs kProductDepth rows of a and b at a time as it
+// reads them, `depth` floats (rounded up to its kDepthStep) for each row and column of C, and
+// multiplies packed tiles: c [kTileRows, kTileColumns] += a^T b.
 #pragma once
 #include "compress/product.h"
 
