@@ -1,8 +1,19 @@
-"""Rows of a table of results, kept as JSON lines while they are measured."""
+"""Rows of a table of results, kept as JSON lines while they are measured, and the program that measures them."""
 import json
 import os
+import shlex
+import subprocess
 import sys
 import threading
+
+
+def lathe(args, device, *words):
+    """Runs args.lathe with args.threads threads and returns what it printed as JSON; its error as RuntimeError."""
+    command = [args.lathe, *map(str, words), "--device", device, "--threads", str(args.threads), "--json"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode != 0:
+        raise RuntimeError(f"{shlex.join(command)}: {(run.stderr.strip().splitlines() or ['failed'])[-1]}")
+    return json.loads(run.stdout)
 
 
 class Journal:

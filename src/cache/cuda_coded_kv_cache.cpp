@@ -275,10 +275,8 @@ void CudaCodedKvCache::encode_run(int64_t first_block, int64_t num_blocks) {
     load_live_rows_cuda(rows_in(live_layer(layer), list(kLive), layer, is_value, first_block),
                         num_heads_, head_dim_, rows.num_rows, to, context_.stream(), mean);
   };
-  const auto num_groups = static_cast<int64_t>(latent_codes_.size());
   for (int64_t layer = 0; layer < num_layers_; ++layer) {
-    for (int64_t group = 0; group < num_groups; ++group) {
-      if (coder_.latents()[static_cast<std::size_t>(group)].layers.front() != layer) continue;
+    for (const int64_t group : coder_.latents_from(layer)) {
       coder_.encode_latent(group, rows, codes_of_latent(group, first_block), exact_.as<float>(),
                            load);
     }
@@ -295,12 +293,10 @@ void CudaCodedKvCache::encode_run(int64_t first_block, int64_t num_blocks) {
 // One layer of the listed blocks, to block blocks[i] of `to`. The state has the layers below.
 void CudaCodedKvCache::rebuild(int64_t layer, int64_t num_blocks, const KvCudaLayer& to,
                                const int32_t* blocks) {
-  const auto num_groups = static_cast<int64_t>(latent_codes_.size());
   for (int64_t first = 0; first < num_blocks; first += run_blocks_) {
     const CudaKvCoder::Run rows =
         run(first * kBlockSize, std::min(run_blocks_, num_blocks - first) * kBlockSize);
-    for (int64_t group = 0; group < num_groups; ++group) {
-      if (coder_.latents()[static_cast<std::size_t>(group)].layers.front() != layer) continue;
+    for (const int64_t group : coder_.latents_from(layer)) {
       coder_.decode_latent(group, rows, codes_of_latent(group, first));
     }
     for (const bool is_value : {false, true}) {

@@ -18,7 +18,10 @@ CudaKvCoder::CudaKvCoder(const KvCodecFile& file, CudaElement element, CudaConte
     : shape_(file.shape), element_(element), context_(context), slots_(plan_plane_slots(file)) {
   LATHE_CHECK(element == CudaElement::kF32 || element == CudaElement::kBF16);
   context_.use();
+  latents_from_.resize(static_cast<std::size_t>(file.num_layers()));
   for (const KvLatent& latent : file.latents) {
+    latents_from_[static_cast<std::size_t>(latent.layers.front())].push_back(
+        static_cast<int64_t>(latents_.size()));
     latents_.push_back(make_latent(file, latent));
     latent_column_.push_back(latent_columns_);
     latent_columns_ += latents_.back().stride;

@@ -63,6 +63,10 @@ class CudaKvCoder {
   CudaElement element() const { return element_; }
   int64_t row_bytes(int64_t layer, bool is_value) const { return plane(layer, is_value).row_bytes; }
   std::span<const Latent> latents() const { return latents_; }
+  // Those whose first layer this is: they come before its keys.
+  std::span<const int64_t> latents_from(int64_t layer) const {
+    return latents_from_[static_cast<std::size_t>(layer)];
+  }
 
   int64_t weight_bytes() const;
   int64_t state_bytes(int64_t num_rows) const;
@@ -117,7 +121,8 @@ class CudaKvCoder {
   PlaneSlots slots_;
   std::vector<Plane> keys_, values_;
   std::vector<Latent> latents_;
-  std::vector<int64_t> latent_column_;  // elements of a row before it, behind the slots
+  std::vector<std::vector<int64_t>> latents_from_;  // [num_layers]
+  std::vector<int64_t> latent_column_;              // elements of a row before it, behind the slots
   int64_t latent_columns_ = 0;
   int64_t largest_rank_ = 0;
   std::vector<DeviceBuffer> weights_;

@@ -195,8 +195,7 @@ KvCodesCuda CudaKvParker::codes_of_latent(int64_t group, std::byte* codes) const
 
 void CudaKvParker::decode_run(int64_t num_rows, std::byte* codes) {
   for (int64_t layer = 0; layer < num_layers_; ++layer) {
-    for (int64_t group = 0; group < num_groups(); ++group) {
-      if (coder_.latents()[static_cast<std::size_t>(group)].layers.front() != layer) continue;
+    for (const int64_t group : coder_.latents_from(layer)) {
       coder_.decode_latent(group, run(num_rows), codes_of_latent(group, codes));
     }
     for (const bool is_value : {false, true}) {
@@ -213,8 +212,7 @@ void CudaKvParker::encode_run(int64_t num_rows, std::byte* codes) {
   };
   float* exact = exact_.as<float>();
   for (int64_t layer = 0; layer < num_layers_; ++layer) {
-    for (int64_t group = 0; group < num_groups(); ++group) {
-      if (coder_.latents()[static_cast<std::size_t>(group)].layers.front() != layer) continue;
+    for (const int64_t group : coder_.latents_from(layer)) {
       coder_.encode_latent(group, run(num_rows), codes_of_latent(group, codes), exact, load);
     }
     for (const bool is_value : {false, true}) {

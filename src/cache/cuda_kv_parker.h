@@ -53,7 +53,6 @@ class CudaKvParker final : public PieceParker {
             .num_rows = num_rows,
             .scratch = scratch_.as<float>()};
   }
-  int64_t num_groups() const { return static_cast<int64_t>(latent_offset_.size()); }
   KvCodesCuda codes_at(int64_t offset, int64_t row_bytes, std::byte* codes) const;
   KvCodesCuda codes_of(int64_t layer, bool is_value, std::byte* codes) const;
   KvCodesCuda codes_of_latent(int64_t group, std::byte* codes) const;

@@ -44,8 +44,6 @@ class Decoder final : public Model {
   struct Rotations {
     RopeRows full;
     RopeRows sliding;
-    const RotationBlocks* full_blocks;
-    const RotationBlocks* sliding_blocks;
   };
 
   float* embed(const ForwardBatch& batch, Exec& exec);
@@ -190,8 +188,7 @@ float* Decoder::embed(const ForwardBatch& batch, Exec& exec) {
 Decoder::Rotations Decoder::rotations(const ForwardBatch& batch, Exec& exec) {
   const StageTimer timer(profile_, Stage::kRope);
   const RopeRows full = rope_rows(rope_full_, batch.positions, exec);
-  return {full, has_two_ropes_ ? rope_rows(rope_sliding_, batch.positions, exec) : full,
-          &blocks_full_, has_two_ropes_ ? &blocks_sliding_ : &blocks_full_};
+  return {full, has_two_ropes_ ? rope_rows(rope_sliding_, batch.positions, exec) : full};
 }
 
 void Decoder::run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Exec& exec) {
@@ -207,7 +204,7 @@ void Decoder::run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Ex
           .cache = cache,
           .cache_layer = layer.index,
           .profile = profile_,
-          .rotation_blocks = layer.is_sliding ? rope.sliding_blocks : rope.full_blocks,
+          .rotation_blocks = layer.is_sliding && has_two_ropes_ ? &blocks_sliding_ : &blocks_full_,
           .collective = collective_};
       forward_layer(layer, step, x, static_cast<int64_t>(batch.token_ids.size()), exec);
     }

@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "kernels/attention/sm90_memory.cuh"
 #include "kernels/linear/block_scaled_tiles.h"
 #include "kernels/linear/linear_fp4_sm120.h"
 #include "tensor/cuda_check.h"
@@ -14,6 +15,10 @@ namespace lathe {
 namespace {
 
 using namespace block_scaled;
+// Instructions that compute capability 12.0 has, too.
+using sm90::async_copy;
+using sm90::load_four;
+using sm90::load_matrices;
 
 // 68 or 72 KiB of the 99 KiB that a block of sm_120 may have.
 constexpr int kStages = 4;
@@ -34,30 +39,12 @@ struct Args {
 
 constexpr int group_of(ScaleType scale) { return scale == ScaleType::kE8M0 ? 32 : 16; }
 
-// 16 bytes to shared memory; zeros, and nothing read, where `is_inside` is false.
-__device__ __forceinline__ void copy_async(uint32_t to, const std::byte* from, bool is_inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(is_inside ? 16 : 0)
-               : "memory");
-}
 __device__ __forceinline__ void copy_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 template <int kPending>
 __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-__device__ __forceinline__ void load_four(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
 }
 
 // d += (a * scales) (b * scales). kByte: where the scales begin in their 32 bits.
@@ -96,8 +83,8 @@ __device__ __forceinline__ void copy_stage(const Args& a, const int64_t (&first_
     for (int i = 0; i < kCodeCopies; ++i) {
       const Copy copy =
           code_copy(operand, thread, i, first_rows[operand], from.rows, a.k / 2, stage);
-      copy_async(slot + copy.target, from.codes + (copy.is_inside ? copy.source : 0),
-                 copy.is_inside);
+      async_copy(slot + copy.target, from.codes + (copy.is_inside ? copy.source : 0),
+                 copy.is_inside ? 16 : 0);
     }
   }
   if (thread < scale_copies(kGroup)) {
@@ -106,7 +93,8 @@ __device__ __forceinline__ void copy_stage(const Args& a, const int64_t (&first_
     const Copy copy = scale_copy(thread, kGroup, operand == 0 ? first_rows[0] : first_rows[1],
                                  (a.k + kTileCodes - 1) / kTileCodes, stage);
     const std::byte* scales = operand == 0 ? a.operands[0].scales : a.operands[1].scales;
-    copy_async(slot + copy.target, scales + (copy.is_inside ? copy.source : 0), copy.is_inside);
+    async_copy(slot + copy.target, scales + (copy.is_inside ? copy.source : 0),
+               copy.is_inside ? 16 : 0);
   }
 }
 
