@@ -11,12 +11,7 @@
 #include <cstdint>
 
 #include "kernels/attention/kv_layout.h"
-
-#ifdef __CUDACC__
-#define LATHE_HOST_DEVICE __host__ __device__
-#else
-#define LATHE_HOST_DEVICE
-#endif
+#include "tensor/host_device.h"
 
 namespace lathe {
 

@@ -30,11 +30,7 @@
 #pragma once
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define LATHE_HOST_DEVICE __host__ __device__
-#else
-#define LATHE_HOST_DEVICE
-#endif
+#include "tensor/host_device.h"
 
 namespace lathe::block_scaled {
 

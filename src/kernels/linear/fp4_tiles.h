@@ -29,6 +29,8 @@
 #pragma once
 #include <cstdint>
 
+#include "tensor/host_device.h"
+
 namespace lathe {
 
 inline constexpr int kTileRows = 64;
@@ -43,12 +45,6 @@ struct TilePlace {
   int word;    // 0..3
   int index;   // 0..7: A0..A3, B0..B3
 };
-
-#ifdef __CUDACC__
-#define LATHE_HOST_DEVICE __host__ __device__
-#else
-#define LATHE_HOST_DEVICE
-#endif
 
 // row, column: within the tile, 0..63.
 LATHE_HOST_DEVICE constexpr TilePlace tile_place(Fp4Order order, int row, int column) {
