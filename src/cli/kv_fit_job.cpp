@@ -74,6 +74,9 @@ void add_kv_codec_flags(CLI::App& command, KvCodecFlags& flags) {
       ->capture_default_str();
   command.add_flag("--latent-values", flags.latent_values,
                    "latent: made of keys and values instead of keys");
+  add("--value-inputs", flags.value_inputs,
+      "latent: what values are predicted from: keys-latent or latent", "NAME")
+      ->capture_default_str();
   add("--grid-dim", flags.grid_dim, "Numbers that share a codeword: 1, 2, or 4 with --bits 2", "N")
       ->capture_default_str();
   add("--first-layer-bits", flags.first_layer_bits,
@@ -125,6 +128,16 @@ KvFitOptions kv_fit_options(const KvCodecFlags& flags) {
         ErrorCode::kInvalidArgument,
         "--key-inputs keys: with --variant latent keys are predicted from the latent; name another "
         "variant");
+  }
+  if (flags.value_inputs != "keys-latent" && flags.value_inputs != "latent") {
+    fail(ErrorCode::kInvalidArgument, "--value-inputs ", flags.value_inputs,
+         ": unknown; choose keys-latent or latent");
+  }
+  options.values_from_keys = flags.value_inputs == "keys-latent";
+  if (!options.values_from_keys && (options.method != KvFitMethod::kAqua ||
+                                    options.variant != KvFitVariant::kLatent)) {
+    fail(ErrorCode::kInvalidArgument,
+         "--value-inputs latent: only --variant latent has a latent");
   }
   options.predict_keys = !flags.no_key_predictor;
   options.predict_values = !flags.no_value_predictor;

@@ -24,6 +24,7 @@ struct KvCodecFlags {
   int latent_bits = 4;
   bool latent_values = false;
   std::string key_inputs = "keys-values";
+  std::string value_inputs = "keys-latent";
   bool no_key_predictor = false;
   bool no_value_predictor = false;
   bool no_mean = false;

@@ -307,7 +307,9 @@ void KvFitter::fit_layer(LayerRows& rows, Exec& exec) {
   fit_plane(rows, KvSide::kKeys, key_sources, has_prediction && options_.predict_keys, exec);
 
   if (has_prediction) {
-    value_sources.push_back(rows_source(layer, Kind::kKeys));
+    if (latents_.empty() || options_.values_from_keys) {
+      value_sources.push_back(rows_source(layer, Kind::kKeys));
+    }
     if (base >= 0) value_sources.push_back(rows_source(base, Kind::kValues));
     if (!latents_.empty()) value_sources.push_back(key_sources.back());
   }

@@ -58,6 +58,7 @@ struct KvFitOptions {
   bool predict_keys = true;
   bool predict_values = true;
   bool keys_from_values = true;  // dense and its kin: V^ of the layer below as an input of keys
+  bool values_from_keys = true;  // latent: K^ of the layer as an input of values, beside the latent
   bool mean = true;              // what nothing predicts is coded less its mean
   bool exact_inputs = false;     // fit on exact rows: predictors that do not know the quantizer
   bool hadamard = true;          // off: static per-channel scales of the residual instead
