@@ -493,10 +493,10 @@ void latents(int64_t num_sequences, int64_t context, int64_t rank, double peak) 
   const DeviceBuffer points = DeviceBuffer::from_host(grid.points, grid.num_points * grid.dim * 4);
   const DeviceBuffer latent_points =
       DeviceBuffer::from_host(latent_grid.points, latent_grid.num_points * 4);
-  const DeviceBuffer u = halves(kWidth * rank, 1, 0.03f), b = halves(kWidth * kWidth, 2, 0.01f),
+  const DeviceBuffer image = halves(kKvHeads * (kHeadDim + rank) * kHeadDim, 1, 0.03f),
                      q = halves(num_sequences * kHeads * kHeadDim, 3, 1),
-                     absorbed = numbers(kWidth * rank, 4, 0.03f), bias = numbers(kWidth, 5, 1),
-                     step = numbers(rank, 6, 1), cos = numbers(context * kHeadDim / 2, 7, 0.7f),
+                     value_weight = numbers(kWidth * rank, 4, 0.03f), bias = numbers(kWidth, 5, 1),
+                     cos = numbers(context * kHeadDim / 2, 7, 0.7f),
                      sin = numbers(context * kHeadDim / 2, 8, 0.7f);
   // Further layers than fit into the L2.
   std::vector<DeviceBuffer> codes[3];
@@ -508,50 +508,49 @@ void latents(int64_t num_sequences, int64_t context, int64_t rank, double peak) 
                                          static_cast<uint64_t>(10 + layer * 3 + part)));
     }
   }
-  std::vector<int32_t> table,
-      lengths(static_cast<std::size_t>(num_sequences), static_cast<int32_t>(context));
+  std::vector<int32_t> table, query_begin = {0},
+                              positions(static_cast<std::size_t>(num_sequences),
+                                        static_cast<int32_t>(context - 1)),
+                              sinks(static_cast<std::size_t>(blocks), -1);
   for (int64_t i = 0; i < blocks; ++i) {
     table.push_back(static_cast<int32_t>(i * (blocks % 7919 == 0 ? 1 : 7919) % blocks));
   }
-  const DeviceBuffer device_table = DeviceBuffer::from_host(table.data(), blocks * 4);
-  const DeviceBuffer device_lengths = DeviceBuffer::from_host(lengths.data(), num_sequences * 4);
-  const auto rows_format = [&](const DeviceBuffer& row_bias) {
-    return KvRowsCudaFormat{.num_heads = kKvHeads,
-                            .head_dim = kHeadDim,
-                            .grid_dim = static_cast<int>(grid.dim),
-                            .num_points = static_cast<int>(grid.num_points),
-                            .code_bits = grid.code_bits,
-                            .points = points.as<float>(),
-                            .bias = row_bias.as<float>()};
+  for (int64_t s = 0; s < num_sequences; ++s) {
+    query_begin.push_back(static_cast<int32_t>(s + 1));
+  }
+  const auto upload = [](const std::vector<int32_t>& v) {
+    return DeviceBuffer::from_host(v.data(), static_cast<int64_t>(v.size() * 4));
   };
-  DeviceBuffer out(num_sequences * kHeads * kHeadDim * 4), log_sum(num_sequences * kHeads * 4);
-  LatentAttentionCudaArgs args = {.key = rows_format(bias),
-                                  .value = rows_format(bias),
-                                  .latent = {.rank = static_cast<int>(rank),
-                                             .bits = 4,
-                                             .points = latent_points.as<float>(),
-                                             .step = step.as<float>()},
-                                  .rank_stride = rank,
-                                  .key_weight = u.data(),
-                                  .value_key_weight = b.data(),
-                                  .absorbed_latent = absorbed.as<float>(),
-                                  .absorbed_bias = bias.as<float>(),
-                                  .blocks = device_table.as<int32_t>(),
-                                  .table_stride = context / kBlockSize,
-                                  .num_tokens = device_lengths.as<int32_t>(),
-                                  .num_sequences = num_sequences,
-                                  .max_tokens = context,
-                                  .num_sinks = 4,
-                                  .cos = cos.as<float>(),
-                                  .sin = sin.as<float>(),
-                                  .rotary_dim = kHeadDim,
-                                  .q = q.data(),
+  const DeviceBuffer device_table = upload(table), device_positions = upload(positions),
+                     device_begin = upload(query_begin), device_sinks = upload(sinks);
+  const CudaBatch batch = {.positions = device_positions.as<int32_t>(),
+                           .query_begin = device_begin.as<int32_t>(),
+                           .block_tables = device_table.as<int32_t>(),
+                           .table_stride = context / kBlockSize,
+                           .num_rows = num_sequences,
+                           .num_sequences = num_sequences,
+                           .max_rows_per_sequence = 1,
+                           .max_context = context};
+  LatentKvCuda kv = {.rank = rank,
+                     .key_image = image.data(),
+                     .key_bias = bias.as<float>(),
+                     .value_weight = value_weight.as<float>(),
+                     .value_bias = bias.as<float>(),
+                     .points = points.as<float>(),
+                     .latent_points = latent_points.as<float>(),
+                     .num_coded_blocks = blocks,
+                     .sink_blocks = device_sinks.as<int32_t>(),
+                     .cos = cos.as<float>(),
+                     .sin = sin.as<float>()};
+  DeviceBuffer out(num_sequences * kHeads * kHeadDim * 2);
+  LatentAttentionCudaArgs args = {.q = q.data(),
                                   .q_stride = kHeads * kHeadDim,
+                                  .out = out.data(),
                                   .num_heads = kHeads,
-                                  .scale = 0.088f,
-                                  .out = out.as<float>(),
-                                  .log_sum = log_sum.as<float>()};
-  DeviceBuffer workspace(latent_attention_workspace_floats(args) * 4);
+                                  .num_kv_heads = kKvHeads,
+                                  .head_dim = kHeadDim,
+                                  .scale = 0.088f};
+  DeviceBuffer workspace(latent_attention_workspace_floats(args, batch, kv) * 4);
   args.workspace = workspace.as<float>();
   const double us = time_us(std::max(8, 2 * static_cast<int>(num_layers)), [&](int i,
                                                                                CudaStream s) {
@@ -560,9 +559,8 @@ void latents(int64_t num_sequences, int64_t context, int64_t rank, double peak) 
       return KvCodesCuda{
           .data = codes[part][layer].data(), .block_stride = kBlockSize * size, .row_bytes = size};
     };
-    args.latent_codes = place(0, latent_row);
-    args.key_codes = place(1, row), args.value_codes = place(2, row);
-    latent_attention_cuda(args, s);
+    kv.latents = place(0, latent_row), kv.keys = place(1, row), kv.values = place(2, row);
+    latent_attention_cuda(args, batch, kv, s);
   });
   std::printf("latents, %2ld x %6ld, rank %3ld, %.3f bits %8.2f us %5.0f GB/s %5.1f %%\n",
               num_sequences, context, rank,

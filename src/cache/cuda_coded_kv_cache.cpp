@@ -121,7 +121,39 @@ CudaCodedKvCache::CudaCodedKvCache(const ModelConfig& config, const KvCodecFile&
   int32_t* const numbers = host_ints_.data() + kNumLists * capacity() + 1;
   std::iota(numbers, numbers + capacity(), 0);
   upload_ints();
+  prepare_codes(file, config);
   context_.synchronize();
+}
+
+void CudaCodedKvCache::prepare_codes(const KvCodecFile& file, const ModelConfig& config) {
+  const auto& sliding = config.layer_is_sliding;
+  const bool is_plain = config.attention_softcap == 0 &&
+                        std::none_of(sliding.begin(), sliding.end(), [](bool x) { return x; }) &&
+                        element_ == KvCudaElement::kBF16 &&
+                        std::all_of(rotary_dim_.begin(), rotary_dim_.end(),
+                                    [&](int64_t dim) { return dim == rotary_dim_.front(); });
+  if (!is_plain ||
+      !coder_.prepare_latent_attention(file, config.num_heads, rotary_dim_.front())) {
+    return;
+  }
+  host_sinks_.assign(static_cast<std::size_t>(capacity()), -1);
+  sinks_ = DeviceBuffer::from_host(host_sinks_.data(), capacity() * 4);
+  for (int64_t layer_idx = 0; layer_idx < num_layers_; ++layer_idx) {
+    const auto i = static_cast<std::size_t>(layer_idx);
+    const float* cos = rotations_.as<float>() + rotation_of_[i];
+    LatentKvCuda kv = coder_.latent_kv(layer_idx);
+    kv.latents = codes_of_latent(coder_.latent_of_layer(layer_idx), 0);
+    kv.keys = codes_of(layer_idx, false, 0);
+    kv.values = codes_of(layer_idx, true, 0);
+    kv.num_coded_blocks = capacity();
+    kv.exact = layer(layer_idx);
+    kv.sink_blocks = sinks_.as<int32_t>();
+    kv.first_live = capacity() + layer_idx * num_blocks();
+    kv.num_sinks = policy().num_sinks;
+    kv.cos = cos;
+    kv.sin = cos + num_positions_ * (rotary_dim_[i] / 2);
+    layer_codes_.push_back(kv);
+  }
 }
 
 CudaCodedKvCache::~CudaCodedKvCache() { cudaStreamSynchronize(context_.stream()); }
@@ -332,9 +364,38 @@ void CudaCodedKvCache::wake_blocks(std::span<const Rebuilt> blocks, const BlockI
 
 void CudaCodedKvCache::start_step(Exec&) {
   context_.use();
+  attends_to_codes_ =
+      !layer_codes_.empty() && std::all_of(rows().begin(), rows().end(), [](const KvRows& own) {
+        return own.num_rows == 1;
+      });
+  num_padded_ = 0;
+  if (attends_to_codes_) {
+    send_sinks();
+    return;
+  }
   const auto num_blocks = static_cast<int64_t>(rebuilt().size());
-  num_padded_ = num_blocks == 0 ? 0 : std::min(padded_blocks(num_blocks), capacity());
-  if (num_blocks > 0) list_rebuilt(rebuilt(), nullptr);
+  if (num_blocks == 0) return;
+  num_padded_ = std::min(padded_blocks(num_blocks), capacity());
+  list_rebuilt(rebuilt(), nullptr);
+}
+
+// Where the exact first tokens of the step's sequences lie; from one step to the next it is mostly
+// the same.
+void CudaCodedKvCache::send_sinks() {
+  bool changed = false;
+  for (const Rebuilt& block : rebuilt()) {
+    int32_t& known = host_sinks_[static_cast<std::size_t>(block.coded)];
+    changed = changed || known != block.sink_block;
+    known = block.sink_block;
+  }
+  if (!changed) return;
+  cuda_check(cudaMemcpyAsync(sinks_.data(), host_sinks_.data(), host_sinks_.size() * 4,
+                             cudaMemcpyHostToDevice, context_.stream()),
+             "copying to the GPU");
+}
+
+const LatentKvCuda* CudaCodedKvCache::codes(int64_t layer) {
+  return attends_to_codes_ ? &layer_codes_[static_cast<std::size_t>(layer)] : nullptr;
 }
 
 KvCudaTables CudaCodedKvCache::start_layers(const CudaBatch& batch, int32_t* memory) {

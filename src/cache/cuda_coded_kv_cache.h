@@ -5,8 +5,9 @@
 //   codes          [layer][keys, values][coded block][kBlockSize rows] | [latent][coded block]...
 //   state          rows as the next layers are predicted from them (cuda_kv_coder.h)
 //
-// Before attention at a layer, all coded blocks that the step reads are rebuilt into the rebuilt
-// blocks, each once. Live and rebuilt blocks stand behind one address, so the numbers in a block
+// Where the codec allows it, a step of single rows attends to codes as they lie
+// (latent_attention_cuda.h). Else, before attention at a layer, all coded blocks that the step reads
+// are rebuilt into the rebuilt blocks, each once. Live and rebuilt blocks stand behind one address, so the numbers in a block
 // table say which is meant; every layer has its own table. Nothing of it is allocated in a step.
 #pragma once
 #include <cstdint>
@@ -46,12 +47,14 @@ class CudaCodedKvCache final : public CodedCache, public CudaKvLayers {
   KvCudaLayer layer(int64_t layer) override;
   int64_t cache_id() const override { return cache_id_; }
   int32_t table_entry(BlockId id) const override {
-    return id >= 0 ? static_cast<int32_t>(num_coded_blocks() + id) : slot_of_coded(~id);
+    if (id >= 0) return static_cast<int32_t>(num_coded_blocks() + id);
+    return attends_to_codes_ ? ~id : slot_of_coded(~id);
   }
   int64_t num_rebuilt_blocks() const override { return num_padded_; }
   int64_t table_ints(int64_t count) const override { return num_layers_ * count; }
   KvCudaTables start_layers(const CudaBatch& batch, int32_t* memory) override;
   void prepare_layer(int64_t layer) override;
+  const LatentKvCuda* codes(int64_t layer) override;
 
  private:
   // What a list of blocks is on the device, as places in ints_.
@@ -72,6 +75,8 @@ class CudaCodedKvCache final : public CodedCache, public CudaKvLayers {
   const int32_t* sink_count() const { return ints_.as<int32_t>() + kNumLists * capacity(); }
   const int32_t* identity() const { return sink_count() + 1; }
   void list_rebuilt(std::span<const Rebuilt> blocks, const BlockId* to);
+  void send_sinks();
+  void prepare_codes(const KvCodecFile& file, const ModelConfig& config);
   void send_lists(int64_t num_blocks, int64_t num_sinks);
   CudaKvCoder::Run run(int64_t first_row, int64_t num_rows);
   KvCodesCuda codes_of(int64_t layer, bool is_value, int64_t first_block);
@@ -101,6 +106,12 @@ class CudaCodedKvCache final : public CodedCache, public CudaKvLayers {
   DeviceBuffer rotations_;  // [different ropes][cos, sin][num_positions, rotary_dim / 2]
   DeviceBuffer ints_;       // lists, the number of sinks, 0, 1, 2, ...
   std::vector<int32_t> host_ints_;
+
+  // Attention to codes as they lie, in steps of one row a sequence; empty: not with this codec.
+  std::vector<LatentKvCuda> layer_codes_;
+  bool attends_to_codes_ = false;        // in the step in progress
+  DeviceBuffer sinks_;                   // LatentKvCuda::sink_blocks
+  std::vector<int32_t> host_sinks_;      // what is there
   int64_t num_padded_ = 0;  // blocks that the step in progress rebuilds
 };
 

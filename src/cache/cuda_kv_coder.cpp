@@ -169,6 +169,57 @@ CudaKvCoder::Latent CudaKvCoder::make_latent(const KvCodecFile& file, const KvLa
   return made;
 }
 
+// --- attention to codes -------------------------------------------------------------------------
+
+bool CudaKvCoder::prepare_latent_attention(const KvCodecFile& file, int64_t num_heads,
+                                           int64_t rotary_dim) {
+  const auto from_latent_alone = [](const KvPlane& plane) {
+    const KvPredictor& predictor = plane.predictor;
+    return predictor.weight == KvPredictor::Weight::kDense && predictor.inputs.size() == 1 &&
+           predictor.inputs.front().kind == KvPredictorInput::Kind::kLatent;
+  };
+  for (std::size_t i = 0; i < file.keys.size(); ++i) {
+    const KvPlane &keys = file.keys[i], &values = file.values[i];
+    if (!from_latent_alone(keys) || !from_latent_alone(values) ||
+        keys.predictor.inputs.front().index != values.predictor.inputs.front().index) {
+      return false;
+    }
+    const KvLatent& latent =
+        file.latents[static_cast<std::size_t>(keys.predictor.inputs.front().index)];
+    if (!can_attend_to_latents({.shape = shape_,
+                                .key_format = keys.format,
+                                .value_format = values.format,
+                                .with_sigma = !keys.sigma.empty() || !values.sigma.empty(),
+                                .rank = latent.rank,
+                                .latent_bits = latent.bits,
+                                .rotary_dim = rotary_dim,
+                                .num_heads = num_heads})) {
+      return false;
+    }
+  }
+  context_.use();
+  for (std::size_t i = 0; i < file.keys.size(); ++i) {
+    const KvPredictor &keys = file.keys[i].predictor, &values = file.values[i].predictor;
+    const auto group = static_cast<std::size_t>(keys.inputs.front().index);
+    const KvLatent& latent = file.latents[group];
+    const float* step = latent.sigma.data();
+    const std::vector<uint16_t> image =
+        latent_key_image(shape_, latent.rank, keys.w1.data(), step);
+    weights_.push_back(
+        DeviceBuffer::from_host(image.data(), static_cast<int64_t>(image.size() * 2)));
+    latent_kvs_.push_back(
+        {.rank = latent.rank,
+         .key_image = weights_.back().data(),
+         .key_bias = keys_[i].format.bias,
+         .value_weight =
+             upload(latent_value_weight(shape_, latent.rank, values.w1.data(), step)),
+         .value_bias = values_[i].format.bias,
+         .points = keys_[i].format.points,
+         .latent_points = latents_[group].format.points});
+  }
+  return true;
+}
+
 // --- sizes --------------------------------------------------------------------------------------
 
 int64_t CudaKvCoder::weight_bytes() const {

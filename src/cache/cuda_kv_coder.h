@@ -16,6 +16,7 @@
 
 #include "cache/plane_slots.h"
 #include "formats/kv_codec_file.h"
+#include "kernels/attention/latent_attention_cuda.h"
 #include "kernels/cuda_context.h"
 #include "kernels/kv_rows/kv_rows_cuda.h"
 #include "tensor/device_buffer.h"
@@ -66,6 +67,19 @@ class CudaKvCoder {
   // Those whose first layer this is: they come before its keys.
   std::span<const int64_t> latents_from(int64_t layer) const {
     return latents_from_[static_cast<std::size_t>(layer)];
+  }
+
+  // Whether attention can read every layer's codes as they lie, by so many query heads, keys
+  // turned as `rope` says: all planes of all layers predicted from a latent alone, and what
+  // can_attend_to_latents() asks. Then latent_kv() has each layer's weights.
+  bool prepare_latent_attention(const KvCodecFile& file, int64_t num_heads, int64_t rotary_dim);
+  // Weights and tables of codes; where codes and exact tokens lie is for the caller to add.
+  const LatentKvCuda& latent_kv(int64_t layer) const {
+    return latent_kvs_[static_cast<std::size_t>(layer)];
+  }
+  // The latent that a layer's planes are predicted from, behind prepare_latent_attention().
+  int64_t latent_of_layer(int64_t layer) const {
+    return keys_[static_cast<std::size_t>(layer)].products.front().input.index;
   }
 
   int64_t weight_bytes() const;
@@ -121,6 +135,7 @@ class CudaKvCoder {
   PlaneSlots slots_;
   std::vector<Plane> keys_, values_;
   std::vector<Latent> latents_;
+  std::vector<LatentKvCuda> latent_kvs_;  // [num_layers], or none
   std::vector<std::vector<int64_t>> latents_from_;  // [num_layers]
   std::vector<int64_t> latent_column_;              // elements of a row before it, behind the slots
   int64_t latent_columns_ = 0;

@@ -5,6 +5,7 @@
 
 #include "cache/block_pool.h"
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/latent_attention_cuda.h"
 
 namespace lathe {
 
@@ -42,6 +43,9 @@ class CudaKvLayers {
   }
   // Enqueues what the layer's blocks need before attention reads them. Layers in ascending order.
   virtual void prepare_layer(int64_t) {}
+  // Where the step in progress attends to codes as they lie, instead of to layer(): the layer's
+  // codes, for latent_attention_cuda(). Null: it does not.
+  virtual const LatentKvCuda* codes(int64_t) { return nullptr; }
 };
 
 }  // namespace lathe

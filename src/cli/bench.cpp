@@ -218,7 +218,7 @@ void add_bench_command(CLI::App& app, Invocation& invocation) {
   command
       ->add_option("--kv-variant", flags->kv_variant,
                    "With --random-weights and --kv aqua2 or the like: the cache's codec, made up: "
-                   "dense, low-rank, block-diagonal, latent, mean, none")
+                   "dense, low-rank, block-diagonal, latent, latent-alone, mean, none")
       ->capture_default_str()
       ->type_name("VARIANT");
   add_draft_flags(*command, flags->draft);

@@ -200,7 +200,7 @@ void add_bench_kv_command(CLI::App& bench, Invocation& invocation) {
   command
       ->add_option("--variants", flags->variants,
                    "Without --kv-codec, made-up codecs of the model's shape: dense, low-rank, "
-                   "block-diagonal, latent, mean, none (default: dense)")
+                   "block-diagonal, latent, latent-alone, mean, none (default: dense)")
       ->type_name("NAME,...")
       ->delimiter(',');
   const auto add = [&](const char* name, auto& value, const char* help) {

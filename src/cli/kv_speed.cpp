@@ -249,20 +249,23 @@ KvCodecFile made_up_kv_codec(const ModelConfig& config, const std::string& varia
   Weight weight = Weight::kDense;
   if (variant == "low-rank") weight = Weight::kLowRank;
   if (variant == "block-diagonal") weight = Weight::kBlockDiagonal;
-  if (variant == "latent") add_latents(file, config.num_layers);
+  const bool latent = variant == "latent" || variant == "latent-alone";
+  if (latent) add_latents(file, config.num_layers);
   const bool chain = variant == "dense" || variant == "low-rank" || variant == "block-diagonal";
-  if (!chain && variant != "latent" && variant != "mean" && variant != "none") {
+  if (!chain && !latent && variant != "mean" && variant != "none") {
     fail(ErrorCode::kInvalidArgument, "variant '", variant.substr(0, 40),
-         "' is not one of dense, low-rank, block-diagonal, latent, mean, none");
+         "' is not one of dense, low-rank, block-diagonal, latent, latent-alone, mean, none");
   }
   for (int64_t l = 0; l < config.num_layers; ++l) {
     KvPlane& key = file.keys[static_cast<std::size_t>(l)];
     KvPlane& value = file.values[static_cast<std::size_t>(l)];
     if (variant == "mean" || (chain && l == 0)) {
       key.predictor = value.predictor = made_up_predictor(file, Weight::kNone, {});
-    } else if (variant == "latent") {
-      key.predictor = made_up_predictor(file, weight, {{Kind::kLatent, l / 4}});
-      value.predictor = made_up_predictor(file, weight, {{Kind::kKeys, l}, {Kind::kLatent, l / 4}});
+    } else if (latent) {
+      std::vector<KvPredictorInput> inputs = {{Kind::kLatent, l / 4}};
+      key.predictor = made_up_predictor(file, weight, inputs);
+      if (variant == "latent") inputs.insert(inputs.begin(), {Kind::kKeys, l});
+      value.predictor = made_up_predictor(file, weight, inputs);
     } else if (chain) {
       key.predictor = made_up_predictor(file, weight, {{Kind::kKeys, l - 1}});
       value.predictor = made_up_predictor(file, weight, {{Kind::kKeys, l}, {Kind::kValues, l - 1}});

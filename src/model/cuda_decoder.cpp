@@ -430,6 +430,7 @@ void CudaDecoder::run_layers(CudaKvLayers& cache, float* hidden) {
                                 .rope = layer.is_sliding ? sliding : full,
                                 .batch = batch,
                                 .cache = cache.layer(layer.index),
+                                .codes = cache.codes(layer.index),
                                 .attention_workspace = attention_workspace_.data(),
                                 .collective = timed_ != nullptr ? timed_.get() : collective_};
     pending = forward_cuda_layer(layer, step, hidden, pending, branch, *context_);

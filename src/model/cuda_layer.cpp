@@ -35,6 +35,7 @@ class LayerForward {
         stream_(context.stream()) {}
 
   void attention_branch(PendingBranch pending, void* out);
+  void attend(const void* qkv, int64_t stride, void* attended);
   void mlp_branch(PendingBranch pending, void* out);
   // branch = its sum over the ranks, where the layer is one rank's part.
   void add_up(void* branch) {
@@ -180,19 +181,7 @@ void LayerForward::attention_branch(PendingBranch pending, void* out) {
                     .rotary_dim = config_.rotary_dim},
                    step_.batch, step_.cache, stream_);
   void* attended = allocate(num_rows_ * config_.q_size(), element);
-  attention_cuda({.q = qkv,
-                  .element = element,
-                  .q_stride = stride,
-                  .out = attended,
-                  .num_heads = config_.num_heads,
-                  .num_kv_heads = config_.num_kv_heads,
-                  .head_dim = config_.head_dim,
-                  .scale = static_cast<float>(config_.attention_scale),
-                  .softcap = static_cast<float>(config_.attention_softcap),
-                  .sliding_window = layer_.is_sliding ? config_.sliding_window : 0,
-                  .follows_rope_append = true,
-                  .workspace = step_.attention_workspace},
-                 step_.batch, step_.cache, stream_);
+  attend(qkv, stride, attended);
   // Often it takes what attention wrote as it stands.
   const CudaLinear& first = *layer_.o.weights().front();
   if (step_.tap == nullptr && layer_.o.weights().size() == 1 &&
@@ -209,6 +198,37 @@ void LayerForward::attention_branch(PendingBranch pending, void* out) {
                    .target = target},
                   stream_);
   });
+}
+
+void LayerForward::attend(const void* qkv, int64_t stride, void* attended) {
+  const auto scale = static_cast<float>(config_.attention_scale);
+  if (step_.codes != nullptr) {
+    LatentAttentionCudaArgs args = {.q = qkv,
+                                    .q_stride = stride,
+                                    .out = attended,
+                                    .num_heads = config_.num_heads,
+                                    .num_kv_heads = config_.num_kv_heads,
+                                    .head_dim = config_.head_dim,
+                                    .scale = scale};
+    const DeviceWorkspace::Scope scope(workspace());
+    args.workspace = workspace().allocate_as<float>(
+        latent_attention_workspace_floats(args, step_.batch, *step_.codes));
+    latent_attention_cuda(args, step_.batch, *step_.codes, stream_);
+    return;
+  }
+  attention_cuda({.q = qkv,
+                  .element = layer_.element,
+                  .q_stride = stride,
+                  .out = attended,
+                  .num_heads = config_.num_heads,
+                  .num_kv_heads = config_.num_kv_heads,
+                  .head_dim = config_.head_dim,
+                  .scale = scale,
+                  .softcap = static_cast<float>(config_.attention_softcap),
+                  .sliding_window = layer_.is_sliding ? config_.sliding_window : 0,
+                  .follows_rope_append = true,
+                  .workspace = step_.attention_workspace},
+                 step_.batch, step_.cache, stream_);
 }
 
 void LayerForward::mlp_branch(PendingBranch pending, void* out) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/latent_attention_cuda.h"
 #include "kernels/collective/collective.h"
 #include "kernels/cuda_context.h"
 #include "kernels/linear/cuda_linear.h"
@@ -104,7 +105,8 @@ struct CudaLayerStep {
   CudaRopeRows rope;
   const CudaBatch& batch;
   KvCudaLayer cache;
-  void* attention_workspace;  // attention_cuda.h
+  const LatentKvCuda* codes = nullptr;  // attended to instead of `cache`; null: not
+  void* attention_workspace;            // attention_cuda.h
   CudaLayerTap* tap = nullptr;
   Collective* collective = nullptr;  // where the layer is one rank's part: sums its branches
 };

@@ -39,7 +39,8 @@ inline KvPredictor random_predictor(const KvCodecFile& file, KvPredictor::Weight
   return p;
 }
 
-// variant: dense, low-rank, block-diagonal, star, latent, latent-values, mean, none, int, sigma.
+// variant: dense, low-rank, block-diagonal, star, latent, latent-values, latent-alone (values too:
+// what attention on a GPU reads as it lies), mean, none, int, sigma.
 inline KvCodecFile random_codec(const std::string& variant, int64_t num_layers, RowShape shape,
                                 int bits = 2, uint64_t seed = 1) {
   using Kind = KvPredictorInput::Kind;
@@ -50,13 +51,13 @@ inline KvCodecFile random_codec(const std::string& variant, int64_t num_layers, 
   file.bits = bits;
   file.model_fingerprint = std::string(64, 'a');
   file.shape = shape;
-  const bool latent = variant.substr(0, 6) == "latent";
+  const bool latent = variant.substr(0, 6) == "latent", alone = variant == "latent-alone";
   for (int64_t first = 0; latent && first < num_layers; first += 2) {
     KvLatent z;
     for (int64_t l = first; l < std::min(first + 2, num_layers); ++l) z.layers.push_back(l);
     z.with_values = variant == "latent-values";
-    z.rank = 6;
-    z.bits = first == 0 ? 4 : 8;
+    z.rank = alone ? 32 : 6;
+    z.bits = first == 0 || alone ? 4 : 8;
     const int64_t in = int64_t(z.layers.size()) * shape.width() * (z.with_values ? 2 : 1);
     z.projection =
         codec_numbers(z.rank * in, seed + 500 + uint64_t(first), 1 / std::sqrt(double(in)));
@@ -66,7 +67,7 @@ inline KvCodecFile random_codec(const std::string& variant, int64_t num_layers, 
   }
   for (int64_t l = 0; l < num_layers; ++l) {
     KvPlane key, value;
-    key.format = {.bits = l == 0 ? 4 : bits};
+    key.format = {.bits = l == 0 && !alone ? 4 : bits};
     if (variant == "int") key.format = {.method = RowMethod::kUniform, .bits = bits, .group = 8};
     value.format = key.format;
     const uint64_t s = seed + 10 * uint64_t(l);
@@ -82,7 +83,9 @@ inline KvCodecFile random_codec(const std::string& variant, int64_t num_layers, 
       value.predictor = predictor(Weight::kNone, {}, 3);
     } else if (latent) {
       key.predictor = predictor(Weight::kDense, {{Kind::kLatent, l / 2}}, 0);
-      value.predictor = predictor(Weight::kDense, {{Kind::kKeys, l}, {Kind::kLatent, l / 2}}, 3);
+      std::vector<KvPredictorInput> inputs = {{Kind::kKeys, l}, {Kind::kLatent, l / 2}};
+      if (alone) inputs.erase(inputs.begin());
+      value.predictor = predictor(Weight::kDense, inputs, 3);
     } else if (variant != "none" && variant != "int" && l > 0) {
       key.predictor = predictor(weight, {{Kind::kKeys, base}}, 0);
       value.predictor = predictor(weight, {{Kind::kKeys, l}, {Kind::kValues, base}}, 3);
@@ -97,8 +100,8 @@ inline KvCodecFile random_codec(const std::string& variant, int64_t num_layers, 
   return file;
 }
 
-inline const char* const kCodecVariants[] = {"dense",  "low-rank",      "block-diagonal", "star",
-                                             "latent", "latent-values", "mean",           "none",
-                                             "int",    "sigma"};
+inline const char* const kCodecVariants[] = {
+    "dense",        "low-rank", "block-diagonal", "star", "latent", "latent-values",
+    "latent-alone", "mean",     "none",           "int",  "sigma"};
 
 }  // namespace lathe
