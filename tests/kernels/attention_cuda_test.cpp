@@ -6,6 +6,8 @@
 #include <bit>
 #include <cfloat>
 #include <cmath>
+#include <map>
+#include <utility>
 
 #include "base/error.h"
 #include "kernels/attention/attention_cuda_kernels.h"
@@ -32,6 +34,7 @@ struct Problem {
   double q_stddev = 1;
   std::vector<RowRun> runs = {};
   int64_t padding_rows = 0;
+  int64_t offset_rotary_dim = -1;  // of codes of keys without an offset; -1: they have none
 
   int64_t row_size() const { return num_heads * head_dim; }
   int64_t num_rows() const {
@@ -49,16 +52,140 @@ std::ostream& operator<<(std::ostream& out, const Problem& p) {
   out << elements[static_cast<int>(p.q_element)] << " on "
       << elements[static_cast<int>(p.kv_element)] << " heads=" << p.num_heads << ":"
       << p.num_kv_heads << " head_dim=" << p.head_dim << " softcap=" << p.softcap
-      << " window=" << p.sliding_window << " runs";
+      << " window=" << p.sliding_window << " offset=" << p.offset_rotary_dim << " runs";
   for (const RowRun& run : p.runs) out << " " << run.first_position << "+" << run.num_rows;
   return out;
 }
+
+constexpr double kOffsetStddev = 5;
+
+// What KeyOffsetCuda wants, with an attention factor.
+class Offset {
+ public:
+  explicit Offset(const Problem& problem)
+      : p(problem),
+        half(p.offset_rotary_dim / 2),
+        offset(normal_values(p.num_kv_heads * p.head_dim, 99, kOffsetStddev)) {
+    if (p.offset_rotary_dim < 0) return;
+    int64_t num_blocks = 1;
+    for (const RowRun& run : p.runs) {
+      num_blocks = std::max(num_blocks, (run.first_position + run.num_rows) / kBlockSize + 1);
+    }
+    std::vector<float> starts, in_block;
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      for (const bool is_sin : {false, true}) {
+        for (int64_t j = 0; j < half; ++j) {
+          starts.push_back(static_cast<float>(turned(is_sin, b * kBlockSize, j)));
+        }
+      }
+    }
+    for (const bool is_sin : {false, true}) {
+      for (int64_t j = 0; j < half; ++j) {
+        for (int64_t t = 0; t < kBlockSize; ++t) {
+          in_block.push_back(static_cast<float>(kFactor * turned(is_sin, t, j)));
+        }
+      }
+    }
+    const auto upload = [](const std::vector<float>& v) {
+      return DeviceBuffer::from_host(v.data(), static_cast<int64_t>(v.size() * 4));
+    };
+    d_offset_ = upload(offset);
+    starts.push_back(0), in_block.push_back(0);  // without a rotation too
+    d_starts_ = upload(starts), d_in_block_ = upload(in_block);
+  }
+
+  // Of rows [num_rows, stride] of queries as attention takes them.
+  KeyOffsetCuda args(const std::vector<float>& rows, int64_t stride) {
+    if (p.offset_rotary_dim < 0) return {};
+    std::vector<float> products;
+    for (std::size_t row = 0; row < rows.size(); row += static_cast<std::size_t>(stride)) {
+      for (int64_t h = 0; h < p.num_heads; ++h) {
+        const auto one = products_of(&rows[row + static_cast<std::size_t>(h * p.head_dim)], h);
+        products.insert(products.end(), one.begin(), one.end());
+      }
+    }
+    d_products_ =
+        DeviceBuffer::from_host(products.data(), static_cast<int64_t>(products.size() * 4));
+    return {.offset = d_offset_.as<float>(),
+            .block_starts = d_starts_.as<float>(),
+            .in_block = d_in_block_.as<float>(),
+            .rotary_dim = p.offset_rotary_dim,
+            .products = d_products_.as<float>()};
+  }
+
+  // RoPE of the offset at a position, times the Hadamard matrix.
+  std::vector<float> at(int64_t position, int64_t kv_head) const {
+    const float* b = offset.data() + kv_head * p.head_dim;
+    std::vector<float> x(b, b + p.head_dim);
+    for (int64_t j = 0; j < half; ++j) {
+      const double cos = kFactor * turned(false, position, j);
+      const double sin = kFactor * turned(true, position, j);
+      x[static_cast<std::size_t>(j)] =
+          static_cast<float>(double{b[j]} * cos - double{b[j + half]} * sin);
+      x[static_cast<std::size_t>(j + half)] =
+          static_cast<float>(double{b[j + half]} * cos + double{b[j]} * sin);
+    }
+    kv_rotate(x.data(), p.head_dim);
+    return x;
+  }
+  // How far the scores of q may be off, and how far their summands reach: those of a pair, |X cos|
+  // + |Y sin|, to the length of (C, S). C and S are rounded to fp32 and turned there; the products
+  // of bf16 queries have two factors in f16 (2^-11 each).
+  struct Error {
+    double error = 0, products = 0;
+  };
+  Error error(const float* q, int64_t head) const {
+    if (p.offset_rotary_dim < 0) return {};
+    const std::vector<float> cs = products_of(q, head);
+    Error e;
+    for (int64_t j = 0; j < p.head_dim / 2; ++j) {
+      e.products += (j < half ? kFactor : 1) *
+                    std::hypot(double{cs[static_cast<std::size_t>(j)]},
+                               double{cs[static_cast<std::size_t>(p.head_dim / 2 + j)]});
+    }
+    e.error = e.products * (0x1p-21 + (p.q_element == CudaElement::kF32 ? 0 : 0x1p-10));
+    return e;
+  }
+
+ private:
+  static constexpr double kFactor = 1.25;
+  double turned(bool is_sin, int64_t position, int64_t j) const {
+    const double angle = static_cast<double>(position) *
+                         std::pow(100.0, -static_cast<double>(j) / static_cast<double>(half));
+    return is_sin ? std::sin(angle) : std::cos(angle);
+  }
+  // C, then S, of one query that is times the Hadamard matrix.
+  std::vector<float> products_of(const float* rotated, int64_t head) const {
+    std::vector<float> q(rotated, rotated + p.head_dim), products(q.size());
+    kv_rotate(q.data(), p.head_dim);
+    const float* b = offset.data() + head / (p.num_heads / p.num_kv_heads) * p.head_dim;
+    for (int64_t j = 0; j < half; ++j) {
+      const double a = double{q[static_cast<std::size_t>(j)]};
+      const double c = double{q[static_cast<std::size_t>(j + half)]};
+      products[static_cast<std::size_t>(j)] =
+          static_cast<float>(a * double{b[j]} + c * double{b[j + half]});
+      products[static_cast<std::size_t>(p.head_dim / 2 + j)] =
+          static_cast<float>(c * double{b[j]} - a * double{b[j + half]});
+    }
+    double rest = 0;
+    for (int64_t j = 2 * half; j < p.head_dim; ++j) {
+      rest += double{q[static_cast<std::size_t>(j)]} * double{b[j]};
+    }
+    if (2 * half < p.head_dim) products[static_cast<std::size_t>(half)] = static_cast<float>(rest);
+    return products;
+  }
+
+  const Problem p;
+  int64_t half;
+  std::vector<float> offset;
+  DeviceBuffer d_offset_, d_starts_, d_in_block_, d_products_;
+};
 
 // The cache and the queries of a problem. Positions that no row sees hold NaN.
 class Step {
  public:
   explicit Step(const Problem& problem, uint64_t seed = 1)
-      : p(problem), kv(shape(p), begins(p), contexts(p), seed) {
+      : p(problem), kv(shape(p), begins(p), contexts(p), seed), offset(p) {
     q = normal_values((p.num_rows() + p.padding_rows) * q_stride(), seed + 100, p.q_stddev);
     if (p.q_element == CudaElement::kBF16) {
       for (float& x : q) x = float_from_bf16(bf16_from_float(x));
@@ -129,6 +256,7 @@ class Step {
                            .scale = scale(),
                            .softcap = p.softcap,
                            .sliding_window = p.sliding_window,
+                           .key_offset = offset.args(rows, q_stride()),
                            .follows_rope_append = follows};
     const int64_t bytes = attention_cuda_workspace_bytes(args, batch, p.kv_element);
     if (workspace_.size() < bytes) {
@@ -169,6 +297,7 @@ class Step {
 
   const Problem p;
   PagedKvCuda kv;
+  Offset offset;
   std::vector<float> q;
   bool follows = false;  // start before the kernel before is done, of which there is none
   bool plain = false;    // attention_plain_cuda() whatever the sizes are
@@ -208,8 +337,8 @@ class Step {
 //   - a bf16 result is rounded: 2^-8 |out|
 // Codes: all of this in rotated coordinates, where q, keys and values are given. The rotation back
 // adds head_dim numbers times +-head_dim^-1/2, so an element may be off by the sum of their errors
-// times that, before it is rounded. Long runs of bf16 have keys, values and the sum of a row
-// rounded to bf16 in between: 2^-9 of each.
+// times that, before it is rounded. Keys without an offset: Offset::error() more. Long runs of bf16
+// have keys, values and the sum of a row rounded to bf16 in between: 2^-9 of each.
 struct Expected {
   std::vector<float> out;
   std::vector<double> tolerance;
@@ -221,6 +350,7 @@ Expected reference(const Step& step) {
   const bool exact = p.q_element == CudaElement::kF32;
   constexpr double kEps = 0x1p-23;
   Expected expected;
+  std::map<std::pair<int64_t, int64_t>, std::vector<float>> offsets;  // by position and KV head
   int64_t row = 0;
   for (std::size_t s = 0; s < p.runs.size(); ++s) {
     for (int64_t r = 0; r < p.runs[s].num_rows; ++r, ++row) {
@@ -231,12 +361,23 @@ Expected reference(const Step& step) {
         const int64_t kv_offset = h / group * p.head_dim;
         std::vector<double> weights;
         double largest = -HUGE_VAL, largest_products = 0;
+        const Offset::Error offset_error = step.offset.error(q, h);
         for (int64_t t = begin; t <= position; ++t) {
           const float* k = step.kv.key(s, t) + kv_offset;
           double dot = 0, products = 0;
           for (int64_t j = 0; j < p.head_dim; ++j) {
             dot += double{q[j]} * double{k[j]};
             products += std::fabs(double{q[j]} * double{k[j]});
+          }
+          if (p.offset_rotary_dim >= 0) {
+            std::vector<float>& offset = offsets[{t, h / group}];
+            if (offset.empty()) offset = step.offset.at(t, h / group);
+            double of_offset = 0;
+            for (int64_t j = 0; j < p.head_dim; ++j) {
+              const double product = double{q[j]} * double{offset[static_cast<std::size_t>(j)]};
+              dot += product, of_offset += std::fabs(product);
+            }
+            products += std::max(of_offset, offset_error.products);
           }
           double score = dot * double{step.scale()};
           if (p.softcap > 0) score = double{p.softcap} * std::tanh(score / double{p.softcap});
@@ -261,7 +402,7 @@ Expected reference(const Step& step) {
             coded && !exact && p.runs[s].num_rows > kAttentionDecodeRows ? 0x1p-9 : 0;
         const double score_error =
             (static_cast<double>(p.head_dim) * kEps + between) * largest_products +
-            8 * kEps * p.softcap;
+            8 * kEps * p.softcap + offset_error.error * double{step.scale()};
         if (coded) {
           std::vector<float> rotated(sum.begin(), sum.end());
           kv_rotate(rotated.data(), p.head_dim);
@@ -439,16 +580,54 @@ TEST_F(AttentionCuda, PaddingAndLooseBoundsChangeNothing) {
   }
 }
 
+// Codes of keys without an offset: all of a head turned, a part, nothing.
+TEST_F(AttentionCuda, KeyOffsets) {
+  for (const auto element : {CudaElement::kBF16, CudaElement::kF32}) {
+    Problem p{.q_element = element, .kv_element = KvCudaElement::kHiggs4, .runs = mixed_runs()};
+    for (const int64_t head_dim : {8, 24, 64, 80, 96, 128, 256}) {
+      for (const int64_t rotary_dim : {head_dim, head_dim / 4 * 2, int64_t{0}}) {
+        p.head_dim = head_dim, p.offset_rotary_dim = rotary_dim;
+        expect_matches_reference(p);
+      }
+    }
+    for (const int64_t group : {1, 3, 7, 8, 16}) {
+      for (const int64_t head_dim : {64, 128}) {
+        p.num_heads = 2 * group, p.head_dim = p.offset_rotary_dim = head_dim;
+        expect_matches_reference(p);
+      }
+    }
+    p.num_heads = 4;
+    for (const int64_t window : {1, 32, 100}) {
+      p.sliding_window = window, p.padding_rows = 3;
+      expect_matches_reference(p);
+    }
+    p.sliding_window = 0, p.softcap = 20;
+    expect_matches_reference(p);
+    p.softcap = 0, p.runs = {{1023, 1}, {1024, 3}, {4095, 2}, {5000, 1}, {1000, 129}};
+    expect_matches_reference(p);
+  }
+}
+
 // A row of a short run has the same bits alone, in its window and in the whole batch.
 TEST_F(AttentionCuda, ShortRunsAreTheSameAloneAndTogether) {
+  struct Case {
+    Elements elements;
+    int64_t offset_rotary_dim;
+  };
+  std::vector<Case> cases;
   for (const auto& e : kElements) {
+    cases.push_back({e, -1});
+    if (kv_cuda_is_coded(e.kv)) cases.push_back({e, 128});
+  }
+  for (const auto& [e, offset_rotary_dim] : cases) {
     for (const int64_t window : {0, 300}) {
       Problem p{.q_element = e.q,
                 .kv_element = e.kv,
                 .num_heads = 14,
                 .head_dim = 128,
                 .sliding_window = window,
-                .runs = {{0, 1}, {700, 1}, {1020, 16}, {5, 5}, {4090, 12}, {100, 2}, {30, 3}}};
+                .runs = {{0, 1}, {700, 1}, {1020, 16}, {5, 5}, {4090, 12}, {100, 2}, {30, 3}},
+                .offset_rotary_dim = offset_rotary_dim};
       Step step(p);
       const auto together = step.run_all();
       const auto first_rows = step.first_rows();

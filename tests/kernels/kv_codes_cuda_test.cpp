@@ -86,6 +86,7 @@ class HostLane {
     std::memcpy(w, at, sizeof w);
   }
   uint32_t points(uint32_t word, int byte) const { return grid_.pairs[word >> 8 * byte & 255]; }
+  template <bool kHalf = false>
   void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     std::copy_n(a, 4, warp_.a[id_]);
     warp_.b[id_][0] = b0, warp_.b[id_][1] = b1;
@@ -95,10 +96,23 @@ class HostLane {
       for (int k = 0; k < 16; ++k) {
         const uint32_t left = warp_.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
         const uint32_t right = warp_.b[column * 4 + k % 8 / 2][k / 8];
-        d[i] += half(left, k % 2) * half(right, k % 2);
+        d[i] += number<kHalf>(left, k % 2) * number<kHalf>(right, k % 2);
       }
     }
     warp_.barrier.arrive_and_wait();
+  }
+  void multiply_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    multiply<true>(d, a, b0, b1);
+  }
+  uint32_t pack_f16(float low, float high) const {
+    return f16_from_float(low) | static_cast<uint32_t>(f16_from_float(high)) << 16;
+  }
+  float from(float x, int lane) {
+    warp_.numbers[id_] = x;
+    warp_.barrier.arrive_and_wait();
+    const float other = warp_.numbers[lane];
+    warp_.barrier.arrive_and_wait();
+    return other;
   }
   uint32_t transpose(uint32_t x) {
     warp_.words[id_] = x;
@@ -135,8 +149,10 @@ class HostLane {
   float tanh(float x) const { return std::tanh(x); }
 
  private:
-  static float half(uint32_t word, int which) {
-    return float_from_bf16(static_cast<uint16_t>(word >> 16 * which));
+  template <bool kHalf>
+  static float number(uint32_t word, int which) {
+    const auto bits = static_cast<uint16_t>(word >> 16 * which);
+    return kHalf ? float_from_f16(bits) : float_from_bf16(bits);
   }
   int id_;
   const KvCudaGrid& grid_;
@@ -149,11 +165,12 @@ struct WarpCase {
   float softcap = 0;
 };
 
-template <int D, int kTiles>
+template <int D, int kTiles, bool kOffset = false>
 void expect_warp_matches(const WarpCase& c) {
   SCOPED_TRACE(testing::Message() << D << " x " << 8 * kTiles << ", last " << c.last << ", window "
-                                  << c.window << ", softcap " << c.softcap);
-  using Warp = CodesWarp<D, kTiles>;
+                                  << c.window << ", softcap " << c.softcap << ", offset "
+                                  << kOffset);
+  using Warp = CodesWarp<D, kTiles, kOffset>;
   constexpr int kQueries = 8 * kTiles;
   const auto position = [&](int query) { return c.last + query / 2; };
   const int tokens = position(kQueries - 1) + 1;
@@ -177,6 +194,24 @@ void expect_warp_matches(const WarpCase& c) {
   std::vector<float> q = normal_values(kQueries * D, 3);
   for (float& x : q) x = float_from_bf16(bf16_from_float(x));
   const float scale = 1 / std::sqrt(static_cast<float>(D));
+
+  // Of an offset: C, then S, half a head each; the last query has none. Starts of blocks, and the
+  // table of positions in a block as fragments have it.
+  std::vector<float> products = normal_values(kQueries * D, 4, 3);
+  std::fill(products.end() - D, products.end(), 0.0f);
+  const auto angle = [](int t, int pair) { return t * std::pow(1e-3, pair / (D / 2.0)); };
+  Buffer starts(blocks * D * 4), table(Warp::kInBlockWords * 4);
+  for (int i = 0; i < blocks * D; ++i) {
+    const double a = angle(i / D * 32, i % (D / 2));
+    starts.as<float>()[i] = static_cast<float>(i % D < D / 2 ? std::cos(a) : std::sin(a));
+  }
+  for (int i = 0; i < Warp::kInBlockWords; ++i) {
+    const auto [token, pair] = Warp::in_block(i);
+    table.as<uint32_t>()[i] =
+        f16_from_float(static_cast<float>(std::cos(angle(token, pair)))) |
+        static_cast<uint32_t>(f16_from_float(static_cast<float>(std::sin(angle(token, pair)))))
+            << 16;
+  }
 
   const auto grid = make_kv_cuda_grid(KvCudaElement::kHiggs4);
   SharedWarp shared;
@@ -206,6 +241,15 @@ void expect_warp_matches(const WarpCase& c) {
           }
         }
         warp.set_query(tile, words[0], words[1]);
+        if constexpr (kOffset) {
+          float cosines[Warp::kPairs], sines[Warp::kPairs];
+          for (int i = 0; i < Warp::kPairs; ++i) {
+            const float* from =
+                &products[static_cast<std::size_t>((tile * 8 + id / 4) * D + Warp::pair_of(id, i))];
+            cosines[i] = from[0], sines[i] = from[D / 2];
+          }
+          warp.set_offset(lane, tile, cosines, sines);
+        }
       }
       warp.clear();
       for (int b = 0; b < blocks; ++b) {
@@ -213,7 +257,9 @@ void expect_warp_matches(const WarpCase& c) {
         softmax.all_seen = c.window == 0 && 32 * b + 32 <= c.last + 1;
         warp.attend_block(lane, softmax,
                           static_cast<const std::byte*>(keys.data()) + b * head_bytes,
-                          static_cast<const std::byte*>(values.data()) + b * head_bytes);
+                          static_cast<const std::byte*>(values.data()) + b * head_bytes,
+                          static_cast<const std::byte*>(starts.data()) + b * D * 4,
+                          static_cast<const std::byte*>(table.data()));
       }
     });
   }
@@ -222,7 +268,7 @@ void expect_warp_matches(const WarpCase& c) {
   for (int query = 0; query < kQueries; ++query) {
     const int last = position(query), first = c.window > 0 ? std::max(0, last - c.window + 1) : 0;
     std::vector<double> weights;
-    double largest = -HUGE_VAL, products = 0;
+    double largest = -HUGE_VAL, most = 0, offset_error = 0;
     for (int t = first; t <= last; ++t) {
       double dot = 0, sum = 0;
       for (int j = 0; j < D; ++j) {
@@ -230,10 +276,22 @@ void expect_warp_matches(const WarpCase& c) {
                          double{k[static_cast<std::size_t>(t * D + j)]};
         dot += p, sum += std::fabs(p);
       }
+      double off = 0;
+      for (int j = 0; j < D / 2 && kOffset; ++j) {
+        const double x = double{products[static_cast<std::size_t>(query * D + j)]};
+        const double y = double{products[static_cast<std::size_t>(query * D + D / 2 + j)]};
+        const double a = angle(t / 32 * 32, j), b = angle(t % 32, j);
+        const double cos = std::cos(b) * (x * std::cos(a) + y * std::sin(a));
+        const double sin = std::sin(b) * (y * std::cos(a) - x * std::sin(a));
+        dot += cos + sin, sum += std::fabs(cos) + std::fabs(sin);
+        // Two factors rounded to f16; turning them in fp32, and f16 below its normal numbers.
+        off += 0x1p-10 * (std::fabs(cos) + std::fabs(sin)) + 0x1p-21 * std::hypot(x, y);
+      }
+      offset_error = std::max(offset_error, off * double{scale});
       double score = dot * double{scale};
       if (c.softcap > 0) score = double{c.softcap} * std::tanh(score / double{c.softcap});
       weights.push_back(score);
-      largest = std::max(largest, score), products = std::max(products, sum * double{scale});
+      largest = std::max(largest, score), most = std::max(most, sum * double{scale});
     }
     double total = 0;
     for (double& w : weights) total += w = std::exp(w - largest);
@@ -244,7 +302,7 @@ void expect_warp_matches(const WarpCase& c) {
     }
     // As attention_cuda_test.cpp derives it: sums of head_dim products in fp32 move a weight by the
     // factor exp(+-ds), weights are rounded to bf16.
-    const double ds = D * 0x1p-23 * products + 8 * 0x1p-23 * double{c.softcap};
+    const double ds = D * 0x1p-23 * most + 8 * 0x1p-23 * double{c.softcap} + offset_error;
     for (int dim = 0; dim < D; ++dim) {
       double sum = 0, mag = 0;
       for (int t = first; t <= last; ++t) {
@@ -270,6 +328,14 @@ TEST(KvCodesCuda, AWarpAttendsToCodes) {
   expect_warp_matches<128, 2>({.last = 40, .softcap = 3});
   expect_warp_matches<64, 2>({.last = 90, .window = 20});
   expect_warp_matches<128, 1>({.last = 0});
+}
+
+TEST(KvCodesCuda, AWarpAddsTheScoresOfAnOffset) {
+  expect_warp_matches<64, 1, true>({.last = 77});
+  expect_warp_matches<128, 1, true>({.last = 77});
+  expect_warp_matches<128, 2, true>({.last = 40, .softcap = 3});
+  expect_warp_matches<64, 1, true>({.last = 90, .window = 20});
+  expect_warp_matches<128, 1, true>({.last = 0});
 }
 
 }  // namespace

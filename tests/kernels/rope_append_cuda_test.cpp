@@ -27,6 +27,7 @@ struct Problem {
   int64_t rotary_dim = 64;
   bool norms = false;
   int64_t padding = 6;  // of a row, in elements
+  bool has_offset = false;
 };
 
 DeviceBuffer upload_floats(const std::vector<float>& v) {
@@ -66,7 +67,8 @@ void expect_matches_reference(const Problem& p) {
   SCOPED_TRACE(testing::Message() << "elements " << static_cast<int>(p.element) << " "
                                   << static_cast<int>(p.kv_element) << " heads=" << p.num_heads
                                   << ":" << p.num_kv_heads << " head_dim=" << p.head_dim
-                                  << " rotary_dim=" << p.rotary_dim << " norms=" << p.norms);
+                                  << " rotary_dim=" << p.rotary_dim << " norms=" << p.norms
+                                  << " offset=" << p.has_offset);
   // Rows: 3 of sequence 0 from position 31 on, padding, 1 of sequence 1 at 64, 2 of sequence 2 at
   // 0.
   const std::vector<int32_t> positions{31, 32, 33, -1, 64, 0, 1};
@@ -101,6 +103,12 @@ void expect_matches_reference(const Problem& p) {
                      d_q_norm = upload_floats(q_norm), d_k_norm = upload_floats(k_norm),
                      d_positions = upload_ints(positions), d_sequences = upload_ints(sequences);
   const float eps = 1e-5f;
+  // As large as keys are, so that codes and tolerances stay what they are.
+  const std::vector<float> offset = normal_values(p.num_kv_heads * p.head_dim, 7, 3);
+  const int64_t num_products = num_rows * p.num_heads * p.head_dim;
+  std::vector<float> products(static_cast<std::size_t>(num_products + 8), -7);  // with a guard
+  const DeviceBuffer d_offset = upload_floats(offset);
+  DeviceBuffer d_products = upload_floats(products);
   rope_append_cuda({.qkv = d_qkv.data(),
                     .element = p.element,
                     .stride = stride,
@@ -112,7 +120,9 @@ void expect_matches_reference(const Problem& p) {
                     .num_heads = p.num_heads,
                     .num_kv_heads = p.num_kv_heads,
                     .head_dim = p.head_dim,
-                    .rotary_dim = p.rotary_dim},
+                    .rotary_dim = p.rotary_dim,
+                    .key_offset = p.has_offset ? d_offset.as<float>() : nullptr,
+                    .offset_products = p.has_offset ? d_products.as<float>() : nullptr},
                    {.positions = d_positions.as<int32_t>(),
                     .row_sequence = d_sequences.as<int32_t>(),
                     .block_tables = kv.tables(),
@@ -131,6 +141,11 @@ void expect_matches_reference(const Problem& p) {
 
   OwnedExec owned(1);
   std::vector<float> expected = qkv;
+  for (int64_t row = 0; row < num_rows && p.has_offset; ++row) {
+    for (std::size_t j = 0; j < offset.size(); ++j) {
+      expected[static_cast<std::size_t>(row * stride + p.num_heads * p.head_dim) + j] -= offset[j];
+    }
+  }
   std::vector<int64_t> row_idx;
   for (int64_t i = 0; i < num_rows; ++i) row_idx.push_back(i);
   const auto rotate = [&](float* x, int64_t num_heads, const std::vector<float>& gain) {
@@ -163,6 +178,7 @@ void expect_matches_reference(const Problem& p) {
   rotate(expected.data(), p.num_heads, q_norm);
   rotate(expected.data() + p.num_heads * p.head_dim, p.num_kv_heads, k_norm);
   const bool coded = kv_cuda_is_coded(p.kv_element);
+  std::vector<float> queries = expected;
   if (coded) {
     for (int64_t row = 0; row < num_rows; ++row) {
       for (int64_t head = 0; head < p.num_heads; ++head) {
@@ -237,6 +253,34 @@ void expect_matches_reference(const Problem& p) {
       }
     }
   }
+  // Sums of two products, or of the dims that do not turn, of queries good to f32_error before they
+  // were rotated; offsets stay below 15.
+  d_products.to_host(products.data(), static_cast<int64_t>(products.size() * 4));
+  for (int64_t i = 0; i < num_products + 8; ++i) {
+    const float got = products[static_cast<std::size_t>(i)];
+    const int64_t row = i / p.head_dim / p.num_heads, head = i / p.head_dim % p.num_heads;
+    if (!p.has_offset || i >= num_products || sequences[static_cast<std::size_t>(row)] < 0) {
+      check(got == -7, "an untouched product", row, head, i % p.head_dim, got, -7);
+      continue;
+    }
+    const float* q = queries.data() + row * stride + head * p.head_dim;
+    const float* b = offset.data() + head / (p.num_heads / p.num_kv_heads) * p.head_dim;
+    const int64_t j = i % p.head_dim % (p.head_dim / 2);
+    const bool is_s = i % p.head_dim >= p.head_dim / 2;
+    double want = 0, magnitude = 0;
+    const auto add = [&](double x) { want += x, magnitude += std::fabs(x); };
+    if (j < half) {
+      add(double{q[is_s ? j + half : j]} * double{b[j]});
+      add(double{q[is_s ? j : j + half]} * double{b[j + half]} * (is_s ? -1 : 1));
+    } else if (j == half && !is_s) {
+      for (int64_t dim = p.rotary_dim; dim < p.head_dim; ++dim)
+        add(double{q[dim]} * double{b[dim]});
+    }
+    const double tolerance =
+        static_cast<double>(p.head_dim) * (15 * f32_error + 0x1p-23 * magnitude);
+    check(std::fabs(double{got} - want) <= tolerance, "a product", row, head, i % p.head_dim, got,
+          static_cast<float>(want));
+  }
   // A position that this step does not write keeps what it had.
   if (coded) {
     EXPECT_EQ(kv.stored_codes(KvPart::kKeys, 1, 63, 0)[3], kv.key(1, 63)[3]);
@@ -265,6 +309,28 @@ TEST_F(RopeAppendCuda, MatchesTheReferences) {
         expect_matches_reference({element, kv, 4, 2, 12, 12, norms});
       }
     }
+  }
+}
+
+TEST_F(RopeAppendCuda, KeysWithoutAnOffset) {
+  for (const auto element : {CudaElement::kBF16, CudaElement::kF32}) {
+    const auto check = [&](int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
+                           int64_t rotary_dim) {
+      expect_matches_reference({.element = element,
+                                .kv_element = KvCudaElement::kHiggs4,
+                                .num_heads = num_heads,
+                                .num_kv_heads = num_kv_heads,
+                                .head_dim = head_dim,
+                                .rotary_dim = rotary_dim,
+                                .has_offset = true});
+    };
+    check(14, 2, 64, 64);
+    check(7, 1, 128, 128);
+    check(4, 1, 256, 256);
+    check(3, 3, 96, 96);
+    check(9, 3, 80, 32);  // a part of each head
+    check(2, 1, 24, 6);   // an odd half
+    check(2, 1, 8, 0);
   }
 }
 

@@ -23,6 +23,15 @@ __device__ float scale_of(const uint8_t* head, int head_dim, int token) {
       *reinterpret_cast<const __nv_bfloat16*>(head + code_scale_offset(head_dim, token)));
 }
 
+// cos and sin, with RoPE's attention factor, of pair j at position p.
+__device__ float2 angle_at(const KeyOffsetCuda& key, int j, int p) {
+  const int half = static_cast<int>(key.rotary_dim) / 2;
+  const float* start = key.block_starts + static_cast<int64_t>(p / kBlock) * key.rotary_dim + j;
+  const float* inside = key.in_block + j * kBlock + p % kBlock;
+  const float c = inside[0], s = inside[half * kBlock];
+  return {start[0] * c - start[half] * s, start[half] * c + start[0] * s};
+}
+
 // A block of four warps per row and query head, each an online softmax over every fourth token, its
 // lanes the slots.
 template <typename T>
@@ -58,6 +67,17 @@ __global__ void __launch_bounds__(kWarps * 32)
     q_first[i] = slot < half ? to_float(q[slot]) : 0;
     q_second[i] = slot < half ? to_float(q[slot + half]) : 0;
   }
+  const KeyOffsetCuda& key = args.key_offset;
+  const int pairs = static_cast<int>(key.rotary_dim) / 2;
+  float cosines[kSlots] = {}, sines[kSlots] = {};
+  if (key.offset != nullptr) {
+    const float* products = key.products + (row * args.num_heads + head) * args.head_dim;
+#pragma unroll
+    for (int i = 0; i < kSlots; ++i) {
+      const int slot = lane + 32 * i;
+      if (slot < half) cosines[i] = products[slot], sines[i] = products[half + slot];
+    }
+  }
   float max_score = -INFINITY, total = 0;
   for (int t = begin + warp; t <= position; t += kWarps) {
     const int64_t block = table[t / kBlock];
@@ -80,6 +100,21 @@ __global__ void __launch_bounds__(kWarps * 32)
       score += __shfl_xor_sync(0xffffffffu, score, offset);
     }
     score *= args.scale * scale_of(keys, head_dim, token);
+    if (key.offset != nullptr) {
+      float of_offset = 0;
+#pragma unroll
+      for (int i = 0; i < kSlots; ++i) {
+        const int slot = lane + 32 * i;
+        if (slot >= half) continue;
+        const float2 angle = slot < pairs ? angle_at(key, slot, t) : make_float2(1, 0);
+        of_offset = fmaf(cosines[i], angle.x, fmaf(sines[i], angle.y, of_offset));
+      }
+#pragma unroll
+      for (int offset = 16; offset > 0; offset /= 2) {
+        of_offset += __shfl_xor_sync(0xffffffffu, of_offset, offset);
+      }
+      score = fmaf(of_offset, args.scale, score);
+    }
     if (args.softcap > 0) score = args.softcap * tanhf(score / args.softcap);
     const float previous = max_score;
     max_score = fmaxf(previous, score);
@@ -139,7 +174,8 @@ int64_t plane_bytes(const AttentionCudaArgs& args, int64_t num_blocks) {
 template <typename T>
 __global__ void __launch_bounds__(256)
     unpack_kernel(CudaBatch batch, KvCudaLayer layer, Unpacked to, int num_kv_heads, int head_dim,
-                  int window, int sequence) {
+                  int window, int sequence, KeyOffsetCuda key) {
+  __shared__ float offsets[8][kMaxHeadDim];
   constexpr KvCudaElement kElement = sizeof(T) == 4 ? KvCudaElement::kF32 : KvCudaElement::kBF16;
   wait_for_previous_kernel();
   allow_next_kernel();
@@ -159,15 +195,37 @@ __global__ void __launch_bounds__(256)
            (static_cast<int64_t>(block) * num_kv_heads + kv_head) * kBlock * head_dim;
   const int half = head_dim / 2;
   const KvCudaGrid& grid = *layer.grid;
-  for (int i = static_cast<int>(threadIdx.x); i < kBlock * half; i += 256) {
-    const int token = i / half, slot = i % half;
+  const auto unpack = [&](int token, int slot, float first, float second) {
     const int code = from[is_value ? value_code_offset(head_dim, token, slot)
                                    : key_code_offset(head_dim, token, slot)];
     const float scale = scale_of(from, head_dim, token);
     store(out + kv_cuda_offset(kElement, head_dim, token, slot),
-          static_cast<float>(grid.first[code]) * scale);
+          static_cast<float>(grid.first[code]) * scale + first);
     store(out + kv_cuda_offset(kElement, head_dim, token, slot + half),
-          static_cast<float>(grid.second[code]) * scale);
+          static_cast<float>(grid.second[code]) * scale + second);
+  };
+  if (is_value || key.offset == nullptr) {
+    for (int i = static_cast<int>(threadIdx.x); i < kBlock * half; i += 256) {
+      unpack(i / half, i % half, 0, 0);
+    }
+    return;
+  }
+  // A token at a time: its offset, turned by its position, then as queries are.
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int rotary_dim = static_cast<int>(key.rotary_dim), pairs = rotary_dim / 2;
+  const float* offset = key.offset + kv_head * head_dim;
+  float* x = offsets[warp];
+  for (int token = warp; token < kBlock; token += 8) {
+    for (int j = lane; j < pairs; j += 32) {
+      const float2 angle = angle_at(key, j, block * kBlock + token);
+      x[j] = offset[j] * angle.x - offset[j + pairs] * angle.y;
+      x[j + pairs] = offset[j + pairs] * angle.x + offset[j] * angle.y;
+    }
+    for (int dim = rotary_dim + lane; dim < head_dim; dim += 32) x[dim] = offset[dim];
+    __syncwarp();
+    rotate_head(x, head_dim, lane);
+    for (int slot = lane; slot < half; slot += 32) unpack(token, slot, x[slot], x[slot + half]);
+    __syncwarp();
   }
 }
 
@@ -202,7 +260,7 @@ void attend_long_run(const AttentionCudaArgs& args, const CudaBatch& batch,
       "attention_unpack", unpack_kernel<T>,
       dim3(static_cast<unsigned>(to.num_blocks), static_cast<unsigned>(num_kv_heads), 2), dim3(256),
       0, stream, 1, batch, layer, to, num_kv_heads, head_dim, static_cast<int>(args.sliding_window),
-      sequence);
+      sequence, args.key_offset);
   CudaBatch alone = batch;
   alone.query_begin = batch.query_begin + sequence;
   alone.block_tables = to.table;
@@ -211,6 +269,7 @@ void attend_long_run(const AttentionCudaArgs& args, const CudaBatch& batch,
   alone.only_long_runs = true;
   AttentionCudaArgs rotated = args;
   rotated.follows_rope_append = false;
+  rotated.key_offset = {};
   if (has_fast_attention(args, to.layer.element)) {
     attention_prefill_bf16_sm90(rotated, alone, to.layer, stream);
   } else {

@@ -13,6 +13,15 @@
 // a head further on. Scales belong to tokens: they multiply scores, and weights before the second
 // product. Weights and queries are bf16, points of the grid are integers that bf16 holds exactly.
 //
+// Keys may be without an offset (KeyOffset, attention.h). Its scores are one more product,
+//
+//   offset    s[16 tokens, 8 queries] = [cos(i f) sin(i f)] [X Y]^T
+//
+// of a table for the positions in a block with the queries' C, S turned to the block's start: X = C
+// cos + S sin, Y = S cos - C sin, in fp32. Both factors are f16, queries in units of 2^-14 of their
+// largest C or S, so that a score is off by 2 * 2^-11 |X cos| for each pair (Y sin likewise) at
+// most: a quarter of what rounding keys that have the offset in them to bf16 is off by.
+//
 // `Lane` is what the hardware does:
 //   int id() const                                                 0..31
 //   void load(uint32_t (&w)[N], Address at) const                  N aligned words
@@ -20,8 +29,10 @@
 //   void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)   m16n8k16
 //   uint32_t transpose(uint32_t x)                                 8x8 matrix of 16-bit numbers
 //   float exchange(float x, int mask)                              with lane id ^ mask
+//   float from(float x, int lane)                                  that lane's x
 //   bool any(bool x)
 //   uint32_t pack(float low, float high) const                     to bf16
+//   multiply_f16, pack_f16                                         the same of f16
 //   uint32_t low_halves(uint32_t a, uint32_t b) const, high_halves  a's in the low half
 //   float exp2(float x) const, tanh(float x) const
 // Source of the fragments' layout: PTX ISA 9.0, "Matrix Fragments for mma.m16n8k16".
@@ -40,13 +51,16 @@ namespace lathe {
 #define LATHE_UNROLL
 #endif
 
-template <int D, int kTiles>
+template <int D, int kTiles, bool kOffset = false>
 struct CodesWarp {
   static_assert(D % 64 == 0 && D <= 256);
   static constexpr int kBlock = static_cast<int>(kBlockSize);
   static constexpr int kSteps = D / 16;    // of both products
   static constexpr int kWords = D / 32;    // codes of one token and a quarter of its slots
   static constexpr int kRowBytes = D / 2;  // codes of one token
+  static constexpr int kOffsetTiles = kOffset ? kTiles : 1;
+  static constexpr int kPairs = D / 8;                  // of an offset, that a lane has
+  static constexpr int kInBlockWords = kBlock * D / 2;  // cos and sin of the positions in a block
 
   // What the softmax needs to know of a block.
   struct Softmax {
@@ -64,6 +78,23 @@ struct CodesWarp {
   float o[kTiles][kSteps][4];
   // Of queries 2 c and 2 c + 1.
   float largest[kTiles][2], total[kTiles][2];  // total: of this lane's tokens
+  // Of an offset; without one, unused. C and S of query lane / 4 and pairs pair_of(lane, i), in
+  // units; scores as s, in units; units of queries 2 c and 2 c + 1.
+  float cosines[kOffsetTiles][kPairs], sines[kOffsetTiles][kPairs];
+  float offset_s[kOffsetTiles][2][4];
+  float units[kOffsetTiles][2];
+
+  static LATHE_HOST_DEVICE constexpr int pair_of(int lane, int i) {
+    return i / 4 * 16 + lane % 4 * 4 + i % 4;
+  }
+  // What word `at` of the table in shared memory is of: cos and sin in the order of fragments.
+  struct InBlock {
+    int token, pair;
+  };
+  static LATHE_HOST_DEVICE constexpr InBlock in_block(int at) {
+    const int lane = at / 4 % 32;
+    return {at / 128 % 4 * 8 + lane / 4, pair_of(lane, at / 512 * 4 + at % 4)};
+  }
 
   // The query of row lane / 4 of each tile, from its two halves: this lane's D / 8 slots of each,
   // two bf16 numbers a word.
@@ -85,6 +116,74 @@ struct CodesWarp {
       for (int step = 0; step < kSteps; ++step) {
         LATHE_UNROLL
         for (int i = 0; i < 4; ++i) o[tile][step][i] = 0;
+      }
+    }
+  }
+
+  // C and S of pairs pair_of(lane, i) of query lane / 4.
+  template <typename Lane>
+  LATHE_HOST_DEVICE void set_offset(Lane& lane, int tile, const float (&of_cos)[kPairs],
+                                    const float (&of_sin)[kPairs]) {
+    float most = 0;
+    LATHE_UNROLL
+    for (int i = 0; i < kPairs; ++i) {
+      const float c = of_cos[i] < 0 ? -of_cos[i] : of_cos[i];
+      const float d = of_sin[i] < 0 ? -of_sin[i] : of_sin[i];
+      most = c > most ? c : most;
+      most = d > most ? d : most;
+    }
+    LATHE_UNROLL
+    for (int mask = 1; mask < 4; mask *= 2) {
+      const float other = lane.exchange(most, mask);
+      most = other > most ? other : most;
+    }
+    // Turned they are sqrt(2) times as large at most: 2^14.5 of f16's 2^16.
+    const float unit = most > 1e-30f ? most * 0x1p-14f : 1;
+    const float inverse = 1 / unit;
+    LATHE_UNROLL
+    for (int i = 0; i < kPairs; ++i) {
+      cosines[tile][i] = of_cos[i] * inverse, sines[tile][i] = of_sin[i] * inverse;
+    }
+    LATHE_UNROLL
+    for (int i = 0; i < 2; ++i) units[tile][i] = lane.from(unit, 4 * query_of(lane.id(), i));
+  }
+
+  // starts: cos, then sin, of the block's start, D / 2 floats each.
+  template <typename Lane, typename Address>
+  LATHE_HOST_DEVICE void score_offset(Lane& lane, Address starts, Address table) {
+    LATHE_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      LATHE_UNROLL
+      for (int i = 0; i < 8; ++i) offset_s[tile][i / 4][i % 4] = 0;
+    }
+    LATHE_UNROLL
+    for (int group = 0; group < D / 32; ++group) {  // of 16 pairs
+      uint32_t cos[4], sin[4], turned[kTiles][4], a[4][4];
+      const Address at = starts + pair_of(lane.id(), 4 * group) * 4;
+      lane.load(cos, at);
+      lane.load(sin, at + D / 2 * 4);
+      LATHE_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        LATHE_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const float c = cosines[tile][4 * group + e], d = sines[tile][4 * group + e];
+          const float x = as_float(cos[e]), y = as_float(sin[e]);
+          turned[tile][e] = lane.pack_f16(c * x + d * y, d * x - c * y);
+        }
+      }
+      LATHE_UNROLL
+      for (int i = 0; i < 4; ++i) {  // tokens lane / 4 + 8 i
+        lane.load(a[i], table + ((group * 4 + i) * 32 + lane.id()) * 16);
+      }
+      LATHE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int half = i / 2, e = i % 2 * 2;
+        const uint32_t left[4] = {a[2 * half][e], a[2 * half + 1][e], a[2 * half][e + 1],
+                                  a[2 * half + 1][e + 1]};
+        LATHE_UNROLL
+        for (int tile = 0; tile < kTiles; ++tile) {
+          lane.multiply_f16(offset_s[tile][half], left, turned[tile][e], turned[tile][e + 1]);
+        }
       }
     }
   }
@@ -141,6 +240,9 @@ struct CodesWarp {
         for (int i = 0; i < 4; ++i) {  // token lane / 4 + 8 i
           float& score = s[tile][i / 2][i % 2 * 2 + query];
           score *= key_scale[i];
+          if constexpr (kOffset) {
+            score += offset_s[tile][i / 2][i % 2 * 2 + query] * (units[tile][query] * args.scale);
+          }
           if (args.softcap > 0) score = args.softcap * lane.tanh(score);
           score *= args.log2_scale;
           if (!args.all_seen) {
@@ -216,15 +318,16 @@ struct CodesWarp {
     }
   }
 
-  // keys, values: a head each, codes and scales.
+  // keys, values: a head each, codes and scales. starts, table: as score_offset() wants them.
   template <typename Lane, typename Address>
-  LATHE_HOST_DEVICE void attend_block(Lane& lane, const Softmax& args, Address keys,
-                                      Address values) {
+  LATHE_HOST_DEVICE void attend_block(Lane& lane, const Softmax& args, Address keys, Address values,
+                                      Address starts = {}, Address table = {}) {
     uint32_t key_scales[2], value_scales[2], weights[kTiles][4];
     const int scales = code_scale_offset(D, lane.id() / 4);
     lane.load(key_scales, keys + scales);
     lane.load(value_scales, values + scales);
     score(lane, keys);
+    if constexpr (kOffset) score_offset(lane, starts, table);
     softmax(lane, args, key_scales, value_scales, weights);
     add_values(lane, values, weights);
   }
@@ -238,7 +341,9 @@ struct CodesWarp {
  private:
   // The low or high bf16 of a word.
   static LATHE_HOST_DEVICE float number(uint32_t word, int which) {
-    const uint32_t bits = which == 0 ? word << 16 : word & 0xffff0000u;
+    return as_float(which == 0 ? word << 16 : word & 0xffff0000u);
+  }
+  static LATHE_HOST_DEVICE float as_float(uint32_t bits) {
 #ifdef __CUDA_ARCH__
     return __uint_as_float(bits);
 #else

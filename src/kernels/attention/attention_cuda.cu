@@ -90,6 +90,13 @@ void attend_to_codes(const AttentionCudaArgs& args, const CudaBatch& batch,
     fail(ErrorCode::kInvalidArgument, "attention on the GPU: codes of head_dim ", args.head_dim,
          " (multiples of 8), or without their grid");
   }
+  const KeyOffsetCuda& key = args.key_offset;
+  if (key.offset != nullptr &&
+      (key.rotary_dim < 0 || key.rotary_dim > args.head_dim || key.rotary_dim % 2 != 0 ||
+       (key.products == nullptr && !batch.only_long_runs))) {
+    fail(ErrorCode::kInvalidArgument, "attention on the GPU: an offset of keys with rotary_dim ",
+         key.rotary_dim, " of ", args.head_dim, ", or without the queries' products");
+  }
   const bool long_runs = batch.max_rows_per_sequence > kAttentionDecodeRows;
   if (long_runs) attention_prefill_codes_cuda(args, batch, layer, stream);
   if (batch.only_long_runs) return;
@@ -107,6 +114,9 @@ void attention_cuda(const AttentionCudaArgs& args, const CudaBatch& batch, const
   check(args, batch);
   if (batch.num_rows == 0 || batch.num_sequences == 0 || batch.max_context == 0) return;
   if (kv_cuda_is_coded(layer.element)) return attend_to_codes(args, batch, layer, stream);
+  if (args.key_offset.offset != nullptr) {
+    fail(ErrorCode::kInvalidArgument, "attention on the GPU: a cache that keeps key offsets");
+  }
   if (!has_fast_attention(args, layer.element)) {
     const bool long_runs = batch.max_rows_per_sequence > kAttentionDecodeRows;
     if (long_runs) attention_tiles_cuda(args, batch, layer, stream);

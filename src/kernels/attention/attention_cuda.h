@@ -50,6 +50,19 @@ struct CudaBatch {
                             // workspaces: round up to a power of two, not to the model's limit.
 };
 
+// What the keys of a cache of codes are without (KeyOffset, attention.h), on the device. Positions
+// of the cache lie below num_blocks * kBlockSize.
+struct KeyOffsetCuda {
+  const float* offset = nullptr;        // [num_kv_heads, head_dim], before RoPE; null: none
+  const float* block_starts = nullptr;  // [num_blocks, rotary_dim], 16-byte aligned
+  const float* in_block = nullptr;      // [rotary_dim, kBlockSize]
+  int64_t rotary_dim = 0;
+  // [num_rows, num_heads, head_dim], what rope_append_cuda() makes of each query: C, then S, half a
+  // head each. Pairs behind rotary_dim do not turn; the first of them has the rest of q . offset as
+  // its C. Of rows of long runs it is not read.
+  float* products = nullptr;
+};
+
 struct RopeAppendArgs {
   // [num_rows, (num_heads + 2 num_kv_heads) * head_dim]: q | k | v. q is normed and rotated in
   // place; k and v go to the cache, rounded to nearest even (kE4M3 saturates), and stay as they
@@ -67,6 +80,10 @@ struct RopeAppendArgs {
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;    // even, <= 256
   int64_t rotary_dim = 0;  // even, <= head_dim; half-split pairs (rope.h)
+  // A cache of codes: [num_kv_heads, head_dim], taken from keys before RoPE; without k_norm. Null:
+  // nothing.
+  const float* key_offset = nullptr;
+  float* offset_products = nullptr;  // KeyOffsetCuda::products, or null: nobody reads them
 };
 
 // Throws kInvalidArgument on a bad size.
@@ -90,8 +107,9 @@ struct AttentionCudaArgs {
   int64_t num_kv_heads = 0;  // divides num_heads
   int64_t head_dim = 0;      // even, <= 256; 64, 96, 128 and 256 have fast versions
   float scale = 0;
-  float softcap = 0;           // 0: none
-  int64_t sliding_window = 0;  // 0: none
+  float softcap = 0;              // 0: none
+  int64_t sliding_window = 0;     // 0: none
+  KeyOffsetCuda key_offset = {};  // of a cache of codes
   // The kernel before this one in the stream is rope_append_cuda(), and what it does not write
   // itself (positions, tables, the cache before this step's rows) was written before it began.
   // Reading the cache then starts while it still runs.

@@ -14,6 +14,11 @@
 // look-ups are free of conflicts: the address of code x is x * 256 + lane * 4, one byte permutation
 // of the word that has the code, as the table begins at a multiple of 64 KiB.
 //
+// Keys without an offset (attention_codes_warp.h) come with 512 bytes of cosines and sines of their
+// block's start, and each warp reads a table of 8 KiB for a block, as much again as half of its
+// look-ups: 12 warps, for registers. Such tiles have 8 queries; others read the cache again, mostly
+// out of L2.
+//
 // Everything that a query's result depends on follows from its position, as in
 // attention_decode_sm90.cuh, which has the sources.
 #include <algorithm>
@@ -45,11 +50,12 @@ struct Plan {
   float* sums = nullptr;         // the same and [head_dim]: sum of 2^(score - largest) * v, rotated
 };
 
-template <int D, int kTiles>
+template <int D, int kTiles, bool kOffset>
 struct Shape {
-  static constexpr int kWarps = kTiles == 1 ? 16 : 8;  // by registers: 128, 255
+  static constexpr int kWarps = kOffset ? 12 : kTiles == 1 ? 16 : 8;  // by registers: 168, 128, 255
   static constexpr int kHeadBytes = kBlock * (D / 2 + 2);
-  static constexpr int kStageBytes = 2 * kHeadBytes;
+  static constexpr int kStartBytes = kOffset ? D * 4 : 0;  // cos and sin of a block's start
+  static constexpr int kStageBytes = 2 * kHeadBytes + kStartBytes;
   static constexpr int kStages = D == 64 ? 4 : 2;
   static constexpr int kQueries = 8 * kTiles;
   // Of one warp: the ring, a barrier per stage, and what the stage holds. 128-byte aligned.
@@ -60,7 +66,12 @@ struct Shape {
   static constexpr int kLowWarps =
       std::min<int>(kWarps, (static_cast<int>(kTableAddress) - 2048) / kWarpBytes);
   static constexpr uint32_t kLowBegin = kTableAddress - kLowWarps * kWarpBytes;
-  static constexpr uint32_t kEnd = kTableAddress + kTableBytes + (kWarps - kLowWarps) * kWarpBytes;
+  // cos and sin of positions in a block.
+  static constexpr uint32_t kInBlock =
+      kTableAddress + kTableBytes + (kWarps - kLowWarps) * kWarpBytes;
+  static constexpr uint32_t kInBlockBytes =
+      kOffset ? CodesWarp<D, kTiles, kOffset>::kInBlockWords * 4 : 0;
+  static constexpr uint32_t kEnd = kInBlock + kInBlockBytes;
   static __device__ uint32_t warp_address(int warp) {
     return warp < kLowWarps ? kLowBegin + static_cast<uint32_t>(warp * kWarpBytes)
                             : kTableAddress + kTableBytes +
@@ -109,6 +120,12 @@ class DeviceLane {
   __device__ float exchange(float x, int mask) const {
     return __shfl_xor_sync(0xffffffffu, x, mask);
   }
+  __device__ float from(float x, int lane) const { return __shfl_sync(0xffffffffu, x, lane); }
+  __device__ void multiply_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                               uint32_t b1) const {
+    sm90::multiply<true>(d, a, b0, b1);
+  }
+  __device__ uint32_t pack_f16(float low, float high) const { return sm90::pack<true>(low, high); }
   __device__ bool any(bool x) const { return __any_sync(0xffffffffu, x) != 0; }
   __device__ uint32_t pack(float low, float high) const { return sm90::pack<false>(low, high); }
   __device__ uint32_t low_halves(uint32_t a, uint32_t b) const { return __byte_perm(a, b, 0x5410); }
@@ -149,10 +166,10 @@ struct Piece {
   int block, end_block;
 };
 
-template <int D, int kTiles>
+template <int D, int kTiles, bool kOffset>
 class Worker {
-  using S = Shape<D, kTiles>;
-  using Warp = CodesWarp<D, kTiles>;
+  using S = Shape<D, kTiles, kOffset>;
+  using Warp = CodesWarp<D, kTiles, kOffset>;
 
  public:
   __device__ Worker(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaLayer& layer,
@@ -196,14 +213,15 @@ class Worker {
         if (note.x < 0) return;
         current = note.x;
         locate(current, piece);
-        begin(piece, warp, softmax);
+        begin(piece, lane, warp, softmax);
       }
       barrier_wait(barrier(stage), static_cast<uint32_t>(used / S::kStages & 1));
       softmax.block_begin = note.y * kBlock;
       softmax.all_seen =
           softmax.block_begin >= all_see_begin_ && softmax.block_begin + kBlock <= all_see_end_;
       const uint32_t keys = memory_ + static_cast<uint32_t>(stage * S::kStageBytes);
-      warp.attend_block(lane, softmax, keys, keys + S::kHeadBytes);
+      warp.attend_block(lane, softmax, keys, keys + S::kHeadBytes, keys + 2 * S::kHeadBytes,
+                        S::kInBlock);
       __syncwarp();  // all lanes have read the stage
       start_copy(stage);
     }
@@ -273,6 +291,11 @@ class Worker {
         bulk_copy(to, static_cast<const char*>(layer_.keys) + at, S::kHeadBytes, barrier(stage));
         bulk_copy(to + S::kHeadBytes, static_cast<const char*>(layer_.values) + at, S::kHeadBytes,
                   barrier(stage));
+        if constexpr (kOffset) {
+          bulk_copy(to + 2 * S::kHeadBytes,
+                    args_.key_offset.block_starts + static_cast<int64_t>(feed_.block) * D,
+                    S::kStartBytes, barrier(stage));
+        }
       }
     }
     __syncwarp();
@@ -284,7 +307,8 @@ class Worker {
     }
   }
 
-  __device__ void begin(const Piece& piece, Warp& warp, typename Warp::Softmax& softmax) {
+  __device__ void begin(const Piece& piece, DeviceLane& lane, Warp& warp,
+                        typename Warp::Softmax& softmax) {
     const bool capped = args_.softcap > 0;
     softmax.scale = capped ? args_.scale / args_.softcap : args_.scale;
     softmax.log2_scale = kLog2E;
@@ -320,7 +344,27 @@ class Worker {
         }
       }
       warp.set_query(tile, words[0], words[1]);
+      if constexpr (kOffset) set_offset(piece, lane, tile, warp);
     }
+  }
+  __device__ void set_offset(const Piece& piece, DeviceLane& lane, int tile, Warp& warp) const {
+    const int query = tile * 8 + lane_ / 4;
+    float c[Warp::kPairs] = {}, s[Warp::kPairs] = {};
+    if (query < piece.query_count) {
+      const int in_sequence = piece.query_begin + query;
+      const int64_t row = piece.first_row + in_sequence / group_;
+      const int head = piece.kv_head * group_ + in_sequence % group_;
+      const float* from = args_.key_offset.products + (row * args_.num_heads + head) * D;
+#pragma unroll
+      for (int i = 0; i < Warp::kPairs; i += 4) {
+        const float* at = from + Warp::pair_of(lane_, i);
+        const float4 cosines = *reinterpret_cast<const float4*>(at);
+        const float4 sines = *reinterpret_cast<const float4*>(at + D / 2);
+        c[i] = cosines.x, c[i + 1] = cosines.y, c[i + 2] = cosines.z, c[i + 3] = cosines.w;
+        s[i] = sines.x, s[i + 1] = sines.y, s[i + 2] = sines.z, s[i + 3] = sines.w;
+      }
+    }
+    warp.set_offset(lane, tile, c, s);
   }
 
   __device__ void store(const Warp& warp, const Piece& piece) const {
@@ -372,13 +416,13 @@ class Worker {
   int all_see_begin_ = 0, all_see_end_ = 0;  // positions that all queries of the piece see
 };
 
-template <int D, int kTiles>
-__global__ void __launch_bounds__(Shape<D, kTiles>::kWarps * 32, 1)
+template <int D, int kTiles, bool kOffset>
+__global__ void __launch_bounds__(Shape<D, kTiles, kOffset>::kWarps * 32, 1)
     decode_codes_kernel(const __grid_constant__ AttentionCudaArgs args,
                         const __grid_constant__ CudaBatch batch,
                         const __grid_constant__ KvCudaLayer layer,
                         const __grid_constant__ Plan plan) {
-  using S = Shape<D, kTiles>;
+  using S = Shape<D, kTiles, kOffset>;
   extern __shared__ __align__(128) char shared[];
   __shared__ int first_split, last_split;
   if (shared_address(shared) > S::kLowBegin) __trap();
@@ -389,6 +433,16 @@ __global__ void __launch_bounds__(Shape<D, kTiles>::kWarps * 32, 1)
                                                  static_cast<uint32_t>(code * 256 + lane * 4)),
                  "r"(layer.grid->pairs[code])
                  : "memory");
+  }
+  if constexpr (kOffset) {
+    using Warp = CodesWarp<D, kTiles, kOffset>;
+    for (int at = static_cast<int>(threadIdx.x); at < Warp::kInBlockWords; at += S::kWarps * 32) {
+      const typename Warp::InBlock place = Warp::in_block(at);
+      const float* cos = args.key_offset.in_block + place.pair * kBlock + place.token;
+      asm volatile("st.shared.b32 [%0], %1;" ::"r"(S::kInBlock + static_cast<uint32_t>(at * 4)),
+                   "r"(pack<true>(cos[0], cos[D / 2 * kBlock]))
+                   : "memory");
+    }
   }
   if (threadIdx.x == 0) first_split = INT_MAX, last_split = -1;
   __syncthreads();
@@ -409,7 +463,8 @@ __global__ void __launch_bounds__(Shape<D, kTiles>::kWarps * 32, 1)
   }
   __syncthreads();
   if (last_split < 0) return;
-  Worker<D, kTiles>(args, batch, layer, plan, first_split, last_split - first_split + 1).run();
+  Worker<D, kTiles, kOffset>(args, batch, layer, plan, first_split, last_split - first_split + 1)
+      .run();
 }
 
 // Adds up the parts of one query, in an order that depends on how many they are alone.
@@ -487,10 +542,10 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-template <int D, int kTiles>
+template <int D, int kTiles, bool kOffset>
 void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaLayer& layer,
             CudaStream stream) {
-  using S = Shape<D, kTiles>;
+  using S = Shape<D, kTiles, kOffset>;
   const DecodeGrid grid = decode_grid(args, batch);
   const Plan plan{.num_splits = static_cast<int>(grid.num_splits),
                   .num_queries = static_cast<int>(grid.num_queries),
@@ -505,7 +560,7 @@ void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaL
     fail(ErrorCode::kInvalidArgument, "attention on the GPU: ", batch.num_sequences,
          " sequences with ", grid.num_splits, " parts each are too many for a step");
   }
-  const auto kernel = decode_codes_kernel<D, kTiles>;
+  const auto kernel = decode_codes_kernel<D, kTiles, kOffset>;
   constexpr int kSharedBytes = static_cast<int>(S::kEnd);  // from address 0 on
   cuda_check(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
@@ -529,16 +584,22 @@ void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaL
 
 bool has_fast_code_attention(const AttentionCudaArgs& args) {
   return args.element == CudaElement::kBF16 && args.q_stride % 8 == 0 &&
-         (args.head_dim == 64 || args.head_dim == 128);
+         (args.head_dim == 64 || args.head_dim == 128) &&
+         (args.key_offset.offset == nullptr || args.key_offset.rotary_dim == args.head_dim);
 }
 
 void attention_decode_codes_sm90(const AttentionCudaArgs& args, const CudaBatch& batch,
                                  const KvCudaLayer& layer, CudaStream stream) {
   const bool wide = decode_grid(args, batch).num_queries > 8;
+  const bool has_offset = args.key_offset.offset != nullptr;
   if (args.head_dim == 64) {
-    (wide ? launch<64, 2> : launch<64, 1>)(args, batch, layer, stream);
+    (has_offset ? launch<64, 1, true>
+     : wide     ? launch<64, 2, false>
+                : launch<64, 1, false>)(args, batch, layer, stream);
   } else {
-    (wide ? launch<128, 2> : launch<128, 1>)(args, batch, layer, stream);
+    (has_offset ? launch<128, 1, true>
+     : wide     ? launch<128, 2, false>
+                : launch<128, 1, false>)(args, batch, layer, stream);
   }
 }
 

@@ -22,6 +22,12 @@ LATHE_HOST_DEVICE constexpr bool kv_cuda_is_coded(KvCudaElement element) {
   return element == KvCudaElement::kHiggs4;
 }
 
+// Such a cache has keys without their layer's biases (KeyOffset, attention.h). kE4M3 has them
+// whole, other than fp8 on a CPU.
+LATHE_HOST_DEVICE constexpr bool kv_cuda_drops_key_offset(KvCudaElement element) {
+  return kv_cuda_is_coded(element);
+}
+
 // Of those that are no codes.
 LATHE_HOST_DEVICE constexpr int64_t kv_cuda_element_size(KvCudaElement element) {
   return element == KvCudaElement::kF32 ? 4 : element == KvCudaElement::kBF16 ? 2 : 1;

@@ -32,6 +32,24 @@ __device__ void norm_and_rope(float* head, const float* gain, const RopeAppendAr
   rope_head(head, args.cos + row * half, args.sin + row * half, half, lane);
 }
 
+// KeyOffsetCuda::products of one query, turned by its position.
+__device__ void store_products(const float* q, const float* offset, int head_dim, int rotary_dim,
+                               float* out, int lane) {
+  float rest = 0;  // of dims that do not turn
+  for (int dim = rotary_dim + lane; dim < head_dim; dim += 32) rest += q[dim] * offset[dim];
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) rest += __shfl_xor_sync(0xffffffffu, rest, mask);
+  const int pairs = rotary_dim / 2;
+  for (int j = lane; j < head_dim / 2; j += 32) {
+    float c = j == pairs ? rest : 0, s = 0;
+    if (j < pairs) {
+      c = q[j] * offset[j] + q[j + pairs] * offset[j + pairs];
+      s = q[j + pairs] * offset[j] - q[j] * offset[j + pairs];
+    }
+    out[j] = c, out[head_dim / 2 + j] = s;
+  }
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kWarps * 32)
     rope_append_codes_kernel(RopeAppendArgs args, CudaBatch batch, KvCudaLayer layer) {
@@ -53,9 +71,20 @@ __global__ void __launch_bounds__(kWarps * 32)
   const bool is_v = slot >= num_heads + num_kv_heads;
   T* x = static_cast<T*>(args.qkv) + row * args.stride + static_cast<int64_t>(slot) * head_dim;
   float* head = heads[warp];
-  for (int dim = lane; dim < head_dim; dim += 32) head[dim] = to_float(x[dim]);
+  const float* offset = nullptr;
+  if (args.key_offset != nullptr && !is_v) {
+    offset =
+        args.key_offset + (is_q ? slot / (num_heads / num_kv_heads) : slot - num_heads) * head_dim;
+  }
+  for (int dim = lane; dim < head_dim; dim += 32) {
+    head[dim] = to_float(x[dim]) - (offset == nullptr || is_q ? 0 : offset[dim]);
+  }
   __syncwarp();
   if (!is_v) norm_and_rope(head, is_q ? args.q_norm : args.k_norm, args, row, lane);
+  if (is_q && offset != nullptr && args.offset_products != nullptr) {
+    store_products(head, offset, head_dim, static_cast<int>(args.rotary_dim),
+                   args.offset_products + (row * num_heads + slot) * head_dim, lane);
+  }
   rotate_head(head, head_dim, lane);
   if (is_q) {
     for (int dim = lane; dim < head_dim; dim += 32) store(x + dim, head[dim]);
@@ -77,6 +106,11 @@ void rope_append_codes_cuda(const RopeAppendArgs& args, const CudaBatch& batch,
   if (args.head_dim % 8 != 0 || layer.grid == nullptr) {
     fail(ErrorCode::kInvalidArgument, "rope_append on the GPU: codes of head_dim ", args.head_dim,
          " (multiples of 8), or without their grid");
+  }
+  if (args.key_offset != nullptr &&
+      (args.k_norm != nullptr || args.num_heads % args.num_kv_heads != 0)) {
+    fail(ErrorCode::kInvalidArgument, "rope_append on the GPU: an offset of keys that are normed, ",
+         "or of ", args.num_heads, ":", args.num_kv_heads, " heads");
   }
   const int64_t num_slots = args.num_heads + 2 * args.num_kv_heads;
   const dim3 blocks(static_cast<unsigned>((batch.num_rows * num_slots + kWarps - 1) / kWarps));

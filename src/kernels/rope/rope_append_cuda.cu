@@ -316,6 +316,9 @@ void rope_append_cuda(const RopeAppendArgs& args, const CudaBatch& batch, const 
     rope_append_codes_cuda(args, batch, layer, stream);
     return;
   }
+  if (args.key_offset != nullptr) {
+    fail(ErrorCode::kInvalidArgument, "rope_append on the GPU: a cache that keeps key offsets");
+  }
   const bool aligned = args.stride % 8 == 0 && reinterpret_cast<uintptr_t>(args.qkv) % 16 == 0;
   const bool whole = args.rotary_dim == args.head_dim &&
                      (args.head_dim == 64 || args.head_dim == 128 || args.head_dim == 256);
