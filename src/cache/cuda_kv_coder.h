@@ -28,6 +28,9 @@ struct KvRopeCuda {
   const float* inverse_frequencies = nullptr;  // [rotary_dim / 2]
   float attention_factor = 1;
   int64_t rotary_dim = 0;
+  // [kv_size], or null: what live keys are without where kv_cuda_drops_key_offset()
+  // (kernels/attention/kv_layout_cuda.h).
+  const float* key_offset = nullptr;
 };
 
 class CudaKvCoder {

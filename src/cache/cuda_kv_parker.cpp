@@ -169,7 +169,10 @@ KvLiveRowsCuda CudaKvParker::live_rows(int64_t layer, bool is_value, bool turned
           .is_value = is_value,
           .cos = turned ? cos : nullptr,
           .sin = turned ? cos + run_rows_ * (rope.rotary_dim / 2) : nullptr,
-          .rotary_dim = rope.rotary_dim};
+          .rotary_dim = rope.rotary_dim,
+          .key_offset = turned && kv_cuda_drops_key_offset(cache_.layer(layer).element)
+                            ? rope.key_offset
+                            : nullptr};
 }
 
 KvCodesCuda CudaKvParker::codes_at(int64_t offset, int64_t row_bytes, std::byte* codes) const {

@@ -263,6 +263,41 @@ TEST_F(CudaKvParkerTest, WakesWhatItParked) {
   }
 }
 
+// Live codes are of keys without an offset that parked ones have: an exact cache wakes them with
+// it.
+TEST_F(CudaKvParkerTest, KeysWithoutAnOffsetAreParkedWithIt) {
+  make_ropes(0);  // only multiplies by the factor
+  const std::vector<float> offset = normal_values(kWidth, 50, 5);
+  const DeviceBuffer d_offset = DeviceBuffer::from_host(offset.data(), kWidth * 4);
+  std::vector<KvRopeCuda> without = ropes();
+  for (KvRopeCuda& rope : without) rope.key_offset = d_offset.as<float>();
+  const KvCodecFile file = random_codec("none", kLayers, kShape, 4);
+  CudaKvCache cache = cuda_cache(KvFormat::kHiggs4), exact = cuda_cache(KvFormat::kF32);
+  KvSequence sequence = cache.new_sequence();
+  fill(cache, sequence);
+  CudaKvParker parker(cache, file, without, *context_);
+  CudaKvParker exact_parker(exact, file, without, *context_);
+  const Pieces pieces = park(parker, sequence, 0, kPieces);
+  const KvSequence again = woken(cache, parker, pieces);
+  const KvSequence whole = woken(exact, exact_parker, pieces);
+  for (int64_t layer = 0; layer < kLayers; ++layer) {
+    const auto was = rows(cache, sequence, layer, false);
+    const auto got = rows(cache, again, layer, false);
+    auto with = rows(exact, whole, layer, false);
+    for (std::size_t i = 0; i < with.size(); ++i) with[i] -= factor_ * offset[i % kWidth];
+    // higgs4's own 0.09.
+    EXPECT_LE(difference(got, with, 4, kPieces * 128), 0.13) << layer;
+    // The codec's 0.09 of keys that the offset makes sqrt(1 + (1.25 * 5)^2) times as large, and
+    // higgs4's: an offset that was left out on one way would be 6.25.
+    EXPECT_LE(difference(with, was, 4, kPieces * 128), 0.9) << layer;
+    EXPECT_LE(difference(got, was, 0, 4), 0.13) << "sinks, parked as they are live";
+    EXPECT_LE(difference(rows(cache, again, layer, true), rows(cache, sequence, layer, true), 4,
+                         kPieces * 128),
+              0.18)
+        << "values";
+  }
+}
+
 TEST_F(CudaKvParkerTest, RefusesWhatCannotBe) {
   make_ropes(10000);
   CudaKvCache cache = cuda_cache(KvFormat::kBF16);

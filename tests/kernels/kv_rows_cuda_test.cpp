@@ -362,6 +362,33 @@ TEST_F(KvRowsCudaTest, LiveRowsByTheirPositions) {
   for (std::size_t i = 0; i < x.size(); ++i) {
     ASSERT_NEAR(back[i], x[i] - mean[i % static_cast<std::size_t>(kWidth)], 8 * 8 * 0x1p-24) << i;
   }
+
+  // A cache that has keys without an offset: stored with it they are less by its rotation, which
+  // is the offset of zeros; values and keys as they lie have none.
+  const std::vector<float> key_offset = normal_values(kWidth, 7);
+  const DeviceBuffer d_offset = upload(key_offset);
+  std::vector<float> with = x;
+  for (std::size_t i = 0; i < with.size(); ++i) with[i] += key_offset[i % std::size_t{kWidth}];
+  const DeviceBuffer d_with = upload(with);
+  live.key_offset = d_offset.as<float>();
+  plane.poison();
+  store_live_rows_cuda(live, kHeads, kDim, kRows, d_with.as<float>(), nullptr);
+  const std::vector<float> without = plane.host();
+  for (const int32_t block : blocks) {
+    for (int64_t i = 0; i < kBlockSize * kWidth; ++i) {
+      const auto at = static_cast<std::size_t>(block * kBlockSize * kWidth + i);
+      ASSERT_NEAR(without[at], stored[at], 8 * 8 * 0x1p-24) << at;
+    }
+  }
+  load_live_rows_cuda(live, kHeads, kDim, kRows, rows.data(), nullptr, d_mean.as<float>());
+  const std::vector<float> with_again = rows.host();
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    ASSERT_NEAR(with_again[i], with[i] - mean[i % std::size_t{kWidth}], 8 * 8 * 0x1p-24) << i;
+  }
+  live.is_value = true;
+  store_live_rows_cuda(live, kHeads, kDim, kRows, d_x.as<float>(), nullptr);
+  load_live_rows_cuda(live, kHeads, kDim, kRows, rows.data(), nullptr);
+  EXPECT_EQ(rows.host(), x);
 }
 
 TEST_F(KvRowsCudaTest, TablesOfLayersAndSinks) {

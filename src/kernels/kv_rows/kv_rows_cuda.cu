@@ -102,9 +102,20 @@ __device__ int64_t rope_row(const KvLiveRowsCuda& live, int64_t row) {
   return live.first_positions == nullptr ? row : live.first_positions[row / kBlock] + row % kBlock;
 }
 
+// What the cache has keys without, to a key before RoPE; sign: 1 or -1.
+__device__ void add_offset(const KvLiveRowsCuda& live, int head, int head_dim, float sign, float* x,
+                           int lane) {
+  if (live.key_offset == nullptr) return;
+  for (int dim = lane; dim < head_dim; dim += 32) {
+    x[dim] = sum_rn(x[dim], sign * live.key_offset[head * head_dim + dim]);
+  }
+  __syncwarp();
+}
+
 __device__ void store_live(const KvLiveRowsCuda& live, int64_t row, int head, int num_heads,
                            int head_dim, float* x, int lane) {
   if (live.cos != nullptr && !live.is_value) {
+    add_offset(live, head, head_dim, -1, x, lane);
     const int half = static_cast<int>(live.rotary_dim) / 2;
     const int64_t angles = rope_row(live, row) * half;
     rope_head(x, live.cos + angles, live.sin + angles, half, lane);
@@ -165,6 +176,7 @@ __device__ void load_live(const KvLiveRowsCuda& live, int64_t row, int head, int
     x[j + half] = (b * cos - a * sin) / size;
   }
   __syncwarp();
+  add_offset(live, head, head_dim, 1, x, lane);
 }
 
 // --- kernels ------------------------------------------------------------------------------------

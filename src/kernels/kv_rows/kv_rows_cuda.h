@@ -67,6 +67,8 @@ struct KvLiveRowsCuda {
   const float* cos = nullptr;
   const float* sin = nullptr;
   int64_t rotary_dim = 0;
+  // [width], of keys that are turned: the cache has them without it. Null: it has them whole.
+  const float* key_offset = nullptr;
 };
 
 // rows = product + bias + decoded codes, which also go to the cache, not rounded in between
