@@ -508,10 +508,10 @@ void latents(int64_t num_sequences, int64_t context, int64_t rank, double peak) 
                                          static_cast<uint64_t>(10 + layer * 3 + part)));
     }
   }
-  std::vector<int32_t> table, query_begin = {0},
-                              positions(static_cast<std::size_t>(num_sequences),
-                                        static_cast<int32_t>(context - 1)),
-                              sinks(static_cast<std::size_t>(blocks), -1);
+  std::vector<int32_t> table,
+      query_begin = {0},
+      positions(static_cast<std::size_t>(num_sequences), static_cast<int32_t>(context - 1)),
+      sinks(static_cast<std::size_t>(blocks), -1);
   for (int64_t i = 0; i < blocks; ++i) {
     table.push_back(static_cast<int32_t>(i * (blocks % 7919 == 0 ? 1 : 7919) % blocks));
   }

@@ -132,8 +132,7 @@ void CudaCodedKvCache::prepare_codes(const KvCodecFile& file, const ModelConfig&
                         element_ == KvCudaElement::kBF16 &&
                         std::all_of(rotary_dim_.begin(), rotary_dim_.end(),
                                     [&](int64_t dim) { return dim == rotary_dim_.front(); });
-  if (!is_plain ||
-      !coder_.prepare_latent_attention(file, config.num_heads, rotary_dim_.front())) {
+  if (!is_plain || !coder_.prepare_latent_attention(file, config.num_heads, rotary_dim_.front())) {
     return;
   }
   host_sinks_.assign(static_cast<std::size_t>(capacity()), -1);
@@ -365,9 +364,8 @@ void CudaCodedKvCache::wake_blocks(std::span<const Rebuilt> blocks, const BlockI
 void CudaCodedKvCache::start_step(Exec&) {
   context_.use();
   attends_to_codes_ =
-      !layer_codes_.empty() && std::all_of(rows().begin(), rows().end(), [](const KvRows& own) {
-        return own.num_rows == 1;
-      });
+      !layer_codes_.empty() && std::all_of(rows().begin(), rows().end(),
+                                           [](const KvRows& own) { return own.num_rows == 1; });
   num_padded_ = 0;
   if (attends_to_codes_) {
     send_sinks();

@@ -6,9 +6,10 @@
 //   state          rows as the next layers are predicted from them (cuda_kv_coder.h)
 //
 // Where the codec allows it, a step of single rows attends to codes as they lie
-// (latent_attention_cuda.h). Else, before attention at a layer, all coded blocks that the step reads
-// are rebuilt into the rebuilt blocks, each once. Live and rebuilt blocks stand behind one address, so the numbers in a block
-// table say which is meant; every layer has its own table. Nothing of it is allocated in a step.
+// (latent_attention_cuda.h). Else, before attention at a layer, all coded blocks that the step
+// reads are rebuilt into the rebuilt blocks, each once. Live and rebuilt blocks stand behind one
+// address, so the numbers in a block table say which is meant; every layer has its own table.
+// Nothing of it is allocated in a step.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -109,10 +110,10 @@ class CudaCodedKvCache final : public CodedCache, public CudaKvLayers {
 
   // Attention to codes as they lie, in steps of one row a sequence; empty: not with this codec.
   std::vector<LatentKvCuda> layer_codes_;
-  bool attends_to_codes_ = false;        // in the step in progress
-  DeviceBuffer sinks_;                   // LatentKvCuda::sink_blocks
-  std::vector<int32_t> host_sinks_;      // what is there
-  int64_t num_padded_ = 0;  // blocks that the step in progress rebuilds
+  bool attends_to_codes_ = false;    // in the step in progress
+  DeviceBuffer sinks_;               // LatentKvCuda::sink_blocks
+  std::vector<int32_t> host_sinks_;  // what is there
+  int64_t num_padded_ = 0;           // blocks that the step in progress rebuilds
 };
 
 }  // namespace lathe

@@ -203,16 +203,14 @@ bool CudaKvCoder::prepare_latent_attention(const KvCodecFile& file, int64_t num_
     const auto group = static_cast<std::size_t>(keys.inputs.front().index);
     const KvLatent& latent = file.latents[group];
     const float* step = latent.sigma.data();
-    const std::vector<uint16_t> image =
-        latent_key_image(shape_, latent.rank, keys.w1.data(), step);
+    const std::vector<uint16_t> image = latent_key_image(shape_, latent.rank, keys.w1.data(), step);
     weights_.push_back(
         DeviceBuffer::from_host(image.data(), static_cast<int64_t>(image.size() * 2)));
     latent_kvs_.push_back(
         {.rank = latent.rank,
          .key_image = weights_.back().data(),
          .key_bias = keys_[i].format.bias,
-         .value_weight =
-             upload(latent_value_weight(shape_, latent.rank, values.w1.data(), step)),
+         .value_weight = upload(latent_value_weight(shape_, latent.rank, values.w1.data(), step)),
          .value_bias = values_[i].format.bias,
          .points = keys_[i].format.points,
          .latent_points = latents_[group].format.points});

@@ -138,7 +138,7 @@ class CudaKvCoder {
   PlaneSlots slots_;
   std::vector<Plane> keys_, values_;
   std::vector<Latent> latents_;
-  std::vector<LatentKvCuda> latent_kvs_;  // [num_layers], or none
+  std::vector<LatentKvCuda> latent_kvs_;            // [num_layers], or none
   std::vector<std::vector<int64_t>> latents_from_;  // [num_layers]
   std::vector<int64_t> latent_column_;              // elements of a row before it, behind the slots
   int64_t latent_columns_ = 0;

@@ -134,10 +134,9 @@ KvFitOptions kv_fit_options(const KvCodecFlags& flags) {
          ": unknown; choose keys-latent or latent");
   }
   options.values_from_keys = flags.value_inputs == "keys-latent";
-  if (!options.values_from_keys && (options.method != KvFitMethod::kAqua ||
-                                    options.variant != KvFitVariant::kLatent)) {
-    fail(ErrorCode::kInvalidArgument,
-         "--value-inputs latent: only --variant latent has a latent");
+  if (!options.values_from_keys &&
+      (options.method != KvFitMethod::kAqua || options.variant != KvFitVariant::kLatent)) {
+    fail(ErrorCode::kInvalidArgument, "--value-inputs latent: only --variant latent has a latent");
   }
   options.predict_keys = !flags.no_key_predictor;
   options.predict_values = !flags.no_value_predictor;

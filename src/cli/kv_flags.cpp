@@ -8,7 +8,6 @@
 #include "cache/predictive_codec.h"
 #include "cli/output.h"
 #include "engine/prefix_parker.h"
-#include "kernels/attention/kv_codes.h"
 
 namespace lathe {
 namespace {
@@ -114,11 +113,11 @@ void add_kv_flags(CLI::App& command, KvFlags& flags) {
 
 void RunningKv::load(const Checkpoint& checkpoint, const Exec& exec) {
   const KvFormat live = choice_.live_format;
-  if (exec.on_cuda() && checkpoint.config().qkv_bias && kv_drops_key_offset(kv_element(live))) {
-    print_warning(str("--kv ", kv_format_name(live),
-                      ": this model's keys have biases, much larger than what they say of a token, "
-                      "and on a GPU this cache codes both together: answers may be nonsense; take "
-                      "bf16, or a codec, which takes the mean off ('lathe fit-kv', --kv-codec)"));
+  if (exec.on_cuda() && checkpoint.config().qkv_bias && live == KvFormat::kFp8) {
+    print_warning(
+        "--kv fp8: this model's keys have biases, much larger than what they say of a token, and "
+        "on a GPU fp8 rounds both together: answers may be nonsense; take bf16, higgs4, or a "
+        "codec, which takes the mean off ('lathe fit-kv', --kv-codec)");
   }
   if (choice_.coded) codec_ = load_kv_codec(choice_, flags_, checkpoint);
 }
@@ -195,7 +194,7 @@ void KvParking::attach(Engine& engine, const Model& model, const Checkpoint& che
       .disk_bytes = bytes_of("--prefix-cache-disk-gb", flags_.disk_gb)};
   engine.set_parker(std::make_unique<PrefixParker>(
       std::move(parker), store,
-      str("pieces 2, ", kv_format_name(engine.options().kv_format), ", ",
+      str("pieces 3, ", kv_format_name(engine.options().kv_format), ", ",
           kv_model_fingerprint(checkpoint), ", ", kv_codec_fingerprint(codec_->file),
           exec.on_cuda() ? ", on a GPU" : ""),
       exec));

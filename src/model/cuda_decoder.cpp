@@ -145,6 +145,9 @@ class CudaDecoder final : public Model {
   CudaElement element_ = CudaElement::kBF16;
   std::optional<CudaRope> rope_full_;
   std::optional<CudaRope> rope_sliding_;  // empty where it is the same
+  // Where a layer's keys have an offset; the sliding ones empty where they are the same.
+  std::optional<CudaRotationBlocks> blocks_full_, blocks_sliding_;
+  int64_t num_block_tokens_ = 0;  // that those are for
   DeviceBuffer embedding_;
   CudaElement embedding_element_ = CudaElement::kBF16;
   std::vector<CudaDecoderLayer> layers_;
@@ -197,6 +200,12 @@ CudaDecoder::CudaDecoder(const Checkpoint& checkpoint, const ModelOptions& optio
     });
     checkpoint.release_pages();
     if (options.on_layer_loaded) options.on_layer_loaded(layer + 1, config_.num_layers);
+  }
+  if (std::any_of(layers_.begin(), layers_.end(),
+                  [](const CudaDecoderLayer& layer) { return layer.key_offset.size() > 0; })) {
+    num_block_tokens_ = blocks_for(max_tokens) * kBlockSize;
+    blocks_full_.emplace(frequencies(config_.rope), max_tokens);
+    if (rope_sliding_) blocks_sliding_.emplace(frequencies(config_.rope_local), max_tokens);
   }
   const Tensor norm = load_norm(checkpoint, "model.norm.weight");
   final_norm_ = DeviceBuffer::from_host(norm.data(), norm.num_bytes());
@@ -256,9 +265,11 @@ std::vector<KvRopeCuda> CudaDecoder::kv_ropes_on_device() const {
   std::vector<KvRopeCuda> ropes;
   for (const CudaDecoderLayer& layer : layers_) {
     const CudaRope& rope = layer.is_sliding && rope_sliding_ ? *rope_sliding_ : *rope_full_;
-    ropes.push_back({.inverse_frequencies = rope.inverse_frequencies(),
-                     .attention_factor = rope.attention_factor(),
-                     .rotary_dim = config_.rotary_dim});
+    ropes.push_back(
+        {.inverse_frequencies = rope.inverse_frequencies(),
+         .attention_factor = rope.attention_factor(),
+         .rotary_dim = config_.rotary_dim,
+         .key_offset = layer.key_offset.size() > 0 ? layer.key_offset.as<float>() : nullptr});
   }
   return ropes;
 }
@@ -280,6 +291,12 @@ void CudaDecoder::run_step(const ForwardBatch& batch, KvCache& cache, bool wants
   CudaKvLayers& gpu_cache = *cache.cuda_layers();
   StepShape shape = shape_of(batch);
   if (shape.num_rows == 0) return;
+  if (blocks_full_ && kv_cuda_drops_key_offset(gpu_cache.layer(0).element) &&
+      shape.max_context > num_block_tokens_) {
+    fail(ErrorCode::kInvalidArgument, "a step at position ", shape.max_context - 1,
+         " of a model loaded for ", num_block_tokens_,
+         " tokens: its keys' biases are turned to no more");
+  }
   const bool is_decode = shape.max_rows_per_sequence == 1 && wants_logits &&
                          shape.num_logits == shape.num_rows &&
                          shape.num_sequences == shape.num_rows && shape.num_rows <= kMaxGraphRows &&
@@ -423,6 +440,8 @@ void CudaDecoder::run_layers(CudaKvLayers& cache, float* hidden) {
   void* branch = workspace.allocate(batch.num_rows * config_.hidden_size *
                                     (element_ == CudaElement::kF32 ? 4 : 2));
   PendingBranch pending;
+  const CudaRotationBlocks* full_blocks = blocks_full_ ? &*blocks_full_ : nullptr;
+  const CudaRotationBlocks* sliding_blocks = blocks_sliding_ ? &*blocks_sliding_ : full_blocks;
   for (const CudaDecoderLayer& layer : layers_) {
     cache.prepare_layer(layer.index);
     batch.block_tables = tables.of(layer.index);
@@ -432,6 +451,7 @@ void CudaDecoder::run_layers(CudaKvLayers& cache, float* hidden) {
                                 .cache = cache.layer(layer.index),
                                 .codes = cache.codes(layer.index),
                                 .attention_workspace = attention_workspace_.data(),
+                                .rotation_blocks = layer.is_sliding ? sliding_blocks : full_blocks,
                                 .collective = timed_ != nullptr ? timed_.get() : collective_};
     pending = forward_cuda_layer(layer, step, hidden, pending, branch, *context_);
   }

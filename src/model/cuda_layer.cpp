@@ -3,6 +3,7 @@
 #include "base/check.h"
 #include "base/error.h"
 #include "kernels/moe/moe_cuda.h"
+#include "model/rope_rows.h"
 #include "tensor/cuda_check.h"
 
 namespace lathe {
@@ -35,7 +36,7 @@ class LayerForward {
         stream_(context.stream()) {}
 
   void attention_branch(PendingBranch pending, void* out);
-  void attend(const void* qkv, int64_t stride, void* attended);
+  void attend(const void* qkv, int64_t stride, const KeyOffsetCuda& offset, void* attended);
   void mlp_branch(PendingBranch pending, void* out);
   // branch = its sum over the ranks, where the layer is one rank's part.
   void add_up(void* branch) {
@@ -56,6 +57,9 @@ class LayerForward {
   void gated_mlp(const CudaGatedMlp& mlp, int64_t expert, const void* gate_up, int64_t rows,
                  void* y);
   void expert_branch(PendingBranch pending, void* out);
+
+  // Of a cache that has keys without the layer's biases; its products in the workspace.
+  KeyOffsetCuda key_offset();
 
   DeviceWorkspace& workspace() { return context_.workspace(); }
   void* allocate(int64_t count, CudaElement element) {
@@ -158,6 +162,20 @@ void LayerForward::linear(const CudaStackedLinear& weight, LinearKind kind, int6
   });
 }
 
+KeyOffsetCuda LayerForward::key_offset() {
+  if (layer_.key_offset.size() == 0 || step_.rotation_blocks == nullptr ||
+      !kv_cuda_drops_key_offset(step_.cache.element)) {
+    return {};
+  }
+  return {.offset = layer_.key_offset.as<float>(),
+          .block_starts = step_.rotation_blocks->starts.as<float>(),
+          .in_block = step_.rotation_blocks->in_block.as<float>(),
+          .rotary_dim = config_.rotary_dim,
+          .products = step_.batch.only_long_runs
+                          ? nullptr
+                          : workspace().allocate_as<float>(num_rows_ * config_.q_size())};
+}
+
 void LayerForward::attention_branch(PendingBranch pending, void* out) {
   const DeviceWorkspace::Scope scope(workspace());
   const CudaElement element = layer_.element;
@@ -167,6 +185,7 @@ void LayerForward::attention_branch(PendingBranch pending, void* out) {
          [&](const QuantizedTarget& target) { norm(pending, layer_.input_norm, target); });
   if (step_.tap != nullptr) step_.tap->on_projections(qkv, element, stride, num_rows_, stream_);
 
+  const KeyOffsetCuda offset = key_offset();
   rope_append_cuda({.qkv = qkv,
                     .element = element,
                     .stride = stride,
@@ -178,10 +197,12 @@ void LayerForward::attention_branch(PendingBranch pending, void* out) {
                     .num_heads = config_.num_heads,
                     .num_kv_heads = config_.num_kv_heads,
                     .head_dim = config_.head_dim,
-                    .rotary_dim = config_.rotary_dim},
+                    .rotary_dim = config_.rotary_dim,
+                    .key_offset = offset.offset,
+                    .offset_products = offset.products},
                    step_.batch, step_.cache, stream_);
   void* attended = allocate(num_rows_ * config_.q_size(), element);
-  attend(qkv, stride, attended);
+  attend(qkv, stride, offset, attended);
   // Often it takes what attention wrote as it stands.
   const CudaLinear& first = *layer_.o.weights().front();
   if (step_.tap == nullptr && layer_.o.weights().size() == 1 &&
@@ -200,7 +221,8 @@ void LayerForward::attention_branch(PendingBranch pending, void* out) {
   });
 }
 
-void LayerForward::attend(const void* qkv, int64_t stride, void* attended) {
+void LayerForward::attend(const void* qkv, int64_t stride, const KeyOffsetCuda& offset,
+                          void* attended) {
   const auto scale = static_cast<float>(config_.attention_scale);
   if (step_.codes != nullptr) {
     LatentAttentionCudaArgs args = {.q = qkv,
@@ -226,6 +248,7 @@ void LayerForward::attend(const void* qkv, int64_t stride, void* attended) {
                   .scale = scale,
                   .softcap = static_cast<float>(config_.attention_softcap),
                   .sliding_window = layer_.is_sliding ? config_.sliding_window : 0,
+                  .key_offset = offset,
                   .follows_rope_append = true,
                   .workspace = step_.attention_workspace},
                  step_.batch, step_.cache, stream_);
@@ -397,6 +420,7 @@ CudaDecoderLayer make_cuda_layer(const ModelConfig& config, const LayerWeights& 
   layer.post_attention_norm = upload(weights.post_attention_norm);
   layer.mlp_norm = upload(weights.mlp_norm);
   layer.post_mlp_norm = upload(weights.post_mlp_norm);
+  layer.key_offset = upload(key_bias(weights));
   return layer;
 }
 
@@ -412,6 +436,12 @@ CudaRopeRows CudaRope::rows(const CudaBatch& batch, CudaContext& context) const 
   rope_tables_cuda(inverse_.as<float>(), attention_factor_, half_, batch.positions, batch.num_rows,
                    cos, sin, context.stream());
   return {cos, sin};
+}
+
+CudaRotationBlocks::CudaRotationBlocks(const RopeFrequencies& frequencies, int64_t num_positions) {
+  const RotationBlocks blocks(frequencies, num_positions);
+  starts = DeviceBuffer::from_host(blocks.starts.data(), blocks.starts.size());
+  in_block = DeviceBuffer::from_host(blocks.in_block.data(), blocks.in_block.size());
 }
 
 bool reserve_attention_workspace(DeviceBuffer& workspace, const CudaDecoderLayer& layer,

@@ -65,6 +65,7 @@ struct CudaDecoderLayer {
   std::vector<CudaGatedMlp> mlps;  // one, or one per expert
   CudaStackedLinear router;        // experts only
   DeviceBuffer input_norm, q_norm, k_norm, post_attention_norm, mlp_norm, post_mlp_norm;
+  DeviceBuffer key_offset;  // [kv_size], or nothing (key_bias(), layer_weights.h)
 
   bool is_moe() const { return router.n() > 0; }
   int64_t weight_bytes(const ModelConfig& config) const;
@@ -94,6 +95,13 @@ class CudaRope {
   float attention_factor_;
 };
 
+// Angles of whole blocks of positions on the device (model/rope_rows.h).
+struct CudaRotationBlocks {
+  CudaRotationBlocks(const RopeFrequencies& frequencies, int64_t num_positions);
+
+  DeviceBuffer starts, in_block;
+};
+
 // Makes `workspace` large enough for the attention of `layer` over `batch`, zeroed as
 // attention_cuda.h asks. True when it has moved.
 bool reserve_attention_workspace(DeviceBuffer& workspace, const CudaDecoderLayer& layer,
@@ -105,8 +113,9 @@ struct CudaLayerStep {
   CudaRopeRows rope;
   const CudaBatch& batch;
   KvCudaLayer cache;
-  const LatentKvCuda* codes = nullptr;  // attended to instead of `cache`; null: not
-  void* attention_workspace;            // attention_cuda.h
+  const LatentKvCuda* codes = nullptr;                  // attended to instead of `cache`; null: not
+  void* attention_workspace;                            // attention_cuda.h
+  const CudaRotationBlocks* rotation_blocks = nullptr;  // for a cache that drops key offsets
   CudaLayerTap* tap = nullptr;
   Collective* collective = nullptr;  // where the layer is one rank's part: sums its branches
 };

@@ -305,12 +305,7 @@ DecoderLayer pack_layer(const ModelConfig& config, const LayerWeights& weights, 
     layer.router = StackedLinear(stack_linears({&part, 1}), ComputeType::kF32, exec);
   }
   const auto clone = [](const Tensor& gain) { return gain.empty() ? Tensor() : gain.clone(); };
-  for (const LayerLinear& linear : weights.linears) {
-    const Tensor& bias = linear.weights.bias;
-    if (!linear.slot.module.ends_with("k_proj") || bias.empty() || !weights.k_norm.empty())
-      continue;
-    layer.key_offset = convert(bias.view(), DType::kF32);
-  }
+  layer.key_offset = key_bias(weights);
   layer.input_norm = clone(weights.input_norm);
   layer.q_norm = clone(weights.q_norm);
   layer.k_norm = clone(weights.k_norm);

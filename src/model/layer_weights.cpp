@@ -76,4 +76,15 @@ LayerWeights load_layer_weights(const Checkpoint& checkpoint, int64_t layer, DTy
   return weights;
 }
 
+Tensor key_bias(const LayerWeights& weights) {
+  if (!weights.k_norm.empty()) return {};
+  for (const LayerLinear& linear : weights.linears) {
+    const Tensor& bias = linear.weights.bias;
+    if (linear.slot.module.ends_with("k_proj") && !bias.empty()) {
+      return convert(bias.view(), DType::kF32);
+    }
+  }
+  return {};
+}
+
 }  // namespace lathe

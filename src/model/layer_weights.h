@@ -55,6 +55,9 @@ struct LayerWeights {
 // Loads one layer alone; dense weights in dense_dtype. Errors name the tensor.
 LayerWeights load_layer_weights(const Checkpoint& checkpoint, int64_t layer, DType dense_dtype);
 
+// The keys' biases in f32 where only RoPE comes behind them, [kv_size]; else empty.
+Tensor key_bias(const LayerWeights& weights);
+
 // A norm's gain in f32, with Gemma's + 1.
 Tensor load_norm(const Checkpoint& checkpoint, const std::string& name);
 

@@ -100,8 +100,8 @@ inline KvCodecFile random_codec(const std::string& variant, int64_t num_layers, 
   return file;
 }
 
-inline const char* const kCodecVariants[] = {
-    "dense",        "low-rank", "block-diagonal", "star", "latent", "latent-values",
-    "latent-alone", "mean",     "none",           "int",  "sigma"};
+inline const char* const kCodecVariants[] = {"dense",  "low-rank",      "block-diagonal", "star",
+                                             "latent", "latent-values", "latent-alone",   "mean",
+                                             "none",   "int",           "sigma"};
 
 }  // namespace lathe

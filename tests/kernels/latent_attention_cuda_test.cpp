@@ -94,7 +94,8 @@ std::vector<uint16_t> plane_of(const std::vector<float>& rows, const RowShape& s
   std::vector<uint16_t> plane(at((first + num_blocks) * block), 0x7fc0);  // NaN, not to be read
   for (int64_t t = 0; t < num_blocks * kBlockSize; ++t) {
     for (int64_t i = 0; i < shape.width(); ++i) {
-      const int offset = kv_cuda_offset(KvCudaElement::kBF16, int(e), int(t % kBlockSize), int(i % e));
+      const int offset =
+          kv_cuda_offset(KvCudaElement::kBF16, int(e), int(t % kBlockSize), int(i % e));
       plane[at((first + t / kBlockSize) * block + i / e * e * kBlockSize + offset)] =
           bf16_from_float(rows[at(t * shape.width() + i)]);
     }
@@ -119,10 +120,10 @@ void expect_the_reference(LatentLayer layer) {
                                      .num_heads = layer.num_heads}));
   // 0 tokens: padding. Odd numbers of coded blocks, exact ones behind them, all of it one or the
   // other; blocks enough for several parts of a context.
-  const std::vector<Context> contexts = {{0, 1, false},    {0, 70, false}, {0, 0, false},
-                                         {1, 33, false},   {1, 40, true},  {2, 65, true},
-                                         {5, 5 * 32 + 31, true},           {9, 9 * 32 + 1, false},
-                                         {33, 1200, true}, {39, 1280, true}};
+  const std::vector<Context> contexts = {
+      {0, 1, false},    {0, 70, false},  {0, 0, false},          {1, 33, false},
+      {1, 40, true},    {2, 65, true},   {5, 5 * 32 + 31, true}, {9, 9 * 32 + 1, false},
+      {33, 1200, true}, {39, 1280, true}};
   const auto num_sequences = static_cast<int64_t>(contexts.size());
   // Coded block b of every context is at order[b]; its exact twin is block kBlocks + 3 + b.
   std::vector<int32_t> order, table, query_begin = {0}, positions;
@@ -130,10 +131,9 @@ void expect_the_reference(LatentLayer layer) {
   constexpr int64_t kFirstLive = kBlocks + 3, kSinkBlock = 0;
   for (const Context& context : contexts) {
     for (int64_t b = 0; b <= kBlocks; ++b) {  // one more than there are, and wild ones, unread
-      table.push_back(b < context.num_coded_blocks ? order[at(b)]
-                      : b * kBlockSize < context.num_tokens
-                          ? int32_t(kFirstLive + b)
-                          : 0x7ffffff0);
+      table.push_back(b < context.num_coded_blocks          ? order[at(b)]
+                      : b * kBlockSize < context.num_tokens ? int32_t(kFirstLive + b)
+                                                            : 0x7ffffff0);
     }
     query_begin.push_back(query_begin.back() + (context.num_tokens > 0 ? 1 : 0));
     if (context.num_tokens > 0) positions.push_back(int32_t(context.num_tokens - 1));
@@ -162,11 +162,10 @@ void expect_the_reference(LatentLayer layer) {
                      latent_points = DeviceBuffer::from_host(latent_grid.points, 16 * 4),
                      d_key_bias = upload(layer.key_bias), d_value_bias = upload(layer.value_bias),
                      d_cos = upload(layer.cos), d_sin = upload(layer.sin),
-                     d_weight = upload(latent_value_weight(layer.shape, rank,
-                                                           layer.value_latent_weight.data(),
-                                                           layer.step.data()));
-  DeviceArray<uint16_t> d_image(latent_key_image(layer.shape, rank, layer.key_weight.data(),
-                                                 layer.step.data())),
+                     d_weight = upload(latent_value_weight(
+                         layer.shape, rank, layer.value_latent_weight.data(), layer.step.data()));
+  DeviceArray<uint16_t> d_image(
+      latent_key_image(layer.shape, rank, layer.key_weight.data(), layer.step.data())),
       d_keys(plane_of(keys, layer.shape, kBlocks, kFirstLive)),
       d_values(plane_of(values, layer.shape, kBlocks, kFirstLive)), d_q(to_bf16(q));
   DeviceArray<int32_t> d_table(table), d_begin(query_begin), d_positions(positions), d_sinks(sinks);
@@ -266,11 +265,8 @@ TEST(LatentAttentionCuda, IsTheReference) {
 }
 
 TEST(LatentAttentionCuda, TakesWhatItHasAKernelFor) {
-  const LatentKvShape fine = {.shape = {8, 128},
-                              .rank = 256,
-                              .latent_bits = 4,
-                              .rotary_dim = 128,
-                              .num_heads = 32};
+  const LatentKvShape fine = {
+      .shape = {8, 128}, .rank = 256, .latent_bits = 4, .rotary_dim = 128, .num_heads = 32};
   EXPECT_TRUE(can_attend_to_latents(fine));
   const auto with = [&](auto&& edit) {
     LatentKvShape shape = fine;

@@ -10,8 +10,8 @@
 //   sums: each warp takes a quarter of the latent's and of the head's numbers, for all 64 tokens
 //
 // Per token and KV head: head_dim (head_dim + rank) multiply-adds of wgmma, 8 (2 head_dim + rank)
-// of mma, some (rank + 2 head_dim) * 3 / 64 instructions of a warp for look-ups and as many bytes / 2
-// of shared memory. At rank 256 and 8 heads of 128 numbers tensor cores bind, with 0.2 ms for
+// of mma, some (rank + 2 head_dim) * 3 / 64 instructions of a warp for look-ups and as many bytes /
+// 2 of shared memory. At rank 256 and 8 heads of 128 numbers tensor cores bind, with 0.2 ms for
 // 262,144 tokens of a layer.
 #include <cuda_bf16.h>
 
@@ -32,13 +32,13 @@ using namespace sm90;  // NOLINT(google-build-using-namespace): instructions
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr int kBlock = static_cast<int>(kBlockSize);
-constexpr int kTile = 64;     // tokens of a warpgroup
-constexpr int kQueries = 8;   // of a KV head, at the most
+constexpr int kTile = 64;    // tokens of a warpgroup
+constexpr int kQueries = 8;  // of a KV head, at the most
 constexpr int kWarpgroup = 128;
 #ifndef G
 #define G 3
 #endif
-constexpr int kGroups = G;    // warpgroups of a block
+constexpr int kGroups = G;  // warpgroups of a block
 constexpr int kExactWarps = 4;
 constexpr int kMergeThreads = 256;
 
@@ -58,7 +58,7 @@ struct Shape {
   static constexpr bool kWide = D == 128 && kBytes > 1;  // ranks are multiples of 128
   static constexpr int kKeySteps = D / 16;
   static constexpr int kHalf = D / 2;
-  static constexpr int kValueTiles = D / 64;  // of 16 numbers, that a warp adds up
+  static constexpr int kValueTiles = D / 64;              // of 16 numbers, that a warp adds up
   static constexpr int kLatentStride = 32 * kBytes + 16;  // bytes; rows begin in other banks
   static constexpr int kValueStride = D / 4 + 4;
   static constexpr int kRopeStride = kHalf * 8 + 64;
@@ -90,9 +90,7 @@ __device__ inline uint32_t load_word(uint32_t address) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
   return word;
 }
-__device__ inline float load_float(uint32_t address) {
-  return __uint_as_float(load_word(address));
-}
+__device__ inline float load_float(uint32_t address) { return __uint_as_float(load_word(address)); }
 __device__ inline void load_two(uint32_t (&words)[2], uint32_t address) {
   asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
                : "=r"(words[0]), "=r"(words[1])
@@ -199,9 +197,9 @@ __device__ inline Part part_of(const CudaBatch& batch, int sequence, int split) 
 template <int D, int kBytes>
 class Worker {
   using S = Shape<D, kBytes>;
-  static constexpr int kKeyWords = D / 64;    // a lane's codes of a key
+  static constexpr int kKeyWords = D / 64;     // a lane's codes of a key
   static constexpr int kStepBytes = 16 * 128;  // 16 rows of 64 columns of the image
-  static constexpr int kValueWords = D / 32;  // of a value, half of which a thread brings
+  static constexpr int kValueWords = D / 32;   // of a value, half of which a thread brings
 
  public:
   __device__ Worker(const LatentAttentionCudaArgs& args, const CudaBatch& batch,
@@ -332,8 +330,8 @@ class Worker {
     const int tile = tile_;
     const int id = warp_ < 2 ? ids_[0] : ids_[1];
     const bool coded = id >= 0;
-    const bool has_sinks = coded && tile + warp_ / 2 * kBlock < kv_.num_sinks &&
-                           kv_.sink_blocks[id] >= 0;
+    const bool has_sinks =
+        coded && tile + warp_ / 2 * kBlock < kv_.num_sinks && kv_.sink_blocks[id] >= 0;
     float scores[4] = {};
     {
       float keys[D / 2];
@@ -364,9 +362,9 @@ class Worker {
     add_up(buffer, shrink);
   }
 
-  // Keys behind RoPE by their place in the 16: number j of token row_ in keys[j / 8 * 4 + j % 2], of
-  // token row_ + 8 two further, where j % 8 / 2 == quarter_. position: as turn_query() takes it, for
-  // what there is time while products are made.
+  // Keys behind RoPE by their place in the 16: number j of token row_ in keys[j / 8 * 4 + j % 2],
+  // of token row_ + 8 two further, where j % 8 / 2 == quarter_. position: as turn_query() takes it,
+  // for what there is time while products are made.
   __device__ void rebuild_keys(int buffer, int position, float (&keys)[D / 2],
                                uint32_t (&query)[S::kKeySteps][2]) {
     const int rows = D + static_cast<int>(kv_.rank);
@@ -403,7 +401,7 @@ class Worker {
       multiply_commit();
     }
     turn_query(position, query);
-    constexpr int kLoad = S::kWide ? 4 : 1;  // words of codes, two steps each
+    constexpr int kLoad = S::kWide ? 4 : 1;             // words of codes, two steps each
     const int words = static_cast<int>(kv_.rank) / 32;  // of a quarter
     const uint32_t first =
         latents(buffer, warp_ * 16 + row_) + static_cast<uint32_t>(quarter_ * words * 4);
@@ -468,8 +466,8 @@ class Worker {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         uint32_t angles[4];  // cos, sin of two numbers
-        load_four(angles, S::kRope + static_cast<uint32_t>((row_ + 8 * i) * S::kRopeStride) +
-                              column * 8);
+        load_four(angles,
+                  S::kRope + static_cast<uint32_t>((row_ + 8 * i) * S::kRopeStride) + column * 8);
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const float c = __uint_as_float(angles[2 * e]), s = __uint_as_float(angles[2 * e + 1]);
@@ -496,8 +494,8 @@ class Worker {
         const uint32_t b = load_word(query + static_cast<uint32_t>(8 * step + 4 * i + D / 4) * 4);
         turned[step][i] = pack<false>(low_number(a) * c.x + low_number(b) * s.x,
                                       high_number(a) * c.y + high_number(b) * s.y);
-        turned[step + S::kKeySteps / 2][i] = pack<false>(low_number(b) * c.x - low_number(a) * s.x,
-                                                         high_number(b) * c.y - high_number(a) * s.y);
+        turned[step + S::kKeySteps / 2][i] = pack<false>(
+            low_number(b) * c.x - low_number(a) * s.x, high_number(b) * c.y - high_number(a) * s.y);
       }
     }
   }
@@ -531,9 +529,10 @@ class Worker {
   __device__ void store_values() const {
 #pragma unroll
     for (int i = 0; i < kValueWords; ++i) {
-      store_word(own_ + S::kValues + static_cast<uint32_t>(thread_ / 2 * S::kValueStride +
-                                                           thread_ % 2 * (D / 8) + i * 4),
-                 value_codes_[i]);
+      store_word(
+          own_ + S::kValues +
+              static_cast<uint32_t>(thread_ / 2 * S::kValueStride + thread_ % 2 * (D / 8) + i * 4),
+          value_codes_[i]);
     }
   }
   // Weights as right operands of the sums, with the values' scales and without. What earlier sums
@@ -581,20 +580,20 @@ class Worker {
       uint32_t w[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        w[i] = load_word(own_ + S::kWeights + static_cast<uint32_t>((sixteen * 4 + i) * 128) + lane);
+        w[i] =
+            load_word(own_ + S::kWeights + static_cast<uint32_t>((sixteen * 4 + i) * 128) + lane);
       }
       uint32_t z[4], v[4];  // of tokens 2 quarter_, the next one, and eight further
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int t = sixteen * 16 + 2 * quarter_ + i % 2 + i / 2 * 8;
-        const uint32_t at =
-            latents(buffer, t) + static_cast<uint32_t>((warp_ * 8 + row_) * kBytes);
+        const uint32_t at = latents(buffer, t) + static_cast<uint32_t>((warp_ * 8 + row_) * kBytes);
         z[i] = kBytes == 4 ? load_word(at) : load_byte(at);
         if (kBytes == 2) z[i] |= load_byte(at + 1) << 8;
         const uint32_t codes = own_ + S::kValues + static_cast<uint32_t>(t * S::kValueStride);
-        v[i] = D == 128 ? load_byte(codes + static_cast<uint32_t>(warp_ * 8 + row_))
-                        : load_byte(codes + static_cast<uint32_t>(warp_ * 4 + row_ / 2)) >>
-                              row_ % 2 * 4;
+        v[i] = D == 128
+                   ? load_byte(codes + static_cast<uint32_t>(warp_ * 8 + row_))
+                   : load_byte(codes + static_cast<uint32_t>(warp_ * 4 + row_ / 2)) >> row_ % 2 * 4;
       }
       add_latent<0>(z, w, lane);
       if constexpr (kBytes > 1) add_latent<1>(z, w, lane);
@@ -644,9 +643,9 @@ class Worker {
         total_[i] += __shfl_xor_sync(0xffffffffu, total_[i], mask);
       }
       if (lane_ < 4) {
-        store_word(own_ + S::kTotal +
-                       static_cast<uint32_t>(warp_ * kQueries + 2 * quarter_ + i) * 4,
-                   __float_as_uint(total_[i]));
+        store_word(
+            own_ + S::kTotal + static_cast<uint32_t>(warp_ * kQueries + 2 * quarter_ + i) * 4,
+            __float_as_uint(total_[i]));
       }
     }
     group_sync(barrier());
@@ -659,7 +658,8 @@ class Worker {
       if (warp_ == 0 && row_ == 0) {
         float total = 0;
         for (int warp = 0; warp < 4; ++warp) {
-          total += load_float(own_ + S::kTotal + static_cast<uint32_t>(warp * kQueries + query) * 4);
+          total +=
+              load_float(own_ + S::kTotal + static_cast<uint32_t>(warp * kQueries + query) * 4);
         }
         plan_.code_statistics[at] = make_float2(largest_[i], total);
       }
@@ -927,7 +927,8 @@ __global__ void __launch_bounds__(kMergeThreads)
 
   float largest = -INFINITY;
   for (int i = thread; i < num_splits; i += kMergeThreads) {
-    largest = fmaxf(largest, fmaxf(plan.code_statistics[at + i].x, plan.exact_statistics[at + i].x));
+    largest =
+        fmaxf(largest, fmaxf(plan.code_statistics[at + i].x, plan.exact_statistics[at + i].x));
   }
   largest = warp_max(largest);
   if (thread % 32 == 0) partial[thread / 32] = largest;
@@ -950,8 +951,8 @@ __global__ void __launch_bounds__(kMergeThreads)
   for (int c = thread; c < rank + 2 * D; c += kMergeThreads) {
     const bool is_exact = c >= rank + D;
     const float* w = is_exact ? exact_weights : weights;
-    const float* from = is_exact ? plan.exact_sums + at * D + (c - rank - D)
-                                 : plan.code_sums + at * (rank + D) + c;
+    const float* from =
+        is_exact ? plan.exact_sums + at * D + (c - rank - D) : plan.code_sums + at * (rank + D) + c;
     const int stride = is_exact ? D : rank + D;
     float sum = 0;
     for (int i = 0; i < num_splits; ++i) {
@@ -998,8 +999,8 @@ void launch(const LatentAttentionCudaArgs& args, const CudaBatch& batch, const L
   cuda_check(cudaDeviceGetAttribute(&num_sms, cudaDevAttrMultiProcessorCount, device),
              "counting multiprocessors");
   const int64_t pieces = batch.num_sequences * plan.num_splits;
-  const int64_t blocks =
-      std::clamp<int64_t>((pieces + kGroups - 1) / kGroups, 1, std::max<int64_t>(1, num_sms / args.num_kv_heads));
+  const int64_t blocks = std::clamp<int64_t>((pieces + kGroups - 1) / kGroups, 1,
+                                             std::max<int64_t>(1, num_sms / args.num_kv_heads));
   launch_dependent("latent_codes", kernel, dim3(static_cast<unsigned>(blocks * args.num_kv_heads)),
                    dim3(kGroups * kWarpgroup), shared_bytes, stream, 1, args, batch, kv, plan);
 }

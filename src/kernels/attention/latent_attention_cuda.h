@@ -5,8 +5,8 @@
 //                  and the latent are the left operand of
 //                      K^ = scale (vectors x Hadamard) + z x U^T + u
 //                  on tensor cores; K^ stays in registers, is turned by its place among the 64, and
-//                  meets queries that are turned back by where the 64 begin. Weighted sums are those
-//                  of z and of the values' grid vectors: 2 (rank + head_dim) numbers a query.
+//                  meets queries that are turned back by where the 64 begin. Weighted sums are
+//                  those of z and of the values' grid vectors: 2 (rank + head_dim) numbers a query.
 //   exact blocks   sinks and window, in fp32
 //   merge          parts of a context as one; the values' predictor and Hadamard matrix, once
 //
