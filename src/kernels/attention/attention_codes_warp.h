@@ -45,12 +45,6 @@
 
 namespace lathe {
 
-#ifdef __CUDACC__
-#define LATHE_UNROLL _Pragma("unroll")
-#else
-#define LATHE_UNROLL
-#endif
-
 template <int D, int kTiles, bool kOffset = false>
 struct CodesWarp {
   static_assert(D % 64 == 0 && D <= 256);

@@ -5,6 +5,7 @@
 
 #include "kernels/attention/kv_encode_cuda.cuh"
 #include "kernels/attention/kv_rotate_cuda.cuh"
+#include "kernels/kv_rows/head_lanes.h"
 #include "kernels/kv_rows/kv_rows_cuda.h"
 
 namespace lathe {
@@ -21,14 +22,16 @@ __device__ inline float scale_value(RowScale scale, uint32_t bits) {
     if (bits == 0) return 0;
     if (bits == 255) return __uint_as_float(0x7fc00000u);
     const int eighths = static_cast<int>(bits) - 127;
-    return ldexpf(kLog8Steps[eighths & 7], eighths >> 3);
+    return log8_from_step(kLog8Steps[eighths & 7], eighths);
   }
   if (scale == RowScale::kF16) return __half2float(__ushort_as_half(static_cast<uint16_t>(bits)));
   return __uint_as_float(bits);
 }
+// count: 1, 2 or 4.
 __device__ inline uint32_t load_bytes(const uint8_t* at, int count) {
-  uint32_t bits = 0;
-  for (int i = 0; i < count; ++i) bits |= static_cast<uint32_t>(at[i]) << 8 * i;
+  uint32_t bits = at[0];
+  if (count > 1) bits |= static_cast<uint32_t>(at[1]) << 8;
+  if (count > 2) bits |= static_cast<uint32_t>(at[2]) << 16 | static_cast<uint32_t>(at[3]) << 24;
   return bits;
 }
 
@@ -62,14 +65,35 @@ __device__ void transform_head(float* x, const KvRowsCudaFormat& format, int lan
 }
 
 __device__ inline uint8_t* codes_of_row(const KvCodesCuda& codes, int64_t row) {
-  const int64_t block = row / kBlockSize;
-  const int64_t begin = codes.blocks != nullptr
-                            ? codes.blocks[block] * codes.block_stride
-                            : block / codes.piece_blocks * codes.piece_stride +
-                                  block % codes.piece_blocks * codes.block_stride;
+  const auto block = static_cast<uint32_t>(row / kBlockSize);
+  int64_t begin;
+  if (codes.blocks != nullptr) {
+    begin = codes.blocks[block] * codes.block_stride;
+  } else {  // divisions of 32 bits: those of 64 are a hundred instructions
+    const auto piece_blocks = static_cast<uint32_t>(codes.piece_blocks);
+    begin = block / piece_blocks * codes.piece_stride + block % piece_blocks * codes.block_stride;
+  }
   return reinterpret_cast<uint8_t*>(codes.data) + begin + codes.offset +
          row % kBlockSize * codes.row_bytes;
 }
+
+// --- live blocks --------------------------------------------------------------------------------
+
+__device__ inline uint8_t* live_head(const KvLiveRowsCuda& live, int64_t row, int head,
+                                     int num_heads, int head_dim) {
+  auto* plane = static_cast<uint8_t*>(live.is_value ? live.layer.values : live.layer.keys);
+  return plane + (static_cast<int64_t>(live.blocks[row / kBlockSize]) * num_heads + head) *
+                     kv_cuda_head_bytes(live.layer.element, head_dim);
+}
+
+// The row of cos and sin that turns row `row`.
+__device__ inline int64_t rope_row(const KvLiveRowsCuda& live, int64_t row) {
+  return live.first_positions == nullptr
+             ? row
+             : live.first_positions[row / kBlockSize] + row % kBlockSize;
+}
+
+// --- a head -------------------------------------------------------------------------------------
 
 // A head of one row: its codes and where its scale is.
 struct HeadCodes {

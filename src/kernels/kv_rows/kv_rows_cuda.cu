@@ -1,10 +1,14 @@
 // A warp for each row and head, the head in shared memory: codes are unpacked, looked up, turned by
-// the butterflies, added to the prediction; keys are turned by their position and stored. Bound by
-// the rows' traffic (10 bytes a number when waking) and the butterflies' instructions.
+// the butterflies, added to the prediction; keys are turned by their position and stored. For any
+// head and format, bound by the butterflies' instructions; decode_heads_cuda.cu is what usually
+// decodes.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
+#include <limits>
+
+#include "kernels/kv_rows/decode_heads_cuda.h"
 #include "kernels/kv_rows/kv_row_codes_cuda.cuh"
 #include "kernels/kv_rows/kv_rows_cuda.h"
 #include "tensor/cuda_launch.cuh"
@@ -90,18 +94,6 @@ __device__ void encode(const KvRowsCudaFormat& format, const HeadCodes& codes, f
 
 // --- live blocks --------------------------------------------------------------------------------
 
-__device__ uint8_t* live_head(const KvLiveRowsCuda& live, int64_t row, int head, int num_heads,
-                              int head_dim) {
-  auto* plane = static_cast<uint8_t*>(live.is_value ? live.layer.values : live.layer.keys);
-  return plane + (static_cast<int64_t>(live.blocks[row / kBlock]) * num_heads + head) *
-                     kv_cuda_head_bytes(live.layer.element, head_dim);
-}
-
-// The row of cos and sin that turns row `row`.
-__device__ int64_t rope_row(const KvLiveRowsCuda& live, int64_t row) {
-  return live.first_positions == nullptr ? row : live.first_positions[row / kBlock] + row % kBlock;
-}
-
 // What the cache has keys without, to a key before RoPE; sign: 1 or -1.
 __device__ void add_offset(const KvLiveRowsCuda& live, int head, int head_dim, float sign, float* x,
                            int lane) {
@@ -183,8 +175,8 @@ __device__ void load_live(const KvLiveRowsCuda& live, int64_t row, int head, int
 
 // The row and head of this warp. False: none.
 __device__ bool find_head(int num_heads, int64_t num_rows, int64_t& row, int& head) {
-  const int64_t idx = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  row = idx / num_heads, head = static_cast<int>(idx % num_heads);
+  const uint32_t idx = blockIdx.x * kWarps + threadIdx.x / 32, heads = num_heads;
+  row = idx / heads, head = static_cast<int>(idx % heads);
   return row < num_rows;
 }
 
@@ -196,6 +188,7 @@ __device__ float prediction(const KvRowsCudaFormat& format, const float* product
 }
 
 __device__ void store_row(const KvRowsCuda& rows, int64_t at, float x) {
+  if (rows.data == nullptr) return;
   if (rows.element == CudaElement::kBF16) {
     static_cast<__nv_bfloat16*>(rows.data)[at] = __float2bfloat16_rn(x);
   } else {
@@ -304,32 +297,34 @@ __device__ uint32_t encode_latent(const KvLatentCudaFormat& format, float projec
   return static_cast<uint32_t>(best);
 }
 
-// A thread for each byte of a row's codes, one or two numbers, and for those that only pad the row.
-// projected null: the codes are there and only decoded.
-__global__ void latents_kernel(KvLatentCudaFormat format, KvCodesCuda codes, const float* projected,
-                               KvRowsCuda z, int64_t z_stride, int64_t num_rows) {
+// A warp for each row; a lane for each byte of its codes, one or two numbers, and for those that
+// only pad the row. projected null: the codes are there and only decoded.
+__global__ void __launch_bounds__(kWarps * 32)
+    latents_kernel(KvLatentCudaFormat format, KvCodesCuda codes, const float* projected,
+                   KvRowsCuda z, int64_t z_stride, int64_t num_rows) {
   wait_for_previous_kernel();
   allow_next_kernel();
-  const int each = 8 / format.bits;
-  const int64_t bytes = (z_stride + each - 1) / each;  // of a row, with those that are not stored
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t row = i / bytes;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (row >= num_rows) return;
-  const int byte = static_cast<int>(i % bytes), first = byte * each;
-  uint8_t* at = codes_of_row(codes, row) + byte;
-  uint32_t packed = 0;
-  if (projected != nullptr) {
-    for (int n = 0; n < each && first + n < z_stride; ++n) {
-      packed |= encode_latent(format, projected[row * z_stride + first + n], first + n)
-                << n * format.bits;
+  const int each = 8 / format.bits;
+  uint8_t* at = codes_of_row(codes, row);
+  for (int first = static_cast<int>(threadIdx.x) % 32 * each; first < z_stride;
+       first += 32 * each) {
+    uint8_t& byte = at[first / each];
+    uint32_t packed = 0;
+    if (projected != nullptr) {
+      for (int n = 0; n < each && first + n < z_stride; ++n) {
+        packed |= encode_latent(format, projected[row * z_stride + first + n], first + n)
+                  << n * format.bits;
+      }
+      if (first < format.rank) byte = static_cast<uint8_t>(packed);
+    } else if (first < format.rank) {
+      packed = byte;
     }
-    if (first < format.rank) *at = static_cast<uint8_t>(packed);
-  } else if (first < format.rank) {
-    packed = *at;
-  }
-  for (int n = 0; n < each && first + n < z_stride; ++n) {
-    const uint32_t code = packed >> n * format.bits & ((1u << format.bits) - 1);
-    store_latent(format, code, row, first + n, z, z_stride);
+    for (int n = 0; n < each && first + n < z_stride; ++n) {
+      const uint32_t code = packed >> n * format.bits & ((1u << format.bits) - 1);
+      store_latent(format, code, row, first + n, z, z_stride);
+    }
   }
 }
 
@@ -351,6 +346,9 @@ __global__ void __launch_bounds__(kWarps * 32)
 }
 
 dim3 blocks_for_heads(int64_t num_rows, int64_t num_heads) {
+  if (num_rows * num_heads > std::numeric_limits<int32_t>::max()) {
+    fail(ErrorCode::kInvalidArgument, num_rows, " rows of ", num_heads, " heads at once on a GPU");
+  }
   return dim3(static_cast<unsigned>((num_rows * num_heads + kWarps - 1) / kWarps));
 }
 
@@ -368,6 +366,10 @@ void decode_kv_rows_cuda(const KvRowsCudaFormat& format, const KvCodesCuda& code
                          const KvLiveRowsCuda& live, CudaStream stream) {
   check_head_dim(format.head_dim);
   if (num_rows == 0) return;
+  if (decodes_heads_cuda(format, product, rows, live)) {
+    decode_heads_cuda(format, codes, product, rows, num_rows, live, stream);
+    return;
+  }
   launch_dependent("decode_kv_rows", decode_rows_kernel,
                    blocks_for_heads(num_rows, format.num_heads), dim3(kWarps * 32), 0, stream, 1,
                    format, codes, product, rows, num_rows, live);
@@ -410,11 +412,7 @@ void run_latents(const KvLatentCudaFormat& format, const KvCodesCuda& codes, con
          ", ", format.bits, " bits (4 or 8)");
   }
   if (num_rows == 0) return;
-  constexpr int64_t kThreads = 128;
-  const int64_t each = 8 / format.bits;
-  const int64_t threads = num_rows * ((z_stride + each - 1) / each);
-  launch_dependent("kv_latents", latents_kernel,
-                   dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads)), dim3(kThreads),
+  launch_dependent("kv_latents", latents_kernel, blocks_for_heads(num_rows, 1), dim3(kWarps * 32),
                    0, stream, 1, format, codes, projected, z, z_stride, num_rows);
 }
 

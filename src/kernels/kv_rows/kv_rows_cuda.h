@@ -35,7 +35,7 @@ struct KvRowsCudaFormat {
   const float* bias = nullptr;           // [num_heads * head_dim], or null
 };
 
-// Reconstructed rows, [num_rows, width] dense, in fp32 or bf16.
+// Reconstructed rows, [num_rows, width] dense, in fp32 or bf16. Null: nobody wants them.
 struct KvRowsCuda {
   void* data = nullptr;
   CudaElement element = CudaElement::kF32;  // or kBF16
@@ -45,6 +45,8 @@ struct KvRowsCuda {
 //   data + piece * piece_stride + block in piece * block_stride + offset + row in block *
 //   row_bytes
 // or, with `blocks`, at data + blocks[r / kBlockSize] * block_stride + ...
+// Aligned words are read, up to three bytes around a row: the memory begins and ends at multiples
+// of four bytes.
 struct KvCodesCuda {
   std::byte* data = nullptr;
   const int32_t* blocks = nullptr;
