@@ -2,7 +2,9 @@
 // in the same run, and operations per second for prompts. Every shape is compared with the plain
 // kernel before it is timed. Cold: each launch of a graph reads another cache, together more than
 // four times the L2.
-//   attention_cuda_bench [decode|short|prefill|rope|codes|latents]
+//   attention_cuda_bench [decode|short|prefill|rope|codes|latents|rows]
+// rows: the keys or values of one layer from their codes (kv_rows_cuda.h), against a copy's
+// bandwidth.
 #include <cuda_bf16.h>
 #include <cuda_fp8.h>
 
@@ -579,6 +581,136 @@ void bench_latents() {
   }
 }
 
+struct RowsCase {
+  RowFormat format = {.bits = 2};
+  RowShape shape = {8, 128};
+  bool is_value = true;
+  bool with_product = false;
+  bool with_state = true;
+  CudaElement state = CudaElement::kBF16;
+  KvCudaElement live = KvCudaElement::kBF16;
+  int64_t run_rows = 262144;  // in a launch; products of a run of 8192 stay in the L2
+};
+
+// One plane of a layer of 262,144 tokens. What comes out is for decode_heads_cuda_test to say.
+void rows(const RowsCase& c, double copy) {
+  constexpr int64_t kRows = 262144, kRunBlocks = kRows / kBlockSize;
+  const int64_t width = c.shape.width(), head_dim = c.shape.head_dim, half = head_dim / 2;
+  const int64_t row_size = row_bytes(c.format, c.shape);
+  const int64_t head_bytes = kv_cuda_head_bytes(c.live, head_dim);
+  const int64_t state_size = c.state == CudaElement::kBF16 ? 2 : 4;
+  const HiggsGrid& grid = higgs_grid(c.format.bits, c.format.grid_dim);
+  const DeviceBuffer points = DeviceBuffer::from_host(grid.points, grid.num_points * grid.dim * 4);
+  DeviceBuffer codes = random_bytes(kRows * row_size, 1);
+  DeviceBuffer state(c.with_state ? kRows * width * state_size : 0),
+      plane(kRunBlocks * c.shape.num_heads * head_bytes), bias(width * 4),
+      product(c.with_product ? c.run_rows * width * 4 : 0), cos(kRows * half * 4),
+      sin(kRows * half * 4), device_grid;
+  if (kv_cuda_is_coded(c.live)) {
+    device_grid = DeviceBuffer::from_host(make_kv_cuda_grid(c.live).get(), sizeof(KvCudaGrid));
+  }
+  fill_kernel<<<1024, 256>>>(bias.as<float>(), width, 2, 1.0f);
+  fill_kernel<<<1024, 256>>>(product.as<float>(), product.size() / 4, 3, 1.0f);
+  fill_kernel<<<1024, 256>>>(cos.as<float>(), kRows * half, 4, 0.7f);
+  fill_kernel<<<1024, 256>>>(sin.as<float>(), kRows * half, 5, 0.7f);
+  cuda_check_launch("fill");
+  std::vector<int32_t> blocks, positions;
+  for (int64_t i = 0; i < kRunBlocks; ++i) {
+    blocks.push_back(static_cast<int32_t>(i * 7919 % kRunBlocks));
+    positions.push_back(static_cast<int32_t>(i * kBlockSize));
+  }
+  const DeviceBuffer device_blocks = DeviceBuffer::from_host(blocks.data(), kRunBlocks * 4),
+                     device_positions = DeviceBuffer::from_host(positions.data(), kRunBlocks * 4);
+  const KvRowsCudaFormat format = {.scale = c.format.scale,
+                                   .hadamard = c.format.hadamard,
+                                   .num_heads = static_cast<int>(c.shape.num_heads),
+                                   .head_dim = static_cast<int>(head_dim),
+                                   .grid_dim = static_cast<int>(grid.dim),
+                                   .num_points = static_cast<int>(grid.num_points),
+                                   .code_bits = grid.code_bits,
+                                   .points = points.as<float>(),
+                                   .bias = bias.as<float>()};
+  const auto num_runs = static_cast<int>(kRows / c.run_rows);
+  const int per_graph = std::max(4, num_runs);
+  const double us = time_us(per_graph, [&](int i, CudaStream stream) {
+    const int64_t first = i % num_runs * c.run_rows, block = first / kBlockSize;
+    decode_kv_rows_cuda(
+        format,
+        {.data = codes.data(),
+         .blocks = device_blocks.as<int32_t>() + block,
+         .block_stride = kBlockSize * row_size,
+         .row_bytes = row_size},
+        product.as<float>(),
+        {c.with_state ? state.data() + first * width * state_size : nullptr, c.state}, c.run_rows,
+        {.layer = {.element = c.live,
+                   .keys = plane.data(),
+                   .values = plane.data(),
+                   .grid = device_grid.as<KvCudaGrid>()},
+         .blocks = device_blocks.as<int32_t>() + block,
+         .is_value = c.is_value,
+         .first_positions = device_positions.as<int32_t>() + block,
+         .cos = cos.as<float>(),
+         .sin = sin.as<float>(),
+         .rotary_dim = head_dim},
+        stream);
+  });
+  const double ms = 1e-3 * us * num_runs;
+  const auto bytes = static_cast<double>(
+      kRows *
+      (row_size + (c.with_product ? 4 * width : 0) + (c.with_state ? state_size * width : 0) +
+       c.shape.num_heads * head_bytes / kBlockSize + (c.is_value ? 0 : 8 * half)));
+  std::printf(
+      "rows %ld x %-3ld %d bits %ldD, %-6s to %s, %s, %s, runs of %6ld: %7.3f ms a plane %5.0f "
+      "GB/s "
+      "%5.1f %% of a copy\n",
+      c.shape.num_heads, head_dim, c.format.bits, c.format.grid_dim, c.is_value ? "values" : "keys",
+      c.live == KvCudaElement::kF32 ? "f32" : name_of(c.live),
+      !c.with_state                   ? "no state  "
+      : c.state == CudaElement::kBF16 ? "bf16 state"
+                                      : "f32 state ",
+      c.with_product ? "product   " : "no product", c.run_rows, ms, 1e-6 * bytes / ms,
+      1e-4 * bytes / ms / copy);
+  std::fflush(stdout);
+}
+
+void bench_rows() {
+  const double copy = copy_bandwidth();
+  std::printf("copy %.0f GB/s\n", copy);
+  for (const bool is_value : {true, false}) {
+    for (const bool with_product : {false, true}) {
+      for (const bool with_state : {true, false}) {
+        for (const int64_t run_rows : {8192, 262144}) {
+          rows({.is_value = is_value,
+                .with_product = with_product,
+                .with_state = with_state,
+                .run_rows = run_rows},
+               copy);
+        }
+      }
+    }
+  }
+  for (const bool is_value : {true, false}) {
+    rows({.format = {.bits = 3}, .is_value = is_value}, copy);
+    rows({.format = {.bits = 4}, .is_value = is_value}, copy);
+    rows({.format = {.bits = 2, .grid_dim = 1}, .is_value = is_value}, copy);
+    rows({.format = {.bits = 2, .grid_dim = 4}, .is_value = is_value}, copy);
+    rows({.shape = {16, 64}, .is_value = is_value}, copy);
+    rows({.shape = {2, 64}, .is_value = is_value}, copy);
+    rows({.shape = {4, 256}, .is_value = is_value}, copy);
+    rows({.shape = {8, 96}, .is_value = is_value}, copy);  // the kernel for any head
+    // Waking parked pieces.
+    for (const KvCudaElement live :
+         {KvCudaElement::kBF16, KvCudaElement::kE4M3, KvCudaElement::kHiggs4}) {
+      rows({.is_value = is_value,
+            .with_product = true,
+            .state = CudaElement::kF32,
+            .live = live,
+            .run_rows = 8192},
+           copy);
+    }
+  }
+}
+
 void bench_rope() {
   const Shape llama8b{32, 8, 128};
   for (const auto element : {KvCudaElement::kBF16, KvCudaElement::kE4M3, KvCudaElement::kHiggs4}) {
@@ -625,6 +757,7 @@ int main(int argc, char** argv) {
     if (*what == 0 || std::strcmp(what, "prefill") == 0) lathe::bench_prefill();
     if (*what == 0 || std::strcmp(what, "codes") == 0) lathe::bench_codes();
     if (*what == 0 || std::strcmp(what, "latents") == 0) lathe::bench_latents();
+    if (*what == 0 || std::strcmp(what, "rows") == 0) lathe::bench_rows();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -15,7 +15,10 @@ int64_t round_up(int64_t count) { return (count + 7) / 8 * 8; }
 }  // namespace
 
 CudaKvCoder::CudaKvCoder(const KvCodecFile& file, CudaElement element, CudaContext& context)
-    : shape_(file.shape), element_(element), context_(context), slots_(plan_plane_slots(file)) {
+    : shape_(file.shape),
+      element_(element),
+      context_(context),
+      slots_(plan_plane_slots(file, PlaneReaders::kPredictors)) {
   LATHE_CHECK(element == CudaElement::kF32 || element == CudaElement::kBF16);
   context_.use();
   latents_from_.resize(static_cast<std::size_t>(file.num_layers()));
@@ -234,9 +237,11 @@ int64_t CudaKvCoder::scratch_floats(int64_t num_rows) const {
   return num_rows * (width() + round_up(largest_rank_));
 }
 
+// Null: no predictor reads them.
 std::byte* CudaKvCoder::rows_of(const Run& run, int64_t layer, bool is_value) const {
   const auto i = static_cast<std::size_t>(layer);
   const int64_t slot = is_value ? slots_.values[i] : slots_.keys[i];
+  if (slot == PlaneSlots::kNone) return nullptr;
   return run.state + (slot * run.state_rows + run.first_row) * width() * element_size();
 }
 

@@ -4,7 +4,7 @@
 // exact rows and blocks lie is the caller's business.
 //
 // Layers come in ascending order, keys before values, a latent before the first layer of its group.
-// Reconstructed rows are kept in a state between calls, as the predictors of later layers read
+// Reconstructed rows are kept in a state between calls, where predictors of later planes read
 // them: in fp32, multiplied as TF32, or in bf16, with weights in bf16 too (as the file has them,
 // unless it was fitted with fp32 ones).
 #pragma once
@@ -89,8 +89,9 @@ class CudaKvCoder {
   int64_t state_bytes(int64_t num_rows) const;
   int64_t scratch_floats(int64_t num_rows) const;
 
-  // Codes to rows, in the state and, where live.blocks is not null, in the cache. `codes` and
-  // `live` begin with the run's first row. Only enqueues work on the context's stream.
+  // Codes to rows, in the state where a predictor reads them and, where live.blocks is not null, in
+  // the cache. `codes` and `live` begin with the run's first row. Only enqueues work on the
+  // context's stream.
   void decode(int64_t layer, bool is_value, const Run& run, const KvCodesCuda& codes,
               const KvLiveRowsCuda& live);
   // exact: [num_rows, width]. Leaves in the state what decode() does.

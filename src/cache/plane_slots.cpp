@@ -4,15 +4,16 @@
 
 namespace lathe {
 
-PlaneSlots plan_plane_slots(const KvCodecFile& file) {
+PlaneSlots plan_plane_slots(const KvCodecFile& file, PlaneReaders readers) {
   // Planes are made in the order keys 0, values 0, keys 1, ...: step 2 l and 2 l + 1.
   const int64_t num_steps = 2 * file.num_layers();
   const auto plane = [&](int64_t step) -> const KvPlane& {
     return (step % 2 == 0 ? file.keys : file.values)[static_cast<std::size_t>(step / 2)];
   };
+  constexpr int64_t kNever = -1;
   std::vector<int64_t> last_use;  // per step, the last one that needs its rows
   for (int64_t step = 0; step < num_steps; ++step) {
-    last_use.push_back(step | 1);  // the caller reads both planes of a layer when it is done
+    last_use.push_back(readers == PlaneReaders::kCaller ? step | 1 : kNever);
     for (const KvPredictorInput& input : plane(step).predictor.inputs) {
       if (input.kind == KvPredictorInput::Kind::kLatent) continue;
       const int64_t made =
@@ -24,11 +25,16 @@ PlaneSlots plan_plane_slots(const KvCodecFile& file) {
   PlaneSlots slots;
   std::vector<int64_t> busy_until;
   for (int64_t step = 0; step < num_steps; ++step) {
+    std::vector<int64_t>& of_layers = step % 2 == 0 ? slots.keys : slots.values;
+    if (last_use[static_cast<std::size_t>(step)] == kNever) {
+      of_layers.push_back(PlaneSlots::kNone);
+      continue;
+    }
     std::size_t slot = 0;
     while (slot < busy_until.size() && busy_until[slot] >= step) ++slot;
     if (slot == busy_until.size()) busy_until.push_back(-1);
     busy_until[slot] = last_use[static_cast<std::size_t>(step)];
-    (step % 2 == 0 ? slots.keys : slots.values).push_back(static_cast<int64_t>(slot));
+    of_layers.push_back(static_cast<int64_t>(slot));
   }
   slots.num_slots = static_cast<int64_t>(busy_until.size());
   return slots;

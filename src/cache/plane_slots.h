@@ -10,13 +10,19 @@
 namespace lathe {
 
 struct PlaneSlots {
+  static constexpr int64_t kNone = -1;
   int64_t num_slots = 0;
-  std::vector<int64_t> keys;    // [num_layers], which slot takes the layer's keys
+  std::vector<int64_t> keys;    // [num_layers], which slot takes the layer's keys; kNone
   std::vector<int64_t> values;  // [num_layers]
 };
 
-// A slot is never that of one of the predictor's inputs, and both planes of a layer stay until the
-// next layer. The file must have been validated.
-PlaneSlots plan_plane_slots(const KvCodecFile& file);
+// Who reads a layer's rows: predictors of other planes alone, or the caller too when the layer is
+// done.
+enum class PlaneReaders { kPredictors, kCaller };
+
+// A slot is never that of one of the predictor's inputs. With kCaller both planes of a layer stay
+// until the next layer; otherwise a plane that no predictor reads has no slot. The file must have
+// been validated.
+PlaneSlots plan_plane_slots(const KvCodecFile& file, PlaneReaders readers);
 
 }  // namespace lathe

@@ -18,7 +18,7 @@ PredictiveCodec::PredictiveCodec(const KvCodecFile& file)
     : policy_{file.num_sinks, file.window, file.chunk_tokens},
       fingerprint_(kv_codec_fingerprint(file)),
       coder_(file),
-      slots_(plan_plane_slots(file)) {
+      slots_(plan_plane_slots(file, PlaneReaders::kCaller)) {
   const auto take = [&](int64_t row_code_bytes) {
     const int64_t offset = bytes_per_block_;
     bytes_per_block_ += kBlockSize * row_code_bytes;

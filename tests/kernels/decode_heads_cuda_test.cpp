@@ -70,14 +70,14 @@ class CodedRows {
     for (int64_t j = 0; j < width; ++j) row(2)[j] *= 300, row(3)[j] *= 1e-3f;
     row(4)[width / 2] = NAN;
     codes_.resize(static_cast<std::size_t>(kRows * row_size_));
-    std::vector<std::byte> memory(static_cast<std::size_t>(4 * stride_ + 2 * kGap), std::byte{0xa5});
+    std::vector<std::byte> memory(static_cast<std::size_t>(4 * stride_ + 2 * kGap),
+                                  std::byte{0xa5});
     const std::vector<int32_t> order = d_order_.host();
     for (int64_t r = 0; r < kRows; ++r) {
       encode_row(c.format, c.shape, nullptr, row(r), codes_.data() + r * row_size_);
       const int64_t block = r / kBlockSize;
-      const int64_t begin = c.by_pieces
-                                ? block / 2 * (2 * stride_ + kGap) + block % 2 * stride_
-                                : order[static_cast<std::size_t>(block)] * stride_;
+      const int64_t begin = c.by_pieces ? block / 2 * (2 * stride_ + kGap) + block % 2 * stride_
+                                        : order[static_cast<std::size_t>(block)] * stride_;
       std::memcpy(memory.data() + begin + kOffset + r % kBlockSize * row_size_,
                   codes_.data() + r * row_size_, static_cast<std::size_t>(row_size_));
     }
@@ -310,12 +310,13 @@ void expect_live_rows(const Case& c, const Live& l) {
         const auto angle = static_cast<std::size_t>(position * half + dim % half);
         const double sign = dim < half ? -1 : 1;
         const double first = double{head[dim]} * double{cos[angle]};
-        const double second = double{head[dim < half ? dim + half : dim - half]} * double{sin[angle]};
+        const double second =
+            double{head[dim < half ? dim + half : dim - half]} * double{sin[angle]};
         wanted = first + sign * second, size = std::fabs(first) + std::fabs(second);
       }
       const int64_t at = plane.place(blocks[block], r, j);
-      // Two products and a sum, each rounded, then the element's own rounding; the subnormals of fp8
-      // are 2^-9 apart.
+      // Two products and a sum, each rounded, then the element's own rounding; the subnormals of
+      // fp8 are 2^-9 apart.
       double limit = 3 * 0x1p-24 * size, number = 0;
       if (l.element == KvCudaElement::kF32) {
         number = load_as<float>(got.data() + at);
@@ -354,7 +355,8 @@ TEST_F(DecodeHeadsCudaTest, LiveBlocksTakeTheRows) {
         expect_live_rows(c, {element, false, head_dim, with_product, !with_product});
       }
       const Case c = {.format = {.bits = 4}, .shape = {2, head_dim}, .by_pieces = true};
-      expect_live_rows(c, {element, false, head_dim / 2 / 16 * 16, true, true});  // a part is turned
+      expect_live_rows(c,
+                       {element, false, head_dim / 2 / 16 * 16, true, true});  // a part is turned
       expect_live_rows(c, {element, false, 0, false, true});
     }
   }
@@ -368,8 +370,8 @@ TEST_F(DecodeHeadsCudaTest, ARowAloneIsTheRowInABatch) {
   DeviceArray<float> one(c.shape.width());
   decode_kv_rows_cuda(coded.format(), coded.codes(), coded.device_product(), {one.data()}, 1, {},
                       nullptr);
-  EXPECT_TRUE(same_numbers(
-      one.host(), std::vector<float>(wanted.begin(), wanted.begin() + c.shape.width())));
+  EXPECT_TRUE(same_numbers(one.host(),
+                           std::vector<float>(wanted.begin(), wanted.begin() + c.shape.width())));
   // The same codes for many rows: all of a row's heads in one thread.
   constexpr int64_t kMany = 1 << 15;
   ASSERT_EQ(heads_per_thread(kMany, 8, 128), 8);

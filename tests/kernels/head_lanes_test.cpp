@@ -158,8 +158,7 @@ TEST(HeadLanes, Log8ScalesAreTheReferences) {
   for (uint32_t i = 0; i < 8; ++i) steps[i] = row_scale_value(RowScale::kLog8, 127 + i);
   for (uint32_t code = 1; code < 255; ++code) {
     const int eighths = static_cast<int>(code) - 127;
-    EXPECT_EQ(log8_from_step(steps[eighths & 7], eighths),
-              row_scale_value(RowScale::kLog8, code))
+    EXPECT_EQ(log8_from_step(steps[eighths & 7], eighths), row_scale_value(RowScale::kLog8, code))
         << code;
   }
 }

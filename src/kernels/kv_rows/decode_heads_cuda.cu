@@ -1,5 +1,5 @@
 // A sixteenth of head_dim lanes for each row, all heads of it one after the other, in registers
-// (head_lanes.h). Per number some 20 instructions, 2 to 4 of them exchanges between lanes, against
+// (head_lanes.h). Per number some 25 instructions, 2 to 4 of them exchanges between lanes, against
 // 4.3 bytes that are read and written (8.3 with a product): the memory binds.
 //   - Codes and the scale of the next head are on their way while this one is decoded.
 //   - cos and sin are loaded once for all heads of a row, block numbers and positions too.
@@ -87,8 +87,8 @@ struct WordPair {
   }
 };
 
-// What is stored of a head, as far as one lane needs it. Words are put together where they are used:
-// loading them ahead would wait for them otherwise.
+// What is stored of a head, as far as one lane needs it. Words are put together where they are
+// used: loading them ahead would wait for them otherwise.
 struct LaneCodes {
   WordPair scale;
   int scale_shift;
@@ -139,7 +139,7 @@ template <int kHeadDim, int kGridDim, int kCodeBits, bool kE4M3>
 __global__ void __launch_bounds__(kThreads, 3) decode_heads_kernel(DecodeHeads args) {
   using Heads = HeadLanes<kHeadDim>;
   constexpr int kLanes = Heads::kLanes, kHalf = Heads::kHalf, kRun = Heads::kRun;
-  constexpr int kBits = kCodeBits / kGridDim;            // of a number
+  constexpr int kBits = kCodeBits / kGridDim;  // of a number
   constexpr int kPointFloats = (1 << kCodeBits) * kGridDim;
   __shared__ GridPoint<kGridDim> points[1 << kCodeBits];
   for (int i = static_cast<int>(threadIdx.x); i < kPointFloats; i += kThreads) {
@@ -170,8 +170,7 @@ __global__ void __launch_bounds__(kThreads, 3) decode_heads_kernel(DecodeHeads a
   int at[2] = {};          // of both runs in it, in elements
   const bool turned = live.blocks != nullptr && live.cos != nullptr && !live.is_value;
   if (turned) {
-    const int64_t angles =
-        rope_row(live, row) * kHalf + lane.id() * kRun;
+    const int64_t angles = rope_row(live, row) * kHalf + lane.id() * kRun;
     load_run(live.cos + angles, cos);
     load_run(live.sin + angles, sin);
   }
@@ -190,10 +189,11 @@ __global__ void __launch_bounds__(kThreads, 3) decode_heads_kernel(DecodeHeads a
     const LaneCodes codes = next;
     if (head + 1 < args.heads) next = reader.load();
     float x[Heads::kNumbers];
-    const float factor = product_rn(scale_value(args.format.scale, reader.scale(codes)), args.factor);
+    const float factor =
+        product_rn(scale_value(args.format.scale, reader.scale(codes)), args.factor);
     const uint32_t words[2] = {reader.word(codes, 0), reader.word(codes, 1)};
-    Heads::template decode<kGridDim, kCodeBits>(lane, words, points, args.format.hadamard,
-                                                factor, x);
+    Heads::template decode<kGridDim, kCodeBits>(lane, words, points, args.format.hadamard, factor,
+                                                x);
 #pragma unroll
     for (int run = 0; run < 2; ++run) {
       const int64_t place = begin + column + run * kHalf;
@@ -285,9 +285,9 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 
 bool decodes_heads_cuda(const KvRowsCudaFormat& format, const float* product,
                         const KvRowsCuda& rows, const KvLiveRowsCuda& live) {
-  for (const void* pointer : {static_cast<const void*>(product), static_cast<const void*>(rows.data),
-                              static_cast<const void*>(format.sigma),
-                              static_cast<const void*>(format.bias)}) {
+  for (const void* pointer :
+       {static_cast<const void*>(product), static_cast<const void*>(rows.data),
+        static_cast<const void*>(format.sigma), static_cast<const void*>(format.bias)}) {
     if (!is_aligned(pointer)) return false;
   }
   if (live.blocks != nullptr) {

@@ -1,12 +1,12 @@
-// A decoded head in the registers of head_dim / 16 lanes of a warp, head_dim a power of two. Written
-// once for the device and for the host, where a test runs it on threads.
+// A decoded head in the registers of head_dim / 16 lanes of a warp, head_dim a power of two.
+// Written once for the device and for the host, where a test runs it on threads.
 //
 //   lane l holds numbers 8 l .. 8 l + 7 and those half a head further on
 //
 // so a lane's numbers are two loads or stores of 16 bytes in bf16, their codes begin on a byte, and
-// both of a pair that RoPE turns are its own. Butterflies at distances 1, 2, 4 and head_dim / 2 stay
-// in a lane, the others are exchanges with lane l ^ (distance / 8).
-// The arithmetic is that of quant/row_codes.h, bit for bit.
+// both of a pair that RoPE turns are its own. Butterflies at distances 1, 2, 4 and head_dim / 2
+// stay in a lane, the others are exchanges with lane l ^ (distance / 8). The arithmetic is that of
+// quant/row_codes.h, bit for bit.
 //
 // `Lane` is what the hardware does:
 //   int id() const                             lane of the head

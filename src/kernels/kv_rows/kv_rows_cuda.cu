@@ -244,6 +244,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   __syncwarp();
   const HeadCodes to = head_codes(format, codes, row, head);
   encode(format, to, x, chosen[warp], lane);
+  if (rows.data == nullptr) return;
   decode_row_head(format, to, format.sigma == nullptr ? nullptr : format.sigma + column, x, lane);
   for (int j = lane; j < format.head_dim; j += 32) {
     store_row(rows, begin + j, sum_rn(prediction(format, product, begin + j, column + j), x[j]));
