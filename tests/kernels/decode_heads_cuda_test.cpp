@@ -322,7 +322,7 @@ void expect_live_rows(const Case& c, const Live& l) {
         number = load_as<float>(got.data() + at);
       } else if (l.element == KvCudaElement::kBF16) {
         number = float_from_bf16(load_as<uint16_t>(got.data() + at));
-        limit += 0x1p-9 * (std::fabs(wanted) + limit) * 1.01;
+        limit += 0x1p-8 * (std::fabs(wanted) + limit) * 1.01;
       } else {
         const double scale = double{l.is_value ? kValueScale : kKeyScale};
         number = double{e4m3_to_float(load_as<uint8_t>(got.data() + at))} * scale;
@@ -386,6 +386,30 @@ TEST_F(DecodeHeadsCudaTest, ARowAloneIsTheRowInABatch) {
                       nullptr);
   const std::vector<uint16_t> first = few.host(), all = many.host();
   for (std::size_t i = 0; i < all.size(); ++i) ASSERT_EQ(all[i], first[i % first.size()]) << i;
+}
+
+TEST(DecodesHeads, UsualOnesOnly) {
+  alignas(16) float numbers[8] = {};
+  const int32_t block = 0;
+  KvRowsCudaFormat format = {.num_heads = 2, .grid_dim = 2, .code_bits = 4};
+  const KvLiveRowsCuda keys = {
+      .layer = {}, .blocks = &block, .cos = numbers, .sin = numbers, .rotary_dim = 128};
+  for (const int head_dim : {8, 64, 80, 96, 128, 256}) {
+    format.head_dim = head_dim;
+    EXPECT_EQ(decodes_heads_cuda(format, nullptr, {}, {}),
+              head_dim == 64 || head_dim == 128 || head_dim == 256);
+    EXPECT_EQ(decodes_heads_cuda(format, numbers, {}, keys), head_dim == 128);
+  }
+  format.head_dim = 128;
+  EXPECT_FALSE(decodes_heads_cuda(format, numbers + 1, {}, keys));
+  EXPECT_FALSE(decodes_heads_cuda(format, numbers, {numbers + 2}, keys));
+  KvLiveRowsCuda other = keys;
+  other.layer.element = KvCudaElement::kHiggs4;
+  EXPECT_FALSE(decodes_heads_cuda(format, numbers, {}, other));
+  other = keys, other.cos = numbers + 1;
+  EXPECT_FALSE(decodes_heads_cuda(format, numbers, {}, other));
+  other.is_value = true;  // not turned
+  EXPECT_TRUE(decodes_heads_cuda(format, numbers, {}, other));
 }
 
 TEST(HeadsPerThread, DividesTheHeads) {
