@@ -35,10 +35,7 @@ constexpr int kBlock = static_cast<int>(kBlockSize);
 constexpr int kTile = 64;    // tokens of a warpgroup
 constexpr int kQueries = 8;  // of a KV head, at the most
 constexpr int kWarpgroup = 128;
-#ifndef G
-#define G 3
-#endif
-constexpr int kGroups = G;  // warpgroups of a block
+constexpr int kGroups = 3;    // warpgroups of a block
 constexpr int kExactWarps = 4;
 constexpr int kMergeThreads = 256;
 

@@ -291,7 +291,7 @@ bool decodes_heads_cuda(const KvRowsCudaFormat& format, const float* product,
     if (!is_aligned(pointer)) return false;
   }
   if (live.blocks != nullptr) {
-    if (kv_cuda_is_coded(live.layer.element)) return false;
+    if (kv_cuda_is_coded(live.layer.element) || live.key_offset != nullptr) return false;
     if (!live.is_value && live.cos != nullptr &&
         (live.rotary_dim != format.head_dim || !is_aligned(live.cos) || !is_aligned(live.sin))) {
       return false;
