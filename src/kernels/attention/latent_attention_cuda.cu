@@ -70,7 +70,8 @@ struct Shape {
   static constexpr uint32_t kOwn = kBarrier + 16;  // of each warpgroup:
   static constexpr uint32_t kLatents = 0;          // two tiles
   static constexpr uint32_t kValues = kLatents + 2 * kTile * kLatentStride;
-  static constexpr uint32_t kWeights = kValues + kTile * kValueStride;  // [4 warps][4][32] words
+  static constexpr uint32_t kAngles = kValues + kTile * kValueStride;  // [4 warps][cos, sin][D / 2]
+  static constexpr uint32_t kWeights = kAngles + 4 * D * 4;  // [4 warps][4][32] words
   static constexpr uint32_t kQuery = kWeights + 4 * 4 * 32 * 4;
   static constexpr uint32_t kLargest = kQuery + kQueries * kQueryStride * 4;  // [4 warps][kQueries]
   static constexpr uint32_t kTotal = kLargest + 4 * kQueries * 4;
@@ -218,6 +219,10 @@ class Worker {
   __device__ void attend(int sequence, int split) {
     part_ = part_of(batch_, sequence, split);
     if (part_.begin == part_.end) return;
+    static_assert(split_begin(100) - split_begin(99) <= 32 * kBlock);
+    const int first = part_.begin + lane_ * kBlock;
+    entry_ = first < part_.end ? part_.table[first / kBlock] : -1;
+    if (entry_ >= kv_.num_coded_blocks) entry_ = -1;
     tile_ = part_.begin - kTile;
     find_tile();
     if (tile_ >= part_.end) {
@@ -247,8 +252,7 @@ class Worker {
         const int begin = tile_ + i * kBlock;
         ids_[i] = -1;
         if (begin >= part_.end) continue;
-        const int id = uniform(part_.table[begin / kBlock]);
-        if (id >= 0 && id < kv_.num_coded_blocks) ids_[i] = id;
+        ids_[i] = __shfl_sync(0xffffffffu, entry_, (begin - part_.begin) / kBlock);
       }
       if (ids_[0] >= 0 || ids_[1] >= 0) return;
     }
@@ -274,13 +278,24 @@ class Worker {
     group_sync(barrier());
   }
 
-  // The warp's 16 tokens' latents.
+  // What turns a query back by the warp's first token, and its 16 tokens' latents.
   __device__ void copy_latents(int buffer) const {
+    constexpr int kUnits = S::kHalf / 4;  // of 16 bytes: of cosines, and as many of sines
+    // Behind the end there may be no such positions.
+    const int64_t position = block_is_coded() ? tile_ + warp_ * 16 : tile_;
+    if (lane_ < 2 * kUnits) {
+      const float* from = (lane_ < kUnits ? kv_.cos : kv_.sin) + position * S::kHalf;
+      async_copy(angles() + static_cast<uint32_t>(lane_ * 16), from + lane_ % kUnits * 4, 16);
+    }
     const int units = static_cast<int>(kv_.rank) / 32;  // of 16 bytes, in a row
     for (int i = lane_; i < 16 * units; i += 32) {
       const int t = warp_ * 16 + i / units;
       async_copy(latents(buffer, t) + i % units * 16, row_of(kv_.latents, t) + i % units * 16, 16);
     }
+  }
+  __device__ bool block_is_coded() const { return (warp_ < 2 ? ids_[0] : ids_[1]) >= 0; }
+  __device__ uint32_t angles() const {
+    return own_ + S::kAngles + static_cast<uint32_t>(warp_ * D * 4);
   }
   __device__ uint32_t latents(int buffer, int t) const {
     return own_ + S::kLatents + static_cast<uint32_t>((buffer * kTile + t) * S::kLatentStride);
@@ -332,9 +347,8 @@ class Worker {
     float scores[4] = {};
     {
       float keys[D / 2];
-      uint32_t query[S::kKeySteps][2];
-      rebuild_keys(buffer, coded ? tile + warp_ * 16 : tile, keys, query);
-      score(keys, query, scores);
+      rebuild_keys(buffer, keys);
+      score(keys, scores);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -360,10 +374,8 @@ class Worker {
   }
 
   // Keys behind RoPE by their place in the 16: number j of token row_ in keys[j / 8 * 4 + j % 2],
-  // of token row_ + 8 two further, where j % 8 / 2 == quarter_. position: as turn_query() takes it,
-  // for what there is time while products are made.
-  __device__ void rebuild_keys(int buffer, int position, float (&keys)[D / 2],
-                               uint32_t (&query)[S::kKeySteps][2]) {
+  // of token row_ + 8 two further, where j % 8 / 2 == quarter_.
+  __device__ void rebuild_keys(int buffer, float (&keys)[D / 2]) {
     const int rows = D + static_cast<int>(kv_.rank);
     uint64_t weights = matrix_descriptor<128>(S::kImage, static_cast<uint32_t>(rows) * 128);
     const uint32_t lane = static_cast<uint32_t>(lane_) * 4;
@@ -397,7 +409,6 @@ class Worker {
       }
       multiply_commit();
     }
-    turn_query(position, query);
     constexpr int kLoad = S::kWide ? 4 : 1;             // words of codes, two steps each
     const int words = static_cast<int>(kv_.rank) / 32;  // of a quarter
     const uint32_t first =
@@ -475,37 +486,38 @@ class Worker {
       }
     }
   }
-  // Query row_ turned back by a position, the first of the warp's tokens: right operands.
-  __device__ void turn_query(int position, uint32_t (&turned)[S::kKeySteps][2]) const {
-    const int64_t angles = static_cast<int64_t>(position) * S::kHalf + 2 * quarter_;
+
+  // scores: of token row_ and queries 2 quarter_ and the next one, then of token row_ + 8. Right
+  // operands are query row_, turned back by the warp's first token.
+  __device__ void score(const float (&keys)[D / 2], float (&scores)[4]) const {
     const uint32_t query =
         own_ + S::kQuery + static_cast<uint32_t>(row_ * S::kQueryStride + quarter_) * 4;
+    const uint32_t angle = angles() + static_cast<uint32_t>(quarter_ * 8);
 #pragma unroll
     for (int step = 0; step < S::kKeySteps / 2; ++step) {
+      uint32_t low[2], high[2];  // of this step, and of the one half a head further on
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int column = 16 * step + 8 * i;
-        const auto c = __ldg(reinterpret_cast<const float2*>(kv_.cos + angles + column));
-        const auto s = __ldg(reinterpret_cast<const float2*>(kv_.sin + angles + column));
-        const uint32_t a = load_word(query + static_cast<uint32_t>(8 * step + 4 * i) * 4);
-        const uint32_t b = load_word(query + static_cast<uint32_t>(8 * step + 4 * i + D / 4) * 4);
-        turned[step][i] = pack<false>(low_number(a) * c.x + low_number(b) * s.x,
-                                      high_number(a) * c.y + high_number(b) * s.y);
-        turned[step + S::kKeySteps / 2][i] = pack<false>(
-            low_number(b) * c.x - low_number(a) * s.x, high_number(b) * c.y - high_number(a) * s.y);
+        const auto column = static_cast<uint32_t>(16 * step + 8 * i);
+        uint32_t c[2], s[2];
+        load_two(c, angle + column * 4);
+        load_two(s, angle + (S::kHalf + column) * 4);
+        const float c0 = __uint_as_float(c[0]), c1 = __uint_as_float(c[1]);
+        const float s0 = __uint_as_float(s[0]), s1 = __uint_as_float(s[1]);
+        const uint32_t a = load_word(query + column * 2);
+        const uint32_t b = load_word(query + (column + S::kHalf) * 2);
+        low[i] = pack<false>(low_number(a) * c0 + low_number(b) * s0,
+                             high_number(a) * c1 + high_number(b) * s1);
+        high[i] = pack<false>(low_number(b) * c0 - low_number(a) * s0,
+                              high_number(b) * c1 - high_number(a) * s1);
       }
-    }
-  }
-
-  // scores: of token row_ and queries 2 quarter_ and the next one, then of token row_ + 8.
-  __device__ void score(const float (&keys)[D / 2], const uint32_t (&query)[S::kKeySteps][2],
-                        float (&scores)[4]) const {
 #pragma unroll
-    for (int step = 0; step < S::kKeySteps; ++step) {
-      const float* k = keys + step * 8;
-      const uint32_t a[4] = {pack<false>(k[0], k[1]), pack<false>(k[2], k[3]),
-                             pack<false>(k[4], k[5]), pack<false>(k[6], k[7])};
-      multiply<false>(scores, a, query[step][0], query[step][1]);
+      for (int half = 0; half < 2; ++half) {
+        const float* k = keys + (step + half * S::kKeySteps / 2) * 8;
+        const uint32_t a[4] = {pack<false>(k[0], k[1]), pack<false>(k[2], k[3]),
+                               pack<false>(k[4], k[5]), pack<false>(k[6], k[7])};
+        multiply<false>(scores, a, half == 0 ? low[0] : high[0], half == 0 ? low[1] : high[1]);
+      }
     }
   }
 
@@ -687,7 +699,8 @@ class Worker {
 
   Part part_;
   int tile_;  // the first token
-  int ids_[2];
+  int entry_;   // of the part's block number lane_; -1: no codes
+  int ids_[2];  // the tile's
   uint32_t key_codes_[2][kKeyWords], key_scales_[2];
   uint32_t value_codes_[kValueWords], value_scales_[2];
   float latent_sums_[kBytes][4], value_sums_[S::kValueTiles][4];
@@ -854,6 +867,7 @@ __global__ void __launch_bounds__(kExactWarps * 32)
       weights[warp][i][lane] = weight;
     }
     __syncwarp();
+#pragma unroll 4
     for (int t = 0; t < count; ++t) {
       const auto* row = v + kv_cuda_offset(KvCudaElement::kBF16, D, t, lane * kOwn);
       float own[kOwn];
@@ -952,8 +966,10 @@ __global__ void __launch_bounds__(kMergeThreads)
         is_exact ? plan.exact_sums + at * D + (c - rank - D) : plan.code_sums + at * (rank + D) + c;
     const int stride = is_exact ? D : rank + D;
     float sum = 0;
-    for (int i = 0; i < num_splits; ++i) {
-      if (w[i] != 0) sum = fmaf(from[static_cast<int64_t>(i) * stride], w[i], sum);
+#pragma unroll 8
+    for (int i = 0; i < num_splits; ++i) {  // where nothing was seen nothing was written
+      const float own = w[i] != 0 ? __ldcg(from + static_cast<int64_t>(i) * stride) : 0;
+      sum = fmaf(own, w[i], sum);
     }
     sums[c] = sum;
   }
@@ -964,6 +980,7 @@ __global__ void __launch_bounds__(kMergeThreads)
   const int dim = thread % D, share = thread / D;
   const int64_t column = static_cast<int64_t>(kv_head) * D + dim;
   float sum = 0;
+#pragma unroll 8
   for (int r = share; r < rank; r += kShare) {
     sum = fmaf(kv.value_weight[r * args.num_kv_heads * D + column], sums[r], sum);
   }
