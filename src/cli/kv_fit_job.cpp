@@ -75,7 +75,9 @@ void add_kv_codec_flags(CLI::App& command, KvCodecFlags& flags) {
   command.add_flag("--latent-values", flags.latent_values,
                    "latent: made of keys and values instead of keys");
   add("--value-inputs", flags.value_inputs,
-      "latent: what values are predicted from: keys-latent or latent", "NAME")
+      "latent: what values are predicted from: keys-latent, or latent alone, whose codes a GPU "
+      "attends to as they lie",
+      "NAME")
       ->capture_default_str();
   add("--grid-dim", flags.grid_dim, "Numbers that share a codeword: 1, 2, or 4 with --bits 2", "N")
       ->capture_default_str();

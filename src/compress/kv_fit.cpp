@@ -249,7 +249,7 @@ void KvFitter::fit_latent(int64_t group, Exec& exec) {
   KvLatent latent;
   latent.layers = members.layers;
   latent.with_values = options_.latent_values;
-  latent.rank = options_.resolved_rank(width_);
+  latent.rank = options_.resolved_rank(file_.shape);
   latent.bits = options_.latent_bits;
   std::vector<RowColumns> tables;
   for (const int64_t layer : members.layers) {
@@ -361,7 +361,7 @@ KvPredictor KvFitter::solve(const Moments& moments, int64_t num_inputs, bool pre
       const LinearFit fit = fit_ridge(moments, num_inputs, options_.ridge, exec);
       if (options_.variant == KvFitVariant::kLowRank) {
         const LowRankFit low =
-            reduce_rank(moments, fit, std::min(options_.resolved_rank(width_), width_), exec);
+            reduce_rank(moments, fit, std::min(options_.resolved_rank(file_.shape), width_), exec);
         predictor.weight = KvPredictor::Weight::kLowRank;
         predictor.rank = low.rank;
         predictor.w1 = to_float(low.down);

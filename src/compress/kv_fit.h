@@ -51,14 +51,15 @@ struct KvFitOptions {
       0;                 // of layers that nothing predicts; 0: 4 for dense and its kin, else bits
   int64_t grid_dim = 2;  // 1, 2, or 4 (2 bits only)
   RowScale scale = RowScale::kLog8;
-  int64_t rank = 0;            // low-rank, latent; 0: half of d, or d / 4 a layer of the group
+  int64_t rank = 0;            // low-rank, latent; 0: half of d, and for values from the latent
+                               // alone at most what attention on a GPU takes
   int64_t group_layers = 4;    // star, latent
   int latent_bits = 4;         // 4, 8
   bool latent_values = false;  // the latent is made of keys and values
   bool predict_keys = true;
   bool predict_values = true;
   bool keys_from_values = true;  // dense and its kin: V^ of the layer below as an input of keys
-  bool values_from_keys = true;  // latent: K^ of the layer as an input of values, beside the latent
+  bool values_from_keys = true;  // latent: K^ of the layer is an input of values, beside the latent
   bool mean = true;              // what nothing predicts is coded less its mean
   bool exact_inputs = false;     // fit on exact rows: predictors that do not know the quantizer
   bool hadamard = true;          // off: static per-channel scales of the residual instead
@@ -70,7 +71,7 @@ struct KvFitOptions {
 
   RowFormat format(int plane_bits, const RowShape& shape) const;  // of one plane
   int resolved_first_layer_bits() const;
-  int64_t resolved_rank(int64_t kv_size) const;
+  int64_t resolved_rank(const RowShape& shape) const;
 };
 
 // Refuses what cannot be, for a model of this shape: kInvalidArgument, kUnsupported.

@@ -76,8 +76,11 @@ int KvFitOptions::resolved_first_layer_bits() const {
                                                                           : bits;
 }
 
-int64_t KvFitOptions::resolved_rank(int64_t kv_size) const {
-  return rank > 0 ? rank : std::max<int64_t>(2, kv_size / 2);
+int64_t KvFitOptions::resolved_rank(const RowShape& shape) const {
+  if (rank > 0) return rank;
+  const int64_t half = std::max<int64_t>(2, shape.width() / 2);
+  // can_attend_to_latents() of kernels/attention/latent_attention_cuda.h
+  return values_from_keys ? half : std::min(half, 2 * shape.head_dim);
 }
 
 void check_kv_fit_options(const KvFitOptions& options, const ModelConfig& config) {
@@ -99,13 +102,13 @@ void check_kv_fit_options(const KvFitOptions& options, const ModelConfig& config
   if (!(options.ridge > 0 && options.ridge <= 1)) {
     fail(ErrorCode::kInvalidArgument, "ridge ", options.ridge, " is not between 0 and 1");
   }
+  const RowShape shape{config.num_kv_heads, config.head_dim};
   const bool latent =
       options.method == KvFitMethod::kAqua && options.variant == KvFitVariant::kLatent;
-  if (latent && options.latent_bits == 4 && options.resolved_rank(config.kv_size()) % 2 != 0) {
-    fail(ErrorCode::kInvalidArgument, "--rank ", options.resolved_rank(config.kv_size()),
+  if (latent && options.latent_bits == 4 && options.resolved_rank(shape) % 2 != 0) {
+    fail(ErrorCode::kInvalidArgument, "--rank ", options.resolved_rank(shape),
          ": a latent of 4-bit codes needs an even rank");
   }
-  const RowShape shape{config.num_kv_heads, config.head_dim};
   for (const int bits : {options.bits, options.resolved_first_layer_bits()}) {
     check_row_format(options.format(bits, shape), shape);
   }

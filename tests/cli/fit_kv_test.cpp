@@ -175,6 +175,8 @@ TEST(FitKv, WrongFlagsAreRefusedBeforeTheWork) {
       {{"--method", "magic"}, "magic"},
       {{"--variant", "round"}, "round"},
       {{"--key-inputs", "queries"}, "queries"},
+      {{"--value-inputs", "queries"}, "queries"},
+      {{"--value-inputs", "latent", "--variant", "dense"}, "--value-inputs latent"},
       {{"--scale", "f64"}, "f64"},
       {{"--samples", "1"}, "--samples 1"},
       {{"--seq-len", "1000000000000"}, "1000000000000"},

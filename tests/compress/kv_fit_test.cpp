@@ -241,6 +241,21 @@ TEST_F(KvFit, InputsFollowTheOptions) {
   EXPECT_EQ(grouped.file.latents[0].layers, (std::vector<int64_t>{0, 1}));
   EXPECT_EQ(grouped.file.latents[1].layers, (std::vector<int64_t>{2, 5}));
   EXPECT_EQ(grouped.file.latents[2].layers, (std::vector<int64_t>{3, 4}));
+
+  using Kind = KvPredictorInput::Kind;
+  for (const bool values_from_keys : {true, false}) {
+    const Fitted latent = fit(layers, {.variant = KvFitVariant::kLatent,
+                                       .group_layers = 2,
+                                       .values_from_keys = values_from_keys});
+    std::vector<KvPredictorInput> inputs = {{Kind::kKeys, 3}, {Kind::kLatent, 1}};
+    if (!values_from_keys) inputs.erase(inputs.begin());
+    EXPECT_EQ(latent.file.values[3].predictor.inputs, inputs);
+    EXPECT_EQ(latent.file.keys[3].predictor.inputs,
+              (std::vector<KvPredictorInput>{{Kind::kLatent, 1}}));
+  }
+  const RowShape wide{8, 128};
+  EXPECT_EQ(KvFitOptions{}.resolved_rank(wide), 512);
+  EXPECT_EQ(KvFitOptions{.values_from_keys = false}.resolved_rank(wide), 256);
 }
 
 TEST_F(KvFit, EveryOptionGivesACodecThatCanBeRead) {
@@ -254,6 +269,7 @@ TEST_F(KvFit, EveryOptionGivesACodecThatCanBeRead) {
       {.mean = false},
       {.variant = KvFitVariant::kLatent, .rank = 8, .latent_bits = 8, .latent_values = true},
       {.variant = KvFitVariant::kLatent, .rank = 8, .exact_inputs = true},
+      {.variant = KvFitVariant::kLatent, .rank = 8, .values_from_keys = false},
       {.variant = KvFitVariant::kStar, .exact_inputs = true},
       {.num_sinks = 0, .window = 0},
       {.predictor_dtype = DType::kF32},
