@@ -176,14 +176,9 @@ CudaKvCoder::Latent CudaKvCoder::make_latent(const KvCodecFile& file, const KvLa
 
 bool CudaKvCoder::prepare_latent_attention(const KvCodecFile& file, int64_t num_heads,
                                            int64_t rotary_dim) {
-  const auto from_latent_alone = [](const KvPlane& plane) {
-    const KvPredictor& predictor = plane.predictor;
-    return predictor.weight == KvPredictor::Weight::kDense && predictor.inputs.size() == 1 &&
-           predictor.inputs.front().kind == KvPredictorInput::Kind::kLatent;
-  };
   for (std::size_t i = 0; i < file.keys.size(); ++i) {
     const KvPlane &keys = file.keys[i], &values = file.values[i];
-    if (!from_latent_alone(keys) || !from_latent_alone(values) ||
+    if (!is_from_latent_alone(keys) || !is_from_latent_alone(values) ||
         keys.predictor.inputs.front().index != values.predictor.inputs.front().index) {
       return false;
     }

@@ -64,8 +64,7 @@ void add_kv_codec_flags(CLI::App& command, KvCodecFlags& flags) {
       ->capture_default_str();
   add("--rank", flags.rank,
       "low-rank: of each predictor; latent: numbers of a group's latent (default: half of a "
-      "layer's "
-      "keys)",
+      "layer's keys; latent also at most two heads)",
       "N");
   add("--group-layers", flags.group_layers, "star, latent: layers that share an anchor or a latent",
       "N")
@@ -75,10 +74,9 @@ void add_kv_codec_flags(CLI::App& command, KvCodecFlags& flags) {
   command.add_flag("--latent-values", flags.latent_values,
                    "latent: made of keys and values instead of keys");
   add("--value-inputs", flags.value_inputs,
-      "latent: what values are predicted from: keys-latent, or latent alone, whose codes a GPU "
-      "attends to as they lie",
-      "NAME")
-      ->capture_default_str();
+      "latent: what values are predicted from: latent (default), whose codes a GPU attends to as "
+      "they lie, or keys-latent, a little closer",
+      "NAME");
   add("--grid-dim", flags.grid_dim, "Numbers that share a codeword: 1, 2, or 4 with --bits 2", "N")
       ->capture_default_str();
   add("--first-layer-bits", flags.first_layer_bits,
@@ -131,15 +129,19 @@ KvFitOptions kv_fit_options(const KvCodecFlags& flags) {
         "--key-inputs keys: with --variant latent keys are predicted from the latent; name another "
         "variant");
   }
-  if (flags.value_inputs != "keys-latent" && flags.value_inputs != "latent") {
-    fail(ErrorCode::kInvalidArgument, "--value-inputs ", flags.value_inputs,
-         ": unknown; choose keys-latent or latent");
+  const bool has_latents =
+      options.method == KvFitMethod::kAqua && options.variant == KvFitVariant::kLatent;
+  if (!flags.value_inputs.empty()) {
+    if (flags.value_inputs != "keys-latent" && flags.value_inputs != "latent") {
+      fail(ErrorCode::kInvalidArgument, "--value-inputs ", flags.value_inputs,
+           ": unknown; choose keys-latent or latent");
+    }
+    if (!has_latents) {
+      fail(ErrorCode::kInvalidArgument, "--value-inputs ", flags.value_inputs,
+           ": only --variant latent has a latent");
+    }
   }
-  options.values_from_keys = flags.value_inputs == "keys-latent";
-  if (!options.values_from_keys &&
-      (options.method != KvFitMethod::kAqua || options.variant != KvFitVariant::kLatent)) {
-    fail(ErrorCode::kInvalidArgument, "--value-inputs latent: only --variant latent has a latent");
-  }
+  options.values_from_keys = !has_latents || flags.value_inputs == "keys-latent";
   options.predict_keys = !flags.no_key_predictor;
   options.predict_values = !flags.no_value_predictor;
   options.mean = !flags.no_mean;

@@ -24,7 +24,7 @@ struct KvCodecFlags {
   int latent_bits = 4;
   bool latent_values = false;
   std::string key_inputs = "keys-values";
-  std::string value_inputs = "keys-latent";
+  std::string value_inputs;  // of variant latent: keys-latent or, if empty, latent
   bool no_key_predictor = false;
   bool no_value_predictor = false;
   bool no_mean = false;

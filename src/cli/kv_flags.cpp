@@ -119,7 +119,16 @@ void RunningKv::load(const Checkpoint& checkpoint, const Exec& exec) {
         "on a GPU fp8 rounds both together: answers may be nonsense; take bf16, higgs4, or a "
         "codec, which takes the mean off ('lathe fit-kv', --kv-codec)");
   }
-  if (choice_.coded) codec_ = load_kv_codec(choice_, flags_, checkpoint);
+  if (!choice_.coded) return;
+  codec_ = load_kv_codec(choice_, flags_, checkpoint);
+  const std::vector<KvPlane>& values = codec_->file.values;
+  if (exec.on_cuda() && !std::all_of(values.begin(), values.end(), is_from_latent_alone)) {
+    print_warning(
+        str("--kv ", name(),
+            ": with this codec a GPU rebuilds the whole context in every step; "
+            "what 'lathe fit-kv' makes unless told otherwise it reads as it lies, several times as "
+            "fast"));
+  }
 }
 
 void RunningKv::take(KvCodecFile file, const ModelConfig& config) {

@@ -161,6 +161,12 @@ std::string kv_input_name(const KvPredictorInput& input) {
   return str("latent.", input.index);
 }
 
+bool is_from_latent_alone(const KvPlane& plane) {
+  const KvPredictor& predictor = plane.predictor;
+  return predictor.weight == KvPredictor::Weight::kDense && predictor.inputs.size() == 1 &&
+         predictor.inputs.front().kind == KvPredictorInput::Kind::kLatent;
+}
+
 int64_t kv_latent_bytes(const KvLatent& latent) { return latent.rank * latent.bits / 8; }
 
 int64_t kv_token_bytes(const KvCodecFile& file) {

@@ -104,6 +104,8 @@ std::string kv_input_name(const KvPredictorInput& input);  // "key.3"
 
 // Bytes of one token's codes in all layers, latents included.
 int64_t kv_token_bytes(const KvCodecFile& file);
+// Whether a plane is predicted from one latent and nothing else: then no row of it needs another.
+bool is_from_latent_alone(const KvPlane& plane);
 // Bytes of one token's latent.
 int64_t kv_latent_bytes(const KvLatent& latent);
 // Bits per number, of coded tokens.

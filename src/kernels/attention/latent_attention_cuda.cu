@@ -1,5 +1,5 @@
 // A block of the grid stays with one KV head, whose weights fill much of its shared memory, and has
-// three warpgroups that go their own ways. A piece of work is a part of one sequence's context
+// two warpgroups that go their own ways. A piece of work is a part of one sequence's context
 // (attention_splits.h), 64 tokens at a time; a warp has 16 of them, a lane two:
 //
 //   codes -> pairs of bf16 by look-ups in tables that stand 32 times, once for each bank; they are
@@ -35,7 +35,7 @@ constexpr int kBlock = static_cast<int>(kBlockSize);
 constexpr int kTile = 64;    // tokens of a warpgroup
 constexpr int kQueries = 8;  // of a KV head, at the most
 constexpr int kWarpgroup = 128;
-constexpr int kGroups = 3;    // warpgroups of a block
+constexpr int kGroups = 2;  // warpgroups of a block
 constexpr int kExactWarps = 4;
 constexpr int kMergeThreads = 256;
 
@@ -71,7 +71,7 @@ struct Shape {
   static constexpr uint32_t kLatents = 0;          // two tiles
   static constexpr uint32_t kValues = kLatents + 2 * kTile * kLatentStride;
   static constexpr uint32_t kAngles = kValues + kTile * kValueStride;  // [4 warps][cos, sin][D / 2]
-  static constexpr uint32_t kWeights = kAngles + 4 * D * 4;  // [4 warps][4][32] words
+  static constexpr uint32_t kWeights = kAngles + 4 * D * 4;            // [4 warps][4][32] words
   static constexpr uint32_t kQuery = kWeights + 4 * 4 * 32 * 4;
   static constexpr uint32_t kLargest = kQuery + kQueries * kQueryStride * 4;  // [4 warps][kQueries]
   static constexpr uint32_t kTotal = kLargest + 4 * kQueries * 4;
@@ -584,7 +584,7 @@ class Worker {
       value_sums_[m][0] *= shrink.x, value_sums_[m][1] *= shrink.y;
       value_sums_[m][2] *= shrink.x, value_sums_[m][3] *= shrink.y;
     }
-#pragma unroll 2
+#pragma unroll 4
     for (int sixteen = 0; sixteen < 4; ++sixteen) {
       uint32_t w[4];
 #pragma unroll
@@ -698,7 +698,7 @@ class Worker {
   const uint32_t own_;
 
   Part part_;
-  int tile_;  // the first token
+  int tile_;    // the first token
   int entry_;   // of the part's block number lane_; -1: no codes
   int ids_[2];  // the tile's
   uint32_t key_codes_[2][kKeyWords], key_scales_[2];
