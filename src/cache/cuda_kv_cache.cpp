@@ -51,7 +51,7 @@ int64_t checked_blocks(const ModelConfig& config, KvFormat format, int64_t num_t
 CudaKvCache::CudaKvCache(const ModelConfig& config, KvFormat format, int64_t num_tokens,
                          int64_t max_sequence_tokens, CudaStream stream)
     : PagedCache(checked_blocks(config, format, num_tokens, max_sequence_tokens),
-                 max_sequence_tokens),
+                 max_sequence_tokens, false),
       element_(cuda_element(format)),
       num_layers_(config.num_layers),
       plane_bytes_(config.num_kv_heads * kv_cuda_head_bytes(element_, config.head_dim)),

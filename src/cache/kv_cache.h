@@ -38,7 +38,7 @@ constexpr int64_t blocks_for(int64_t num_tokens) {
 struct KvSequence {
   std::vector<BlockId> blocks;
   int64_t num_tokens = 0;   // committed
-  BlockId sink_block = -1;  // coded caches: the live block that keeps the exact sinks; -1: none
+  BlockId sink_block = -1;  // the block that keeps the exact sinks, a live one; -1: none
 };
 
 // Numbers of blocks, by the memory they come from. Plain caches have live blocks only.
@@ -107,6 +107,8 @@ class KvCache {
   // Views of the blocks of rows[i] that attention at `layer` may touch; block b's entry covers
   // positions [b * kBlockSize, ...). Valid until the next append or commit.
   virtual std::span<const KvBlockView> views(int64_t layer, int64_t rows_idx) = 0;
+  // Exact rows of their first positions, beside views() (AttentionSegment::sinks).
+  virtual KvBlockView sinks(int64_t /*layer*/, int64_t /*rows_idx*/) { return {}; }
   // Adds the rows to their sequences' num_tokens.
   virtual void commit() = 0;
   // Ends a step that failed (an error between begin_step and commit): nothing was added.
@@ -115,6 +117,10 @@ class KvCache {
 
 // What all caches ask of their sizes. Throws kInvalidArgument, or kUnsupported for an odd head_dim.
 void check_cache_size(const ModelConfig& config, int64_t num_tokens, int64_t max_sequence_tokens);
+
+// Blocks of a cache for so many tokens, in sequences of so many: with one more for each of those
+// where a sequence's first tokens are kept exactly too.
+int64_t cache_blocks(int64_t num_tokens, int64_t max_sequence_tokens, bool keeps_sinks);
 
 // A cache in the host's memory with room for num_tokens tokens (rounded up to blocks) in one
 // format. Throws kOutOfMemory with the size it wanted, kUnsupported when the format cannot have

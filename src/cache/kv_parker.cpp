@@ -92,6 +92,32 @@ std::byte* KvParker::plane(int64_t layer, const KvSequence& sequence, int64_t pi
   return is_keys ? live_.keys(layer, block) : live_.values(layer, block);
 }
 
+std::byte* KvParker::sinks(int64_t layer, const KvSequence& sequence, int64_t piece_idx,
+                           int64_t token, bool is_keys) const {
+  const BlockId block = sequence.sink_block;
+  if (block < 0 || piece_idx * piece_tokens() + token >= kLiveSinks) return nullptr;
+  return is_keys ? live_.keys(layer, block) : live_.values(layer, block);
+}
+
+void KvParker::load(int64_t layer, const KvSequence& sequence, int64_t piece_idx, int64_t token,
+                    bool is_keys, float* row) const {
+  if (const std::byte* exact = sinks(layer, sequence, piece_idx, token, is_keys)) {
+    load_sink(live_.shape(), exact, token, row);
+  } else {
+    (is_keys ? load_key : load_value)(
+        live_.shape(), plane(layer, sequence, piece_idx, token, is_keys), token % kBlockSize, row);
+  }
+}
+
+void KvParker::store(int64_t layer, const KvSequence& sequence, int64_t piece_idx, int64_t token,
+                     bool is_keys, const float* row) {
+  if (std::byte* exact = sinks(layer, sequence, piece_idx, token, is_keys)) {
+    store_sink(live_.shape(), row, token, exact);
+  }
+  (is_keys ? store_key : store_value)(live_.shape(), row, token % kBlockSize,
+                                      plane(layer, sequence, piece_idx, token, is_keys));
+}
+
 // One token's key, all heads, to what it was before RoPE.
 void KvParker::turn_back(int64_t layer, int64_t position, float* key) const {
   const KvRope& tables = rope_[static_cast<std::size_t>(layer)];
@@ -127,13 +153,12 @@ class KvParker::LiveRows final : public KvExactRows {
     const LiveBlockShape& shape = parker_.live_.shape();
     for (int64_t t = 0; t < parker_.piece_tokens(); ++t) {
       float* key = rows.keys + t * shape.kv_size();
-      load_key(shape, parker_.plane(layer, sequence_, piece_idx_, t, true), t % kBlockSize, key);
+      parker_.load(layer, sequence_, piece_idx_, t, true, key);
       parker_.turn_back(layer, piece_idx_ * parker_.piece_tokens() + t, key);
       if (const float* offset = parker_.dropped_offset(layer)) {
         for (int64_t j = 0; j < shape.kv_size(); ++j) key[j] += offset[j];
       }
-      load_value(shape, parker_.plane(layer, sequence_, piece_idx_, t, false), t % kBlockSize,
-                 rows.values + t * shape.kv_size());
+      parker_.load(layer, sequence_, piece_idx_, t, false, rows.values + t * shape.kv_size());
     }
   }
 
@@ -159,8 +184,7 @@ void KvParker::park_one(const KvSequence& sequence, int64_t piece_idx, std::byte
   for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
     for (const bool is_keys : {true, false}) {
       for (int64_t t = 0; t < num_sinks(piece_idx); ++t, to += sink_row_bytes()) {
-        (is_keys ? load_key : load_value)(shape, plane(layer, sequence, piece_idx, t, is_keys),
-                                          t % kBlockSize, row);
+        load(layer, sequence, piece_idx, t, is_keys, row);
         store_row(shape.element, row, shape.kv_size(), to);
       }
     }
@@ -207,7 +231,7 @@ void KvParker::wake_one(std::span<const std::byte> piece, int64_t piece_idx,
   for (int64_t t = 0; t < piece_tokens(); ++t) {
     positions[static_cast<std::size_t>(t)] = piece_idx * piece_tokens() + t;
   }
-  const int64_t sinks = num_sinks(piece_idx);
+  const int64_t num_exact = num_sinks(piece_idx);
   const std::byte* sink = piece.data() + piece_blocks_ * codec_.bytes_per_block();
   for (int64_t layer = 0; layer < shape.num_layers; ++layer) {
     const KvLayerRows rows =
@@ -231,18 +255,14 @@ void KvParker::wake_one(std::span<const std::byte> piece, int64_t piece_idx,
           .head_dim = shape.head_dim,
           .rotary_dim = tables.rotary_dim},
          exec);
-    const auto store = [&](bool is_keys, int64_t t, const float* row) {
-      (is_keys ? store_key : store_value)(shape, row, t % kBlockSize,
-                                          plane(layer, sequence, piece_idx, t, is_keys));
-    };
-    for (int64_t t = sinks; t < piece_tokens(); ++t) {
-      store(true, t, rotated + t * shape.kv_size());
-      store(false, t, rows.values + t * shape.kv_size());
+    for (int64_t t = num_exact; t < piece_tokens(); ++t) {
+      store(layer, sequence, piece_idx, t, true, rotated + t * shape.kv_size());
+      store(layer, sequence, piece_idx, t, false, rows.values + t * shape.kv_size());
     }
     for (const bool is_keys : {true, false}) {
-      for (int64_t t = 0; t < sinks; ++t, sink += sink_row_bytes()) {
+      for (int64_t t = 0; t < num_exact; ++t, sink += sink_row_bytes()) {
         load_row(shape.element, sink, shape.kv_size(), rotated);
-        store(is_keys, t, rotated);
+        store(layer, sequence, piece_idx, t, is_keys, rotated);
       }
     }
   }

@@ -42,6 +42,14 @@ class KvParker final : public PieceParker {
   int64_t sink_row_bytes() const;
   std::byte* plane(int64_t layer, const KvSequence& sequence, int64_t piece_idx, int64_t token,
                    bool is_keys) const;
+  // A token's key or value out of its live block, or its exact row.
+  void load(int64_t layer, const KvSequence& sequence, int64_t piece_idx, int64_t token,
+            bool is_keys, float* row) const;
+  void store(int64_t layer, const KvSequence& sequence, int64_t piece_idx, int64_t token,
+             bool is_keys, const float* row);
+  // Where a token's exact row lies; null: it has none.
+  std::byte* sinks(int64_t layer, const KvSequence& sequence, int64_t piece_idx, int64_t token,
+                   bool is_keys) const;
   void turn_back(int64_t layer, int64_t position, float* key) const;
   // Of the layer's keys in live blocks; null: none.
   const float* dropped_offset(int64_t layer) const;

@@ -68,4 +68,19 @@ void load_value(const LiveBlockShape& shape, const std::byte* plane, int64_t tok
   load_heads(shape, KvPart::kValues, plane, token, value);
 }
 
+void store_sink(const LiveBlockShape& shape, const float* row, int64_t token, std::byte* plane) {
+  for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+    kv_store_sink(shape.element, shape.head_dim, row + head * shape.head_dim, token,
+                  plane + head * kv_sink_bytes(shape.head_dim));
+  }
+}
+
+void load_sink(const LiveBlockShape& shape, const std::byte* plane, int64_t token, float* row) {
+  for (int64_t head = 0; head < shape.num_kv_heads; ++head) {
+    float* to = row + head * shape.head_dim;
+    kv_load_sink(shape.head_dim, plane + head * kv_sink_bytes(shape.head_dim), token, to);
+    if (kv_is_rotated(shape.element)) kv_rotate(to, shape.head_dim);
+  }
+}
+
 }  // namespace lathe

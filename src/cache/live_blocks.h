@@ -1,5 +1,6 @@
 // Memory of live blocks: what attention reads. [layer][block][keys, values][one plane], where a
-// plane is [num_kv_heads][one head as kv_layout.h and kv_codes.h say]; consecutive block ids are
+// plane is [num_kv_heads][one head as kv_layout.h and kv_codes.h say], or exact rows of sinks,
+// [num_kv_heads][kv_sink_bytes()] at its start; consecutive block ids are
 // contiguous within a layer, so attention over a sequence filled in one go streams through memory.
 #pragma once
 #include <cstdint>
@@ -54,5 +55,8 @@ void store_value(const LiveBlockShape& shape, const float* value, int64_t token,
 // And reads it back, as numbers in the model's coordinates whatever the format.
 void load_key(const LiveBlockShape& shape, const std::byte* plane, int64_t token, float* key);
 void load_value(const LiveBlockShape& shape, const std::byte* plane, int64_t token, float* value);
+// The same for a plane of exact rows, of keys or values.
+void store_sink(const LiveBlockShape& shape, const float* row, int64_t token, std::byte* plane);
+void load_sink(const LiveBlockShape& shape, const std::byte* plane, int64_t token, float* row);
 
 }  // namespace lathe

@@ -1,5 +1,9 @@
 // What every cache of live blocks has in common: block tables, references and the life of a step.
 // Where the blocks lie (memory of the host, of a GPU) is the derived class's business.
+//
+// Formats that keep sinks (kv_codes.h) have the exact rows of a sequence in a block of its own out
+// of the same pool, KvSequence::sink_block: there as soon as a row is reserved, shared by fork(),
+// copied before it is written to like any other.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -25,18 +29,23 @@ class PagedCache : public KvCache {
   void commit() override;
   void abandon_step() override { in_step_ = false; }
 
+  bool keeps_sinks() const { return keeps_sinks_; }
   // What reserve() does with a shared block; for a cache that this one is a part of.
   virtual void copy_block(BlockId from, BlockId to) = 0;
 
  protected:
-  PagedCache(int64_t num_blocks, int64_t max_sequence_tokens)
-      : max_sequence_tokens_(max_sequence_tokens), pool_(num_blocks) {}
+  PagedCache(int64_t num_blocks, int64_t max_sequence_tokens, bool keeps_sinks)
+      : max_sequence_tokens_(max_sequence_tokens), keeps_sinks_(keeps_sinks), pool_(num_blocks) {}
 
   bool in_step() const { return in_step_; }
   std::span<const KvRows> rows() const { return rows_; }  // of the step in progress
 
  private:
+  // Makes a block that others have too the caller's own.
+  void copy_shared(BlockId& block);
+
   int64_t max_sequence_tokens_;
+  bool keeps_sinks_;
   BlockPool pool_;
   bool in_step_ = false;
   std::span<const KvRows> rows_;

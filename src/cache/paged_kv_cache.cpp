@@ -14,7 +14,8 @@ class PagedKvCache final : public PagedCache {
  public:
   // The memory comes before the pool: it is what finds out that there is too little of it.
   PagedKvCache(LiveBlocks live, int64_t num_blocks, int64_t max_sequence_tokens)
-      : PagedCache(num_blocks, max_sequence_tokens), live_(std::move(live)) {}
+      : PagedCache(num_blocks, max_sequence_tokens, kv_keeps_sinks(live.shape().element)),
+        live_(std::move(live)) {}
 
   int64_t bytes_per_block() const override { return live_.shape().block_bytes(); }
   KvElement element() const override { return live_.shape().element; }
@@ -51,6 +52,12 @@ class PagedKvCache final : public PagedCache {
                     live_.keys(layer, block));
           store_value(live_.shape(), v + (run.row_begin + row) * stride, token,
                       live_.values(layer, block));
+          if (!keeps_sinks() || position >= kLiveSinks) continue;
+          const BlockId sinks = run.sequence->sink_block;
+          store_sink(live_.shape(), k + (run.row_begin + row) * stride, token,
+                     live_.keys(layer, sinks));
+          store_sink(live_.shape(), v + (run.row_begin + row) * stride, token,
+                     live_.values(layer, sinks));
         }
       });
     }
@@ -60,6 +67,12 @@ class PagedKvCache final : public PagedCache {
     LATHE_CHECK(in_step());
     const auto i = static_cast<std::size_t>(rows_idx);
     return {views_.data() + view_begin_[i], view_begin_[i + 1] - view_begin_[i]};
+  }
+
+  KvBlockView sinks(int64_t layer, int64_t rows_idx) override {
+    LATHE_CHECK(in_step());
+    if (!keeps_sinks()) return {};
+    return live_.view(layer, rows()[static_cast<std::size_t>(rows_idx)].sequence->sink_block);
   }
 
   void copy_block(BlockId from, BlockId to) override { live_.copy_block(from, to); }
@@ -83,6 +96,11 @@ void check_cache_size(const ModelConfig& config, int64_t num_tokens, int64_t max
   }
 }
 
+int64_t cache_blocks(int64_t num_tokens, int64_t max_sequence_tokens, bool keeps_sinks) {
+  const int64_t sequences = (num_tokens - 1) / max_sequence_tokens + 1;
+  return blocks_for(num_tokens) + (keeps_sinks ? sequences : 0);
+}
+
 KvSequence KvCache::new_sequence() const {
   KvSequence sequence;
   sequence.blocks.reserve(static_cast<std::size_t>(blocks_for(max_sequence_tokens())));
@@ -98,7 +116,8 @@ std::unique_ptr<KvCache> make_kv_cache(const ModelConfig& config, KvFormat forma
                              .num_layers = config.num_layers,
                              .num_kv_heads = config.num_kv_heads,
                              .head_dim = config.head_dim};
-  const int64_t num_blocks = blocks_for(num_tokens);
+  const int64_t num_blocks =
+      cache_blocks(num_tokens, max_sequence_tokens, kv_keeps_sinks(shape.element));
   return with_context(str("KV cache of ", num_tokens, " tokens, ", shape.block_bytes() / kBlockSize,
                           " bytes per token"),
                       [&] {

@@ -8,7 +8,8 @@ namespace lathe {
 
 ShardedKvCache::ShardedKvCache(std::vector<std::unique_ptr<PagedCache>> parts,
                                int64_t max_sequence_tokens)
-    : PagedCache(parts.front()->num_blocks(), max_sequence_tokens), parts_(std::move(parts)) {
+    : PagedCache(parts.front()->num_blocks(), max_sequence_tokens, parts.front()->keeps_sinks()),
+      parts_(std::move(parts)) {
   for (const auto& part : parts_) LATHE_CHECK(part->num_blocks() == num_blocks());
 }
 

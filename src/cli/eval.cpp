@@ -285,10 +285,14 @@ Json kv_json(const Model& model, const RunningKv& kv, int64_t num_tokens) {
     json["window"] = file.window;
     return json;
   }
-  const double bits = 8.0 * static_cast<double>(kv.make_cache(model, 1, 1)->bytes_per_block()) /
+  const auto cache = kv.make_cache(model, 1, 1);
+  const double bits = 8.0 * static_cast<double>(cache->bytes_per_block()) /
                       static_cast<double>(kBlockSize) / numbers;
+  // With the block of the exact sinks.
+  const int64_t blocks = cache->blocks_needed(cache->new_sequence(), num_tokens, num_tokens).live;
   json["bits_per_value"] = bits;
-  json["sequence_bits_per_value"] = bits;
+  json["sequence_bits_per_value"] =
+      bits * static_cast<double>(blocks) / static_cast<double>(blocks_for(num_tokens));
   return json;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "kernels/attention/kv_codes.h"
 
 namespace lathe {
 namespace {
@@ -50,7 +51,13 @@ EngineOptions resolve(const EngineOptions& options, const ModelConfig& config) {
       bytes -= coded.live_tokens * token_bytes * 3 / 2;
       token_bytes = std::max<int64_t>(1, options.kv_codec->bytes_per_block() / kBlockSize);
     }
-    const int64_t affordable = std::max(bytes / token_bytes, kBlockSize);
+    int64_t affordable = std::max(bytes / token_bytes, kBlockSize);
+    if (options.kv_codec == nullptr && kv_keeps_sinks(kv_element(options.kv_format))) {
+      // What make_engine_cache() adds.
+      const int64_t sinks =
+          cache_blocks(affordable, resolved.max_sequence_tokens, true) - blocks_for(affordable);
+      affordable = std::max(affordable - sinks * kBlockSize, kBlockSize);
+    }
     const int64_t useful = resolved.max_num_seqs > affordable / resolved.max_sequence_tokens
                                ? affordable
                                : resolved.max_num_seqs * resolved.max_sequence_tokens;

@@ -41,7 +41,9 @@ void Scheduler::remove(Sequence* sequence, bool keep_prefix) {
 
 int64_t Scheduler::num_running_blocks() const {
   std::size_t blocks = 0;
-  for (const Sequence* sequence : running_) blocks += sequence->kv.blocks.size();
+  for (const Sequence* sequence : running_) {
+    blocks += sequence->kv.blocks.size() + (sequence->kv.sink_block >= 0 ? 1 : 0);
+  }
   return static_cast<int64_t>(blocks);
 }
 

@@ -195,7 +195,8 @@ void LayerForward::attend(const Projections& p, float* out) {
     segments[i] = {.row_begin = rows.row_begin,
                    .num_rows = rows.num_rows,
                    .first_position = rows.sequence->num_tokens,
-                   .blocks = step_.cache.views(step_.cache_layer, i).data()};
+                   .blocks = step_.cache.views(step_.cache_layer, i).data(),
+                   .sinks = step_.cache.sinks(step_.cache_layer, i)};
   }
   attention({.q = p.q,
              .q_stride = p.stride,

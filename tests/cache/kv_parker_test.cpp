@@ -106,6 +106,24 @@ class KvParkerTest : public testing::Test {
     return std::sqrt(sum / double((end - begin) * 3 * 64));
   }
 
+  // The largest difference of two sequences' exact rows, all layers.
+  static double sink_difference(KvCache& cache, const KvSequence& a, const KvSequence& b) {
+    LiveBlocks& live = *cache.live_blocks();
+    std::vector<float> x(32), y(32);
+    double largest = 0;
+    for (int64_t i = 0; i < 3 * 2 * kLiveSinks; ++i) {
+      const int64_t layer = i / (2 * kLiveSinks), t = i / 2 % kLiveSinks;
+      const auto plane = [&](const KvSequence& s) {
+        return i % 2 == 0 ? live.keys(layer, s.sink_block) : live.values(layer, s.sink_block);
+      };
+      load_sink(live.shape(), plane(a), t, x.data());
+      load_sink(live.shape(), plane(b), t, y.data());
+      for (std::size_t j = 0; j < 32; ++j)
+        largest = std::max(largest, std::abs(double{x[j]} - y[j]));
+    }
+    return largest;
+  }
+
   const ModelConfig config_ = small_config();
   const Tables tables_;
   const LayerDifferenceCodec codec_{3, 32, {.num_sinks = 4, .window = 32, .chunk_tokens = 64}};
@@ -178,6 +196,36 @@ TEST_F(KvParkerTest, AWokenSequenceIsTheParkedOneUpToTheCodec) {
     EXPECT_EQ(difference(*cache, b, c, 0, 192), 0);
     for (KvSequence* sequence : {&a, &b, &c}) cache->release(*sequence);
     EXPECT_EQ(cache->num_free_blocks(), cache->num_blocks());
+  }
+}
+
+// The exact rows of a live format are what is parked of its sinks, and come back as such; those
+// that the codec has as codes come back as what it makes of them.
+TEST_F(KvParkerTest, ExactSinksStayExact) {
+  for (const char* format : {"int8", "q4", "higgs4", "higgs2"}) {
+    SCOPED_TRACE(format);
+    const auto cache = make_kv_cache(config_, kv_format_from_name(format), 1024, 250);
+    KvSequence a = cache->new_sequence();
+    fill(*cache, a, 200);
+    for (const int64_t num_sinks : {4, 1}) {
+      const LayerDifferenceCodec codec(3, 32,
+                                       {.num_sinks = num_sinks, .window = 32, .chunk_tokens = 64});
+      KvParker parker(*cache, codec, tables_.ropes());
+      const Pieces pieces = park(parker, a, 0, 2, owned_.exec);
+      KvSequence b = cache->new_sequence();
+      ASSERT_TRUE(cache->reserve(b, 128));
+      parker.wake(pieces, 0, b, owned_.exec);
+      b.num_tokens = 128;
+      const double off = sink_difference(*cache, a, b);
+      // Rotating back and forth in fp32 may turn a rounding to bf16: 2^-8 of numbers of up to
+      // 1.2 * 4 * sqrt(16). A codec's step: as in the test above, of the largest of 32 numbers.
+      const double rotated = kv_is_rotated(cache->element()) ? 0.1 : 0;
+      EXPECT_LE(off, num_sinks == 4 ? rotated : rotated + 0.1);
+      if (num_sinks == 1) {
+        EXPECT_GT(off, 0);
+      }
+      cache->release(b);
+    }
   }
 }
 

@@ -166,6 +166,91 @@ TEST(PagedKvCache, FormatsDecodeToWhatTheirCodesSay) {
   }
 }
 
+// Exact rows of the first tokens of a sequence, as its step sees them, beside any codes.
+void expect_sinks(KvCache& cache, const ModelConfig& config, KvSequence& sequence,
+                  const std::vector<int64_t>& salts) {
+  const KvRows rows{&sequence, 0, 0};
+  OwnedExec owned(1);
+  const LiveBlockShape shape{cache.element(), config.num_layers, config.num_kv_heads,
+                             config.head_dim};
+  cache.begin_step({&rows, 1}, owned.exec);
+  std::vector<float> key(std::size_t(config.kv_size())), value(key.size());
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    cache.append(layer, nullptr, nullptr, nullptr, 0, owned.exec);
+    const KvBlockView sinks = cache.sinks(layer, 0);
+    for (std::size_t t = 0; t < salts.size(); ++t) {
+      load_sink(shape, static_cast<const std::byte*>(sinks.keys), int64_t(t), key.data());
+      load_sink(shape, static_cast<const std::byte*>(sinks.values), int64_t(t), value.data());
+      // Rotated numbers are off by 2^-9 each, so all of a head together by 2^-9 of its norm, which
+      // is below 4 * 252; where nothing is rotated the numbers are exact.
+      const float most = kv_is_rotated(shape.element) ? 2 : 0;
+      for (int64_t j = 0; j < config.kv_size(); ++j) {
+        const float expected = key_of(layer + salts[t], int64_t(t), j);
+        ASSERT_NEAR(key[std::size_t(j)], expected, most) << "layer " << layer << " token " << t;
+        ASSERT_NEAR(value[std::size_t(j)], -expected, most) << "layer " << layer << " token " << t;
+      }
+    }
+  }
+  cache.commit();
+}
+
+TEST(PagedKvCache, SinksAreExactSharedAndCopiedBeforeTheyAreWritten) {
+  ModelConfig config = small_config();
+  config.head_dim = 16;
+  for (const char* name : {"int8", "q4", "higgs4", "higgs3", "higgs2"}) {
+    SCOPED_TRACE(name);
+    const auto cache = make_kv_cache(config, kv_format_from_name(name), 320, 160);
+    ASSERT_EQ(cache->num_blocks(), 12);  // 10, and one for each of two sequences
+    Writer writer(*cache, config);
+    KvSequence a = cache->new_sequence();
+    EXPECT_EQ(cache->blocks_needed(a, 33, 33).live, 3);
+    for (const int64_t num_rows : {1, 2, 40}) ASSERT_TRUE(writer.append({&a}, num_rows));
+    EXPECT_EQ(cache->num_free_blocks(), 9);
+    expect_sinks(*cache, config, a, {0, 0, 0, 0});
+    EXPECT_EQ(cache->blocks_needed(a, 64, 64).live, 1);  // the copy of a block that is not full
+
+    // Behind the sinks only the block that is written to is copied.
+    KvSequence b = cache->new_sequence();
+    cache->fork(a, 40, b);
+    EXPECT_EQ(cache->num_free_blocks(), 9);
+    ASSERT_TRUE(writer.append({&b}, 1, /*salt=*/3));
+    EXPECT_EQ(cache->num_free_blocks(), 8);
+    EXPECT_EQ(b.sink_block, a.sink_block);
+    expect_sinks(*cache, config, b, {0, 0, 0, 0});
+    cache->release(b);
+    EXPECT_EQ(b.sink_block, -1);
+
+    // Within them the sinks are, too.
+    cache->fork(a, 2, b);
+    EXPECT_EQ(cache->blocks_needed(b, 10, 10).live, 2);
+    ASSERT_TRUE(writer.append({&b}, 5, /*salt=*/3));
+    EXPECT_EQ(cache->num_free_blocks(), 7);
+    EXPECT_NE(b.sink_block, a.sink_block);
+    expect_sinks(*cache, config, b, {0, 0, 3, 3});
+    expect_sinks(*cache, config, a, {0, 0, 0, 0});
+
+    // Tokens that were thrown away are written anew.
+    cache->truncate(b, 3);
+    ASSERT_TRUE(writer.append({&b}, 4, /*salt=*/5));
+    expect_sinks(*cache, config, b, {0, 0, 3, 5});
+    cache->release(a);
+    cache->release(b);
+    EXPECT_EQ(cache->num_free_blocks(), cache->num_blocks());
+
+    // Two of the longest fit, and nothing more.
+    ASSERT_TRUE(writer.append({&a, &b}, 160));
+    EXPECT_EQ(cache->num_free_blocks(), 0);
+    KvSequence c = cache->new_sequence();
+    EXPECT_FALSE(cache->reserve(c, 1));
+    EXPECT_EQ(c.sink_block, -1);
+    cache->truncate(b, 128);
+    EXPECT_FALSE(cache->reserve(c, 1));  // a block for the token, none for the sinks
+    EXPECT_TRUE(c.blocks.empty());
+    cache->truncate(b, 96);
+    EXPECT_TRUE(cache->reserve(c, 1));
+  }
+}
+
 TEST(PagedKvCache, ExhaustionLeavesTheSequenceAsItWas) {
   const ModelConfig config = small_config();
   const auto cache = make_kv_cache(config, KvFormat::kBF16, 100, 1000);  // 4 blocks

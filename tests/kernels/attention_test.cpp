@@ -24,6 +24,7 @@ struct Problem {
   double q_stddev = 1;
   int64_t offset_rotary_dim =
       0;  // keys are without an offset, so many of whose numbers turn; 0: not
+  bool has_sinks = false;
 
   int64_t q_row() const { return num_heads * head_dim; }
 };
@@ -41,7 +42,7 @@ std::ostream& operator<<(std::ostream& out, const Problem& p) {
   return out << kElementNames[static_cast<int>(p.element)] << " tokens=" << p.num_tokens
              << " heads=" << p.num_heads << ":" << p.num_kv_heads << " head_dim=" << p.head_dim
              << " softcap=" << p.softcap << " window=" << p.sliding_window
-             << " offset=" << p.offset_rotary_dim;
+             << " offset=" << p.offset_rotary_dim << " sinks=" << p.has_sinks;
 }
 
 constexpr double kOffsetStddev = 5;
@@ -107,10 +108,12 @@ struct Data {
         q(normal_values(p.num_tokens * p.q_row(), seed, p.q_stddev)),
         k(normal_values(p.num_tokens * p.num_kv_heads * p.head_dim, seed + 1)),
         v(normal_values(p.num_tokens * p.num_kv_heads * p.head_dim, seed + 2)),
-        kv(p.element, p.num_kv_heads, p.head_dim, k, v) {}
+        kv(p.element, p.num_kv_heads, p.head_dim, k, v) {
+    if (p.has_sinks) kv.keep_sinks(k, v);
+  }
 
   AttentionSegment segment(int64_t first, int64_t num_rows, int64_t row_begin = 0) {
-    return {row_begin, num_rows, first, kv.views().data()};
+    return {row_begin, num_rows, first, kv.views().data(), kv.sinks()};
   }
   const Problem p;
   std::vector<float> q, k, v;
@@ -302,11 +305,59 @@ TEST(Attention, AnOffsetIsWhatTheKeysWouldHave) {
   }
 }
 
+TEST(Attention, ExactSinks) {
+  for (const KvElement element : kElements) {
+    if (!kv_keeps_sinks(element)) continue;
+    for (const int64_t head_dim : {8, 24, 64, 80, 96, 128, 256}) {
+      if (element == KvElement::kHiggs3 && head_dim % 16 != 0) continue;
+      for (const int64_t num_heads : {2, 6, 14}) {
+        expect_matches_reference({.element = element,
+                                  .num_tokens = 67,
+                                  .num_heads = num_heads,
+                                  .head_dim = head_dim,
+                                  .has_sinks = true},
+                                 0, 67);
+      }
+    }
+    const int64_t head_dim = ragged_head_dim(element);
+    for (const int64_t num_tokens : {1, 2, 3, 4, 5, 31, 33, 257, 300}) {
+      const Problem p{
+          .element = element, .num_tokens = num_tokens, .head_dim = head_dim, .has_sinks = true};
+      expect_matches_reference(p, 0, num_tokens);
+      expect_matches_reference(p, num_tokens - 1, 1);
+    }
+    for (const int64_t window : {1, 2, 3, 5, 33, 300}) {
+      for (const int64_t rotary_dim : {0, 16}) {
+        expect_matches_reference({.element = element,
+                                  .num_tokens = 310,
+                                  .num_heads = 6,
+                                  .head_dim = head_dim,
+                                  .softcap = 20,
+                                  .sliding_window = window,
+                                  .offset_rotary_dim = rotary_dim,
+                                  .has_sinks = true},
+                                 0, 310);
+      }
+    }
+    expect_matches_reference({.element = element,
+                              .num_tokens = 1500,
+                              .num_heads = 14,
+                              .head_dim = 64,
+                              .offset_rotary_dim = 64,
+                              .has_sinks = true},
+                             1498, 2);
+  }
+}
+
 // Of the numbers that the codes stand for, rotated back where they are rotated, in plain fp32.
 TEST(Attention, OnCodesEqualsAttentionOnWhatTheyDecodeTo) {
   for (const KvElement element : kElements) {
     for (const int64_t head_dim : {64, 80, 128}) {
-      const Problem p{.element = element, .num_tokens = 90, .num_heads = 6, .head_dim = head_dim};
+      const Problem p{.element = element,
+                      .num_tokens = 90,
+                      .num_heads = 6,
+                      .head_dim = head_dim,
+                      .has_sinks = kv_keeps_sinks(element) && head_dim != 80};
       Data data(p);
       Problem plain = p;
       plain.element = KvElement::kF32;
@@ -314,15 +365,18 @@ TEST(Attention, OnCodesEqualsAttentionOnWhatTheyDecodeTo) {
       for (int64_t t = 0; t < p.num_tokens; ++t) {
         const KvBlockView& view = data.kv.views()[std::size_t(t / kBlockSize)];
         for (int64_t h = 0; h < p.num_kv_heads; ++h) {
-          const int64_t offset = h * kv_head_bytes(element, head_dim);
+          const bool exact = p.has_sinks && t < kLiveSinks;
+          const int64_t offset =
+              h * (exact ? kv_sink_bytes(head_dim) : kv_head_bytes(element, head_dim));
           const auto load = [&](KvPart plane, const void* memory, std::vector<float>& to) {
             float* x = to.data() + (t * p.num_kv_heads + h) * head_dim;
-            kv_load(element, plane, head_dim, static_cast<const std::byte*>(memory) + offset,
-                    t % kBlockSize, x);
+            const std::byte* head = static_cast<const std::byte*>(memory) + offset;
+            exact ? kv_load_sink(head_dim, head, t, x)
+                  : kv_load(element, plane, head_dim, head, t % kBlockSize, x);
             if (kv_is_rotated(element)) kv_rotate(x, head_dim);
           };
-          load(KvPart::kKeys, view.keys, k);
-          load(KvPart::kValues, view.values, v);
+          load(KvPart::kKeys, exact ? data.kv.sinks().keys : view.keys, k);
+          load(KvPart::kValues, exact ? data.kv.sinks().values : view.values, v);
         }
       }
       PagedKv decoded(KvElement::kF32, p.num_kv_heads, head_dim, k, v);
@@ -346,14 +400,15 @@ TEST(Attention, ARowHasTheSameBitsAloneInAChunkInABatchAndOnAnyThreads) {
                         .num_heads = 6,
                         .head_dim = ragged_head_dim(element),
                         .sliding_window = window,
-                        .offset_rotary_dim = window == 0 ? 0 : 16};
+                        .offset_rotary_dim = window == 0 ? 0 : 16,
+                        .has_sinks = kv_keeps_sinks(element)};
         Data data(p);
         SCOPED_TRACE(testing::Message() << kernel.name << " " << p);
         const int64_t row = p.q_row();
         const auto all = run(kernel, p, data.q.data(), {data.segment(0, p.num_tokens)}, 1);
         const auto again = run(kernel, p, data.q.data(), {data.segment(0, p.num_tokens)}, 3);
         EXPECT_TRUE(same_bits(all, again)) << "threads";
-        for (const int64_t t : {0, 1, 31, 32, 100, 255, 256, 511, 512, 619}) {
+        for (const int64_t t : {0, 1, 3, 4, 31, 32, 100, 255, 256, 511, 512, 619}) {
           const auto alone = run(kernel, p, data.q.data() + t * row, {data.segment(t, 1)}, 3);
           EXPECT_TRUE(same_bits(alone, {all.data() + t * row, std::size_t(row)})) << "row " << t;
         }
@@ -414,6 +469,37 @@ TEST(Attention, NothingOutsideARowsViewReachesIt) {
   }
 }
 
+TEST(Attention, NothingOutsideARowsViewReachesItFromSinks) {
+  for (const auto& kernel : runnable(attention_kernels())) {
+    for (const KvElement element : kElements) {
+      if (!kv_keeps_sinks(element)) continue;
+      for (const int64_t window : {0, 20}) {
+        const Problem p{.element = element,
+                        .num_tokens = 70,
+                        .head_dim = ragged_head_dim(element),
+                        .sliding_window = window,
+                        .has_sinks = true};
+        SCOPED_TRACE(testing::Message() << kernel.name << " " << p);
+        Data data(p);
+        const auto clean = run(kernel, p, data.q.data(), {data.segment(0, 70)});
+        const std::vector<float> bad(std::size_t(p.num_kv_heads * p.head_dim), NAN);
+        data.kv.set_sink(2, bad, bad, 0);
+        const auto poisoned = run(kernel, p, data.q.data(), {data.segment(0, 70)});
+        const auto row = static_cast<std::size_t>(p.q_row());
+        for (std::size_t t = 0; t < 70; ++t) {
+          const bool sees = t >= 2 && (window == 0 || t < 22);
+          EXPECT_EQ(same_bits({clean.data() + t * row, row}, {poisoned.data() + t * row, row}),
+                    !sees)
+              << "row " << t;
+          for (std::size_t j = 0; sees && j < row; ++j) {
+            ASSERT_TRUE(std::isnan(poisoned[t * row + j])) << "row " << t;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(Attention, ScoresOfMinusInfinityWeighNothing) {
   // Keys of -inf in the whole first 300 positions: their partial softmax has no finite score.
   for (const auto& kernel : runnable(attention_kernels())) {
@@ -469,6 +555,8 @@ TEST(Attention, RefusesBadArguments) {
       a.key_offset.rotary_dim = rotary_dim;
     }));
   }
+  const AttentionSegment exact{0, 1, 0, nullptr, {numbers.data(), numbers.data()}};
+  EXPECT_TRUE(bad([&](AttentionArgs& a) { a.segments = {&exact, 1}; }));
   const AttentionSegment segment{0, 1, -1, nullptr};
   EXPECT_TRUE(bad([&](AttentionArgs& a) { a.segments = {&segment, 1}; }));
 }

@@ -1,5 +1,7 @@
 // Keys and values of one layer in blocks, as attention reads them, filled from plain arrays.
 #pragma once
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -44,7 +46,33 @@ class PagedKv {
     }
   }
 
+  // Gives the first kLiveSinks tokens exact rows of k and v, NaN where there is no such token, and
+  // NaN as codes, which nobody should read.
+  void keep_sinks(const std::vector<float>& k, const std::vector<float>& v) {
+    const int64_t bytes = num_kv_heads_ * kv_sink_bytes(head_dim_);
+    sink_memory_ = Buffer(2 * bytes);
+    std::memset(sink_memory_.data(), 0xff, static_cast<std::size_t>(2 * bytes));
+    sinks_ = {sink_memory_.data(), sink_memory_.data() + bytes};
+    const int64_t kv_size = num_kv_heads_ * head_dim_;
+    const std::vector<float> nan(static_cast<std::size_t>(kv_size), NAN);
+    for (int64_t t = 0; t < std::min(kLiveSinks, static_cast<int64_t>(k.size()) / kv_size); ++t) {
+      set(t, nan, nan, 0);
+      set_sink(t, k, v, t);
+    }
+  }
+  void set_sink(int64_t t, const std::vector<float>& k, const std::vector<float>& v, int64_t from) {
+    for (int64_t h = 0; h < num_kv_heads_; ++h) {
+      const int64_t row = (from * num_kv_heads_ + h) * head_dim_;
+      const int64_t offset = h * kv_sink_bytes(head_dim_);
+      std::byte* keys = sink_memory_.data();
+      kv_store_sink(element_, head_dim_, k.data() + row, t, keys + offset);
+      kv_store_sink(element_, head_dim_, v.data() + row, t,
+                    keys + num_kv_heads_ * kv_sink_bytes(head_dim_) + offset);
+    }
+  }
+
   std::vector<KvBlockView>& views() { return views_; }
+  KvBlockView sinks() const { return sinks_; }
 
  private:
   KvElement element_;
@@ -52,6 +80,8 @@ class PagedKv {
   int64_t head_dim_;
   Buffer memory_;
   std::vector<KvBlockView> views_;
+  Buffer sink_memory_;
+  KvBlockView sinks_;
 };
 
 }  // namespace lathe

@@ -265,7 +265,10 @@ StepTimes measure_step_times(Model& model, KvCache& cache, std::span<const int64
   for (const int64_t n : rows) {
     // Where rows cost in proportion, the line through the last two points says the rest.
     if (seconds.size() >= 3 && seconds.back() > kSteep * seconds.front()) break;
-    if (n >= cache.max_sequence_tokens() || blocks_for(n) > cache.num_free_blocks()) break;
+    if (n >= cache.max_sequence_tokens() ||
+        !cache.blocks_needed(sequence, n, n).fit_into(cache.free_blocks())) {
+      break;
+    }
     const std::vector<int32_t> tokens(static_cast<std::size_t>(n), 0);
     std::vector<int64_t> positions;
     std::vector<int32_t> logit_rows;

@@ -48,6 +48,9 @@ void attention(const AttentionArgs& args, Exec& exec) {
       fail(ErrorCode::kInvalidArgument, "attention: segment of ", segment.num_rows,
            " rows from row ", segment.row_begin, " at position ", segment.first_position);
     }
+    if (segment.sinks.keys != nullptr && !kv_keeps_sinks(args.element)) {
+      fail(ErrorCode::kInvalidArgument, "attention: exact sinks of a format that keeps none");
+    }
     const int64_t end = segment.first_position + segment.num_rows;
     if (args.key_offset.offset != nullptr && end > args.key_offset.num_blocks * kBlockSize) {
       fail(ErrorCode::kInvalidArgument, "attention: position ", end - 1, ", angles for ",

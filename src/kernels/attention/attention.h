@@ -27,6 +27,9 @@ struct AttentionSegment {
   int64_t first_position = 0;           // of row_begin
   const KvBlockView* blocks = nullptr;  // block b holds positions [b * kBlockSize, ...); blocks
                                         // that no row sees are not touched and may be null
+  // Exact rows of the first kLiveSinks positions, read instead of their codes (kv_codes.h):
+  // [num_kv_heads][kv_sink_bytes()]. Null: there are codes alone.
+  KvBlockView sinks = {};
 };
 
 // What the keys of a cache are without: RoPE_p(offset) at position p, added where scores are taken.

@@ -8,6 +8,8 @@
 // Nothing depends on how rows are grouped, and tokens that a row does not see have p16 = 0, which
 // no code can make NaN.
 //
+// Exact rows (sinks) are no part of that: their scores and values are added in fp32.
+//
 // Error: q and p are off by at most 2^-16 of their row's largest magnitude (in the block, for p),
 // 256 times less than bf16 would take from its largest numbers.
 //
@@ -264,10 +266,11 @@ void quantize_q(const AttentionTile& tile) {
   }
 }
 
-// scores [num_rows, kChunk] = q K^T of rows first_row... with one block; the scores begin at zero.
+// scores [num_rows, kChunk] += q K^T of rows first_row... with one block, but for its first
+// num_sinks tokens.
 template <typename Traits>
-void coded_keys(const AttentionTile& tile, const std::byte* head, int64_t ahead, int64_t first_row,
-                int64_t num_rows, float* scores) {
+void coded_keys(const AttentionTile& tile, const std::byte* head, int64_t ahead, int64_t num_sinks,
+                int64_t first_row, int64_t num_rows, float* scores) {
   using S = typename Traits::Codes;
   unpack_codes<S>(tile, true, head, ahead);
   const int64_t num_groups = kv_scale_groups(tile.element, tile.head_dim);
@@ -278,6 +281,7 @@ void coded_keys(const AttentionTile& tile, const std::byte* head, int64_t ahead,
     for (int64_t t = 0; t < kBlockSize; t += S::kWidth) {
       S::store(column_scale + t, S::load_bf16(scales + (g * kBlockSize + t) * 2));
     }
+    for (int64_t t = 0; t < num_sinks; ++t) column_scale[t] = 0;
     const int64_t begin = g * group_dims;
     const int64_t num_dims =
         tile.head_dim - begin < group_dims ? tile.head_dim - begin : group_dims;
@@ -355,6 +359,44 @@ void coded_values(const AttentionTile& tile, const std::byte* head, int64_t ahea
          .c_stride = tile.head_dim,
          .num_rows = (end - first) * tile.group,
          .num_columns = tile.head_dim - begin < group_dims ? tile.head_dim - begin : group_dims});
+  }
+}
+
+// scores [num_rows, kChunk] += q K^T of rows first_row... with the exact rows of the sinks.
+template <typename S>
+void sink_keys(const AttentionTile& tile, int64_t first_row, int64_t num_rows, float* scores) {
+  using F = typename S::F;
+  const int64_t head_dim = tile.head_dim;
+  const auto* keys =
+      static_cast<const uint16_t*>(tile.sinks.keys) + tile.kv_head * kLiveSinks * head_dim;
+  for (int64_t row = 0; row < num_rows; ++row) {
+    const float* q = tile.q + (first_row + row) * head_dim;
+    F sums[kLiveSinks];
+    LATHE_UNROLL
+    for (int t = 0; t < kLiveSinks; ++t) sums[t] = S::zero();
+    for (int64_t j = 0; j < head_dim; j += S::kWidth) {
+      const F x = S::load(q + j);
+      LATHE_UNROLL
+      for (int t = 0; t < kLiveSinks; ++t) {
+        sums[t] = S::fma(x, S::load_bf16(keys + t * head_dim + j), sums[t]);
+      }
+    }
+    LATHE_UNROLL
+    for (int t = 0; t < kLiveSinks; ++t) scores[row * kChunk + t] += S::sum(sums[t]);
+  }
+}
+
+// acc [head_dim] of one row += p V of the sinks at positions [from, to).
+template <typename S>
+void sink_values(const AttentionTile& tile, const float* p, int64_t from, int64_t to, float* acc) {
+  const auto* values =
+      static_cast<const uint16_t*>(tile.sinks.values) + tile.kv_head * kLiveSinks * tile.head_dim;
+  for (int64_t t = from; t < to && t < kLiveSinks; ++t) {
+    const auto weight = S::set(p[t]);
+    const uint16_t* value = values + t * tile.head_dim;
+    for (int64_t j = 0; j < tile.head_dim; j += S::kWidth) {
+      S::store(acc + j, S::fma(weight, S::load_bf16(value + j), S::load(acc + j)));
+    }
   }
 }
 

@@ -37,6 +37,7 @@ struct AttentionTile {
   int64_t head_dim;
   KvElement element;
   const KvBlockView* blocks;
+  KvBlockView sinks;  // of AttentionSegment
   int64_t kv_head;
   int64_t sliding_window;  // 0: none
   float softcap;           // 0: none

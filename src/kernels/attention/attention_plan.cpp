@@ -177,6 +177,7 @@ class Plan {
                        .head_dim = a_.head_dim,
                        .element = a_.element,
                        .blocks = plan.segment->blocks,
+                       .sinks = plan.segment->sinks,
                        .kv_head = plan.kv_head,
                        .sliding_window = a_.sliding_window,
                        .softcap = a_.softcap,

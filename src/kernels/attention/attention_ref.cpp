@@ -104,6 +104,14 @@ void attention_ref(const AttentionArgs& a, Exec& exec) {
                 static_cast<const std::byte*>(view.values) + offset, t % kBlockSize,
                 values + t * a.head_dim);
       }
+      const bool has_sinks = segment.sinks.keys != nullptr;
+      for (int64_t t = first; has_sinks && t < std::min(end, kLiveSinks); ++t) {
+        const int64_t sinks = kv_head * kv_sink_bytes(a.head_dim);
+        kv_load_sink(a.head_dim, static_cast<const std::byte*>(segment.sinks.keys) + sinks, t,
+                     keys + t * a.head_dim);
+        kv_load_sink(a.head_dim, static_cast<const std::byte*>(segment.sinks.values) + sinks, t,
+                     values + t * a.head_dim);
+      }
       exec.threads.parallel_for(
           segment.num_rows * group, 1, [&](int64_t begin, int64_t last, int thread_idx) {
             double* scores = scratch + thread_idx * stride;

@@ -182,6 +182,11 @@ inline Visible visible(const AttentionTile& tile, int64_t token, int64_t chunk_b
   return {from < 0 ? 0 : from, to < kChunk ? to : kChunk};
 }
 
+// Tokens of block `block` of a chunk that have exact rows.
+inline int64_t sinks_in(const AttentionTile& tile, int64_t chunk, int64_t block) {
+  return tile.sinks.keys != nullptr && chunk == 0 && block == 0 ? kLiveSinks : 0;
+}
+
 // In bytes; the hardware cannot guess where the next block lies.
 inline int64_t distance(const void* from, const void* to) {
   return static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) - reinterpret_cast<uintptr_t>(from));
@@ -296,7 +301,12 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
     }
     const std::byte* keys = static_cast<const std::byte*>(view.keys) + head_bytes;
     if constexpr (kKind == BlockKind::kCodes) {
-      coded_keys<Traits>(tile, keys, ahead, first * group, (end - first) * group, scores);
+      const int64_t num_sinks = sinks_in(tile, chunk, b);
+      coded_keys<Traits>(tile, keys, ahead, num_sinks, first * group, (end - first) * group,
+                         scores);
+      if (num_sinks > 0) {
+        sink_keys<typename Traits::NarrowCodes>(tile, first * group, (end - first) * group, scores);
+      }
     } else {
       if constexpr (kKind == BlockKind::kE4M3) {
         unpack_codes<Codes>(tile, true, keys, ahead);
@@ -344,11 +354,18 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
         ++token;
       }
       if (token == first) continue;
+      const int64_t num_sinks = sinks_in(tile, chunk, b);
+      for (int64_t row = first * group; num_sinks > 0 && row < token * group; ++row) {
+        const Visible see = visible(tile, row / group, chunk_begin);
+        sink_values<typename Traits::NarrowCodes>(tile, tile.scores + row * kChunk, see.from,
+                                                  see.to, result.acc + row * head_dim);
+      }
       coded_values<Traits>(
           tile, values, ahead, first, token, tile.scores + block_begin,
           [&](int64_t t) {
             const Visible see = visible(tile, t, chunk_begin);
-            return Visible{see.from - block_begin, see.to - block_begin};
+            const int64_t from = see.from - block_begin;
+            return Visible{from < num_sinks ? num_sinks : from, see.to - block_begin};
           },
           result.acc);
       continue;

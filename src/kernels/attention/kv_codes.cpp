@@ -388,4 +388,21 @@ void kv_load(KvElement element, KvPart plane, int64_t head_dim, const std::byte*
   }
 }
 
+void kv_store_sink(KvElement element, int64_t head_dim, const float* x, int64_t token,
+                   std::byte* head) {
+  float rotated[kMaxHeadDim];
+  if (kv_is_rotated(element)) {
+    std::copy_n(x, head_dim, rotated);
+    kv_rotate(rotated, head_dim);
+    x = rotated;
+  }
+  auto* out = reinterpret_cast<uint16_t*>(head) + token * head_dim;
+  for (int64_t j = 0; j < head_dim; ++j) out[j] = bf16_from_float(x[j]);
+}
+
+void kv_load_sink(int64_t head_dim, const std::byte* head, int64_t token, float* x) {
+  const auto* from = reinterpret_cast<const uint16_t*>(head) + token * head_dim;
+  for (int64_t j = 0; j < head_dim; ++j) x[j] = float_from_bf16(from[j]);
+}
+
 }  // namespace lathe

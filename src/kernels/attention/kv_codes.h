@@ -25,6 +25,10 @@
 //   higgs3      a plane like that of higgs2 with the codes' low four bits, then one of head_dim / 8
 //               slots: in bits 2 i, 2 i + 1 the high two bits of slot j + i * head_dim / 8
 // A byte never holds two tokens: threads append tokens side by side.
+//
+// Every row attends to the first tokens of its sequence more than to others, so most of what codes
+// lose is lost there. Formats with scales keep the first kLiveSinks tokens a second time, as bf16
+// in the coordinates of the codes: [kLiveSinks][head_dim] for one KV head, keys or values.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -88,12 +92,23 @@ void check_kv_element(KvElement element, int64_t head_dim);
 
 enum class KvPart { kKeys, kValues };
 
+inline constexpr int64_t kLiveSinks = 4;
+constexpr bool kv_keeps_sinks(KvElement element) { return kv_has_scales(element); }
+// Exact rows of one KV head: less than its codes of a block, so that a block has room for them.
+constexpr int64_t kv_sink_bytes(int64_t head_dim) { return kLiveSinks * head_dim * 2; }
+static_assert(kv_sink_bytes(8) <= kv_head_bytes(KvElement::kHiggs2, 8));
+
 // One token of one head, all formats: x [head_dim] as numbers, `head` as above.
 void kv_store(KvElement element, KvPart plane, int64_t head_dim, const float* x, int64_t token,
               std::byte* head);
 // Back, in the coordinates of attention: still rotated where kv_is_rotated.
 void kv_load(KvElement element, KvPart plane, int64_t head_dim, const std::byte* head,
              int64_t token, float* x);
+
+// The same for exact rows, which lie alike for keys and values: `head` has kv_sink_bytes().
+void kv_store_sink(KvElement element, int64_t head_dim, const float* x, int64_t token,
+                   std::byte* head);
+void kv_load_sink(int64_t head_dim, const std::byte* head, int64_t token, float* x);
 
 // In place: x times the orthonormal Hadamard matrix of head_dim, which is its own inverse. A
 // head_dim that is no power of two is cut into powers of two, the largest first (80 = 64 + 16).
