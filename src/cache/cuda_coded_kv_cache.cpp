@@ -163,7 +163,7 @@ KvElement CudaCodedKvCache::element() const {
 
 int64_t CudaCodedKvCache::memory_bytes() const {
   return keys_.size() + values_.size() + codes_.size() + state_.size() + scratch_.size() +
-         exact_.size() + rotations_.size() + ints_.size() + coder_.weight_bytes();
+         exact_.size() + rotations_.size() + ints_.size() + sinks_.size() + coder_.weight_bytes();
 }
 
 void CudaCodedKvCache::append(int64_t, const float*, const float*, const float*, int64_t, Exec&) {
