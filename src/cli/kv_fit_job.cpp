@@ -122,26 +122,23 @@ KvFitOptions kv_fit_options(const KvCodecFlags& flags) {
          ": unknown; choose keys or keys-values");
   }
   options.keys_from_values = flags.key_inputs == "keys-values";
-  if (!options.keys_from_values && options.method == KvFitMethod::kAqua &&
-      options.variant == KvFitVariant::kLatent) {
+  if (!options.keys_from_values && options.has_latents()) {
     fail(
         ErrorCode::kInvalidArgument,
         "--key-inputs keys: with --variant latent keys are predicted from the latent; name another "
         "variant");
   }
-  const bool has_latents =
-      options.method == KvFitMethod::kAqua && options.variant == KvFitVariant::kLatent;
   if (!flags.value_inputs.empty()) {
     if (flags.value_inputs != "keys-latent" && flags.value_inputs != "latent") {
       fail(ErrorCode::kInvalidArgument, "--value-inputs ", flags.value_inputs,
            ": unknown; choose keys-latent or latent");
     }
-    if (!has_latents) {
+    if (!options.has_latents()) {
       fail(ErrorCode::kInvalidArgument, "--value-inputs ", flags.value_inputs,
            ": only --variant latent has a latent");
     }
   }
-  options.values_from_keys = !has_latents || flags.value_inputs == "keys-latent";
+  options.values_from_keys = !options.has_latents() || flags.value_inputs == "keys-latent";
   options.predict_keys = !flags.no_key_predictor;
   options.predict_values = !flags.no_value_predictor;
   options.mean = !flags.no_mean;

@@ -169,7 +169,7 @@ void KvFitter::plan_groups() {
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     for (const int64_t layer : groups_[g].layers) group_of_[index(layer)] = int64_t(g);
   }
-  if (options_.variant == KvFitVariant::kLatent) {
+  if (options_.has_latents()) {
     latents_.resize(groups_.size());
     exact_latents_.resize(groups_.size());
   }
@@ -177,7 +177,7 @@ void KvFitter::plan_groups() {
 
 // The layer whose rows predict this one's; -1: none.
 int64_t KvFitter::base_of(int64_t layer) const {
-  if (options_.method != KvFitMethod::kAqua || options_.variant == KvFitVariant::kLatent) return -1;
+  if (options_.method != KvFitMethod::kAqua || options_.has_latents()) return -1;
   if (options_.variant == KvFitVariant::kStar) {
     const int64_t anchor = groups_[index(group_of_[index(layer)])].layers.front();
     return anchor == layer ? -1 : anchor;
@@ -426,7 +426,7 @@ int64_t KvFitter::memory_bytes(const ModelConfig& config, const KvFitOptions& op
   const int64_t plane = num_rows * config.kv_size() * int64_t{sizeof(float)};
   const int64_t kinds =
       std::count(config.layer_is_sliding.begin(), config.layer_is_sliding.end(), true) > 0 ? 2 : 1;
-  if (options.method == KvFitMethod::kAqua && options.variant == KvFitVariant::kLatent) {
+  if (options.has_latents()) {
     // A group's exact rows, those of one layer as coded, the latent.
     return kinds * (2 * options.group_layers * plane + plane) + 3 * plane;
   }

@@ -69,6 +69,9 @@ struct KvFitOptions {
   int64_t chunk_tokens = 128;
   DType predictor_dtype = DType::kBF16;
 
+  bool has_latents() const {
+    return method == KvFitMethod::kAqua && variant == KvFitVariant::kLatent;
+  }
   RowFormat format(int plane_bits, const RowShape& shape) const;  // of one plane
   int resolved_first_layer_bits() const;
   int64_t resolved_rank(const RowShape& shape) const;

@@ -72,8 +72,7 @@ RowFormat KvFitOptions::format(int plane_bits, const RowShape& shape) const {
 
 int KvFitOptions::resolved_first_layer_bits() const {
   if (first_layer_bits > 0) return first_layer_bits;
-  return method == KvFitMethod::kAqua && variant != KvFitVariant::kLatent ? std::max(bits, 4)
-                                                                          : bits;
+  return method == KvFitMethod::kAqua && !has_latents() ? std::max(bits, 4) : bits;
 }
 
 int64_t KvFitOptions::resolved_rank(const RowShape& shape) const {
@@ -103,9 +102,7 @@ void check_kv_fit_options(const KvFitOptions& options, const ModelConfig& config
     fail(ErrorCode::kInvalidArgument, "ridge ", options.ridge, " is not between 0 and 1");
   }
   const RowShape shape{config.num_kv_heads, config.head_dim};
-  const bool latent =
-      options.method == KvFitMethod::kAqua && options.variant == KvFitVariant::kLatent;
-  if (latent && options.latent_bits == 4 && options.resolved_rank(shape) % 2 != 0) {
+  if (options.has_latents() && options.latent_bits == 4 && options.resolved_rank(shape) % 2 != 0) {
     fail(ErrorCode::kInvalidArgument, "--rank ", options.resolved_rank(shape),
          ": a latent of 4-bit codes needs an even rank");
   }

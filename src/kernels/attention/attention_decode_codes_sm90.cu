@@ -112,11 +112,7 @@ class DeviceLane {
   __device__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) const {
     sm90::multiply<false>(d, a, b0, b1);
   }
-  __device__ uint32_t transpose(uint32_t x) const {
-    uint32_t y;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-    return y;
-  }
+  __device__ uint32_t transpose(uint32_t x) const { return sm90::transpose(x); }
   __device__ float exchange(float x, int mask) const {
     return __shfl_xor_sync(0xffffffffu, x, mask);
   }
@@ -128,10 +124,8 @@ class DeviceLane {
   __device__ uint32_t pack_f16(float low, float high) const { return sm90::pack<true>(low, high); }
   __device__ bool any(bool x) const { return __any_sync(0xffffffffu, x) != 0; }
   __device__ uint32_t pack(float low, float high) const { return sm90::pack<false>(low, high); }
-  __device__ uint32_t low_halves(uint32_t a, uint32_t b) const { return __byte_perm(a, b, 0x5410); }
-  __device__ uint32_t high_halves(uint32_t a, uint32_t b) const {
-    return __byte_perm(a, b, 0x7632);
-  }
+  __device__ uint32_t low_halves(uint32_t a, uint32_t b) const { return sm90::low_halves(a, b); }
+  __device__ uint32_t high_halves(uint32_t a, uint32_t b) const { return sm90::high_halves(a, b); }
   __device__ float exp2(float x) const { return exp2_fast(x); }
   __device__ float tanh(float x) const { return tanh_fast(x); }
 

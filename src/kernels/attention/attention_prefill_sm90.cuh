@@ -72,13 +72,6 @@ __device__ inline int unit_offset(int rows, int row, int unit) {
   return (unit / kUnits * rows + row) * kRowBytes + ((unit % kUnits ^ permutation) << 4);
 }
 
-__device__ inline void named_barrier_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-__device__ inline void named_barrier_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 // What all threads of a block know about its work.
 struct Tile {
   int sequence, kv_head, group;

@@ -80,9 +80,7 @@ struct Shape {
   static constexpr int64_t end(int64_t rank) { return kImage + (D + rank) * D * 2; }
 };
 
-__device__ inline void group_sync(int group) {
-  asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kWarpgroup) : "memory");
-}
+__device__ inline void group_sync(int group) { named_barrier_sync(group + 1, kWarpgroup); }
 __device__ inline uint32_t load_word(uint32_t address) {
   uint32_t word;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
@@ -102,11 +100,6 @@ __device__ inline uint32_t load_byte(uint32_t address) {
 }
 __device__ inline void store_word(uint32_t address, uint32_t word) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
-}
-__device__ inline uint32_t transpose(uint32_t x) {
-  uint32_t y;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-  return y;
 }
 // An entry of a table that does not change: may be moved about. lane: * 4.
 template <uint32_t kTable>
@@ -132,8 +125,6 @@ template <int kIndex>
 __device__ inline uint32_t nibble_times_128(uint32_t word) {
   return shifted<7 - 4 * kIndex>(word) & 0x780u;
 }
-__device__ inline uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
-__device__ inline uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 __device__ inline float low_number(uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ inline float high_number(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 
