@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "cli/key_means.h"
 #include "engine/speculation/model_drafter.h"
 #include "engine/speculation/ngram_drafter.h"
 #include "formats/requantized_checkpoint.h"
@@ -113,6 +114,7 @@ LoadedDraft::LoadedDraft(const DraftFlags& flags, const LoadedModel& target,
     ModelOptions self_options;
     self_options.max_sequence_tokens = options.max_sequence_tokens;
     copy_ = Model::load(*checkpoint_, self_options, exec);
+    learn_key_means_for(kv_format_, target, *copy_, exec);
     return;
   }
   ModelFlags draft_flags = model_flags;

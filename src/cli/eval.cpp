@@ -11,6 +11,7 @@
 #include "cli/command.h"
 #include "cli/eval_flags.h"
 #include "cli/eval_report.h"
+#include "cli/key_means.h"
 #include "cli/loaded_model.h"
 #include "cli/output.h"
 #include "cli/text_windows.h"
@@ -75,7 +76,10 @@ Json eval_cache_divergence(const EvalFlags& flags, Exec& exec) {
   const LoadedModel loaded(
       path, flags.model, exec,
       {.quiet = flags.common.json, .max_sequence_tokens = flags.windows.seq_len});
-  for (RunningKv& cache : caches) cache.load(loaded.checkpoint(), exec);
+  for (RunningKv& cache : caches) {
+    cache.load(loaded.checkpoint(), exec);
+    learn_key_means_for(cache.live_format(), loaded, loaded.model(), exec);
+  }
   std::vector<const RunningKv*> compared;
   for (const RunningKv& cache : caches) compared.push_back(&cache);
   if (caches.empty()) compared.push_back(&loaded.kv());

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/progress.h"
+#include "cli/key_means.h"
 #include "cli/version.h"
 #include "text/model_text.h"
 
@@ -87,6 +88,7 @@ LoadedModel::LoadedModel(const std::string& path, ModelOptions model_options, Ru
     progress.advance(done - progress.done());
   };
   model_ = Model::load(checkpoint(), model_options, exec);
+  learn_key_means_for(kv_.live_format(), *this, *model_, exec);
   load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 

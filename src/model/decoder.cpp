@@ -5,9 +5,11 @@
 #include <cmath>
 #include <utility>
 
+#include "base/check.h"
 #include "base/error.h"
 #include "cache/kv_parker.h"
 #include "formats/sharded_checkpoint.h"
+#include "kernels/attention/kv_codes.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/peaks/peaks.h"
 #include "kernels/rms_norm/rms_norm.h"
@@ -24,6 +26,39 @@ namespace {
 
 constexpr const char* kEmbeddingName = "model.embed_tokens.weight";
 
+// Mean key of each layer that a step runs through.
+class KeyMeanTap final : public LayerTap {
+ public:
+  // positions: of the step's rows. The first tokens of a text count for nothing: their keys are
+  // like no others, and live codes keep them exactly.
+  KeyMeanTap(std::span<const int64_t> positions, int64_t kv_size)
+      : positions_(positions), kv_size_(kv_size) {}
+  void on_linear_input(LinearKind, int64_t, const float*, int64_t, int64_t) override {}
+  void on_keys_values(const float* keys, const float*, int64_t stride, int64_t rows) override {
+    std::vector<double> sums(static_cast<std::size_t>(kv_size_));
+    int64_t count = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      if (positions_[static_cast<std::size_t>(row)] < kLiveSinks) continue;
+      ++count;
+      for (std::size_t j = 0; j < sums.size(); ++j) {
+        sums[j] += double{keys[row * stride + static_cast<int64_t>(j)]};
+      }
+    }
+    Tensor mean(DType::kF32, {kv_size_});
+    for (std::size_t j = 0; j < sums.size(); ++j) {
+      mean.as<float>()[j] =
+          count == 0 ? 0 : static_cast<float>(sums[j] / static_cast<double>(count));
+    }
+    means.push_back(std::move(mean));
+  }
+
+  std::vector<Tensor> means;  // f32 [kv_size]
+
+ private:
+  std::span<const int64_t> positions_;
+  int64_t kv_size_;
+};
+
 class Decoder final : public Model {
  public:
   Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec,
@@ -33,6 +68,7 @@ class Decoder final : public Model {
   int64_t weight_bytes() const override;
   std::string kernels() const override;
   void set_profile(StepProfile* profile) override { profile_ = profile; }
+  void learn_key_means(std::span<const std::vector<int32_t>> texts, Exec& exec) override;
   void forward(const ForwardBatch& batch, KvCache& cache, float* logits, float* hidden,
                Exec& exec) override;
   std::unique_ptr<KvCache> make_coded_cache(const KvCodec& codec,
@@ -48,7 +84,9 @@ class Decoder final : public Model {
 
   float* embed(const ForwardBatch& batch, Exec& exec);
   Rotations rotations(const ForwardBatch& batch, Exec& exec);
-  void run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Exec& exec);
+  void run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Exec& exec,
+                  LayerTap* tap = nullptr);
+  void make_rotation_blocks();
   void final_norm(const ForwardBatch& batch, const float* x, float* y, Exec& exec);
   void output_head(const float* x, int64_t num_rows, float* logits, Exec& exec);
   void send_logits(const float* x, int64_t num_rows, Exec& exec);
@@ -59,10 +97,12 @@ class Decoder final : public Model {
   RopeFrequencies rope_full_;
   RopeFrequencies rope_sliding_;
   bool has_two_ropes_ = false;
+  int64_t max_tokens_ = 0;                       // of a sequence
   RotationBlocks blocks_full_, blocks_sliding_;  // where a layer's keys have an offset
   Tensor embedding_;                             // [vocab_size, hidden_size]
   TensorView embedding_view_;                    // made once: a view's shape allocates
   std::vector<DecoderLayer> layers_;
+  bool has_key_means_ = false;
   Tensor final_norm_;  // [hidden_size]
   StackedLinear lm_head_;
   StepProfile* profile_ = nullptr;
@@ -71,10 +111,10 @@ class Decoder final : public Model {
 Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec,
                  Collective* collective)
     : config_(checkpoint.config()), collective_(collective) {
-  const int64_t max_tokens = options.max_sequence_tokens > 0 ? options.max_sequence_tokens
-                                                             : config_.max_position_embeddings;
+  max_tokens_ = options.max_sequence_tokens > 0 ? options.max_sequence_tokens
+                                                : config_.max_position_embeddings;
   const auto frequencies = [&](const RopeConfig& rope) {
-    return rope_frequencies(rope, config_.rotary_dim, config_.max_position_embeddings, max_tokens);
+    return rope_frequencies(rope, config_.rotary_dim, config_.max_position_embeddings, max_tokens_);
   };
   rope_full_ = frequencies(config_.rope);
   rope_sliding_ = frequencies(config_.rope_local);
@@ -98,8 +138,7 @@ Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec
   }
   if (std::any_of(layers_.begin(), layers_.end(),
                   [](const DecoderLayer& layer) { return !layer.key_offset.empty(); })) {
-    blocks_full_ = RotationBlocks(rope_full_, max_tokens);
-    if (has_two_ropes_) blocks_sliding_ = RotationBlocks(rope_sliding_, max_tokens);
+    make_rotation_blocks();
   }
   final_norm_ = load_norm(checkpoint, "model.norm.weight");
   LinearWeights head = checkpoint.load_linear("lm_head", options.dense_dtype);
@@ -110,6 +149,46 @@ Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec
   const LinearWeights* part = &head;
   lm_head_ = StackedLinear(stack_linears({&part, 1}), options.compute, exec);
   check_output_head(config_, lm_head_.n(), lm_head_.k(), collective_);
+}
+
+void Decoder::make_rotation_blocks() {
+  blocks_full_ = RotationBlocks(rope_full_, max_tokens_);
+  if (has_two_ropes_) blocks_sliding_ = RotationBlocks(rope_sliding_, max_tokens_);
+}
+
+void Decoder::learn_key_means(std::span<const std::vector<int32_t>> texts, Exec& exec) {
+  if (has_key_means_) return;
+  int64_t num_blocks = 0;
+  int64_t longest = 0;
+  for (const std::vector<int32_t>& text : texts) {
+    const auto num_tokens = static_cast<int64_t>(text.size());
+    num_blocks += blocks_for(num_tokens);
+    longest = std::max(longest, num_tokens);
+  }
+  const auto cache = make_kv_cache(config_, KvFormat::kF32, num_blocks * kBlockSize, longest);
+  std::vector<KvSequence> sequences(texts.size());
+  std::vector<int32_t> token_ids;
+  std::vector<int64_t> positions;
+  std::vector<KvRows> rows;
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    const auto num_tokens = static_cast<int64_t>(texts[i].size());
+    LATHE_CHECK(cache->reserve(sequences[i], num_tokens));
+    rows.push_back({&sequences[i], static_cast<int64_t>(token_ids.size()), num_tokens});
+    token_ids.insert(token_ids.end(), texts[i].begin(), texts[i].end());
+    for (int64_t t = 0; t < num_tokens; ++t) positions.push_back(t);
+  }
+  const ForwardBatch batch{
+      .token_ids = token_ids, .positions = positions, .sequences = rows, .logit_rows = {}};
+  check_batch(batch);
+  KeyMeanTap tap(positions, config_.kv_size());
+  {
+    const Workspace::Scope scope(exec.workspace);
+    run_layers(batch, *cache, embed(batch, exec), exec, &tap);
+  }
+  for (KvSequence& sequence : sequences) cache->release(sequence);
+  for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].key_offset = std::move(tap.means[i]);
+  make_rotation_blocks();
+  has_key_means_ = true;
 }
 
 int64_t Decoder::weight_bytes() const {
@@ -191,7 +270,8 @@ Decoder::Rotations Decoder::rotations(const ForwardBatch& batch, Exec& exec) {
   return {full, has_two_ropes_ ? rope_rows(rope_sliding_, batch.positions, exec) : full};
 }
 
-void Decoder::run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Exec& exec) {
+void Decoder::run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Exec& exec,
+                         LayerTap* tap) {
   const Workspace::Scope scope(exec.workspace);
   const Rotations rope = rotations(batch, exec);
   cache.begin_step(batch.sequences, exec);
@@ -203,6 +283,7 @@ void Decoder::run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Ex
           .sequences = batch.sequences,
           .cache = cache,
           .cache_layer = layer.index,
+          .tap = tap,
           .profile = profile_,
           .rotation_blocks = layer.is_sliding && has_two_ropes_ ? &blocks_sliding_ : &blocks_full_,
           .collective = collective_};

@@ -85,7 +85,7 @@ class LayerForward {
   }
   Projections project_qkv(const float* x);
   void norm_and_rotate(const Projections& p);
-  // The cache has keys without the layer's biases.
+  // The cache has keys without the layer's offset.
   bool drops_key_offset() const {
     return !layer_.key_offset.empty() && step_.rotation_blocks != nullptr &&
            kv_drops_key_offset(step_.cache.element());

@@ -42,7 +42,9 @@ struct DecoderLayer {
   std::vector<GatedMlp> mlps;  // one, or one per expert
   StackedLinear router;        // experts only: [num_experts, hidden_size], f32
   Tensor input_norm, q_norm, k_norm, post_attention_norm, mlp_norm, post_mlp_norm;
-  Tensor key_offset;  // f32 [kv_size]: the keys' biases, where only RoPE comes behind; else empty
+  // f32 [kv_size]: what codes of keys leave out (KeyOffset, attention.h). Model::learn_key_means(),
+  // or the keys' biases where only RoPE comes behind, or empty.
+  Tensor key_offset;
 
   bool is_moe() const { return router.n() > 0; }
   // Bytes of weights that a step over one row reads.

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "cache/coded_kv_cache.h"
 #include "cache/kv_cache.h"
@@ -81,6 +82,13 @@ class Model {
   virtual double measure_bandwidth(Exec& exec) const;
   // Adds the time of each stage to *profile from now on; null: stops.
   virtual void set_profile(StepProfile* profile) = 0;
+  // Lets the caches that code keys (kv_drops_key_offset(), kernels/attention/kv_codes.h) leave out
+  // each layer's mean key over these texts instead of its bias alone: what tells one key from
+  // another is a fraction of a key, and so are the codes' errors then (decision 0027). The same
+  // texts give the same means. Before any cache or parker is made; a second call does nothing.
+  // Each of at least one token, together a step of the model in fp32. On a GPU nothing happens.
+  // Throws what forward() throws.
+  virtual void learn_key_means(std::span<const std::vector<int32_t>> /*texts*/, Exec& /*exec*/) {}
   // An empty cache for this model, in the memory that its kernels read. Throws what make_kv_cache()
   // throws. The model must outlive it.
   virtual std::unique_ptr<KvCache> make_cache(KvFormat format, int64_t num_tokens,

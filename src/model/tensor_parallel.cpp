@@ -58,6 +58,9 @@ class TensorParallelModel final : public Model {
   std::string kernels() const override;
   double measure_bandwidth(Exec& exec) const override;
   void set_profile(StepProfile* profile) override { first().set_profile(profile); }
+  void learn_key_means(std::span<const std::vector<int32_t>> texts, Exec&) override {
+    run([&](Rank& rank) { rank.model->learn_key_means(texts, rank.exec); });
+  }
   std::unique_ptr<KvCache> make_cache(KvFormat format, int64_t num_tokens,
                                       int64_t max_sequence_tokens) const override;
   std::unique_ptr<KvCache> make_coded_cache(const KvCodec&,
