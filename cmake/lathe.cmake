@@ -84,10 +84,11 @@ function(lathe_layer name)
   endforeach()
 endfunction()
 
-# lathe_test(NAME USES layers... SOURCES a_test.cpp... [LABELS fast|model...] [LINK ...])
-# One binary per layer, one CTest entry per binary. Exit code 77 counts as skipped.
+# lathe_test(NAME [THREADS] USES layers... SOURCES a_test.cpp... [LABELS fast|model...] [LINK ...])
+# One binary per layer, one CTest entry per binary. Exit code 77 counts as skipped. THREADS: its threads share more than
+# parallel_for's ranges, so ThreadSanitizer is worth its time: label `threads`, built by target threads_tests.
 function(lathe_test name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;USES;LABELS;LINK" ${ARGN})
+  cmake_parse_arguments(ARG "THREADS" "" "SOURCES;USES;LABELS;LINK" ${ARGN})
   add_executable(${name}_test ${ARG_SOURCES})
   target_link_libraries(${name}_test PRIVATE lathe_test_support GTest::gtest GTest::gtest_main ${ARG_LINK})
   foreach(layer IN LISTS ARG_USES)
@@ -96,6 +97,10 @@ function(lathe_test name)
   add_test(NAME ${name} COMMAND ${name}_test)
   if(NOT ARG_LABELS)
     set(ARG_LABELS fast)
+  endif()
+  if(ARG_THREADS)
+    list(APPEND ARG_LABELS threads)
+    add_dependencies(threads_tests ${name}_test)
   endif()
   # scripts/count_tests.py reads the result files.
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 1200 SKIP_RETURN_CODE 77
