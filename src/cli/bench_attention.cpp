@@ -19,6 +19,7 @@
 #include "kernels/attention/kv_codes.h"
 #include "kernels/features.h"
 #include "kernels/peaks/peaks.h"
+#include "model/rope_rows.h"
 
 namespace lathe {
 namespace {
@@ -31,6 +32,7 @@ struct AttentionFlags {
   int64_t num_heads = 14;  // Qwen2.5 0.5B
   int64_t num_kv_heads = 2;
   int64_t head_dim = 64;
+  bool whole_keys = false;
   double seconds = 0.5;
 };
 
@@ -92,6 +94,30 @@ class Layers {
   int64_t layer_bytes_ = 0, num_blocks_ = 0, count_ = 0, turn_ = 0;
 };
 
+// What codes of keys are without (KeyOffset), of a rotation over the whole head.
+class MeanKey {
+ public:
+  MeanKey(const AttentionFlags& flags, Numbers& numbers)
+      : middles_(rope_frequencies({.theta = 10000}, flags.head_dim, flags.context, flags.context),
+                 flags.context),
+        rotary_dim_(flags.head_dim),
+        mean_(static_cast<std::size_t>(flags.num_kv_heads * flags.head_dim)) {
+    for (float& value : mean_) value = numbers.next();
+  }
+  KeyOffset offset() const {
+    return {.offset = mean_.data(),
+            .middles = middles_.middles.as<float>(),
+            .from_middle = middles_.from_middle.as<float>(),
+            .num_blocks = middles_.num_blocks,
+            .rotary_dim = rotary_dim_};
+  }
+
+ private:
+  RotationMiddles middles_;
+  int64_t rotary_dim_;
+  std::vector<float> mean_;
+};
+
 Json measure(const AttentionFlags& flags, const std::string& name, int64_t rows, Exec& exec) {
   const KvElement element = kv_element(kv_format_from_name(name));
   Layers layers(flags, element);
@@ -99,6 +125,8 @@ Json measure(const AttentionFlags& flags, const std::string& name, int64_t rows,
   Numbers numbers;
   std::vector<float> q(size), out(size), expected(size);
   for (float& value : q) value = 3 * numbers.next();
+  const bool has_mean = kv_drops_key_offset(element) && !flags.whole_keys;
+  const MeanKey mean(flags, numbers);
   const auto args = [&](const AttentionSegment& segment, std::vector<float>& to) {
     return AttentionArgs{.q = q.data(),
                          .q_stride = flags.num_heads * flags.head_dim,
@@ -108,7 +136,8 @@ Json measure(const AttentionFlags& flags, const std::string& name, int64_t rows,
                          .num_heads = flags.num_heads,
                          .num_kv_heads = flags.num_kv_heads,
                          .head_dim = flags.head_dim,
-                         .scale = 1 / std::sqrt(static_cast<float>(flags.head_dim))};
+                         .scale = 1 / std::sqrt(static_cast<float>(flags.head_dim)),
+                         .key_offset = has_mean ? mean.offset() : KeyOffset{}};
   };
   const auto segment = [&] {
     return AttentionSegment{0, rows, flags.context - rows, layers.next()};
@@ -226,6 +255,8 @@ void add_bench_attention_command(CLI::App& bench, Invocation& invocation) {
   add("--kv-heads", flags->num_kv_heads, "KV heads", "N");
   add("--head-dim", flags->head_dim, "Size of a head", "N");
   add("--time", flags->seconds, "Seconds of repetitions for each line", "S");
+  command->add_flag("--whole-keys", flags->whole_keys,
+                    "Codes of whole keys, without the scores of a mean that they leave out");
   add_common_flags(*command, flags->common);
   command->footer(
       "Every format is compared with the reference kernel before it is timed.\n\n"

@@ -5,9 +5,9 @@
 
 namespace lathe {
 
-// The model learns them from pieces of the built-in text (compress/default_calibration.h) if a cache of
-// this format leaves them out and the model has a tokenizer. Some hundred tokens: as long as a
-// prompt of that length takes. Before any cache is made.
+// The model learns them from pieces of the built-in text (compress/default_calibration.h) if a
+// cache of this format leaves them out and the model has a tokenizer. Some hundred tokens: as long
+// as a prompt of that length takes. Before any cache is made.
 void learn_key_means_for(KvFormat format, const TextModel& text, Model& model, Exec& exec);
 
 }  // namespace lathe

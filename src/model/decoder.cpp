@@ -46,13 +46,14 @@ class KeyMeanTap final : public LayerTap {
     }
     Tensor mean(DType::kF32, {kv_size_});
     for (std::size_t j = 0; j < sums.size(); ++j) {
-      mean.as<float>()[j] =
-          count == 0 ? 0 : static_cast<float>(sums[j] / static_cast<double>(count));
+      mean.as<float>()[j] = static_cast<float>(sums[j] / static_cast<double>(count));
+      is_finite &= std::isfinite(mean.as<float>()[j]);
     }
     means.push_back(std::move(mean));
   }
 
   std::vector<Tensor> means;  // f32 [kv_size]
+  bool is_finite = true;      // not where there were no other tokens
 
  private:
   std::span<const int64_t> positions_;
@@ -86,7 +87,7 @@ class Decoder final : public Model {
   Rotations rotations(const ForwardBatch& batch, Exec& exec);
   void run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Exec& exec,
                   LayerTap* tap = nullptr);
-  void make_rotation_blocks();
+  void make_rotation_middles();
   void final_norm(const ForwardBatch& batch, const float* x, float* y, Exec& exec);
   void output_head(const float* x, int64_t num_rows, float* logits, Exec& exec);
   void send_logits(const float* x, int64_t num_rows, Exec& exec);
@@ -97,10 +98,10 @@ class Decoder final : public Model {
   RopeFrequencies rope_full_;
   RopeFrequencies rope_sliding_;
   bool has_two_ropes_ = false;
-  int64_t max_tokens_ = 0;                       // of a sequence
-  RotationBlocks blocks_full_, blocks_sliding_;  // where a layer's keys have an offset
-  Tensor embedding_;                             // [vocab_size, hidden_size]
-  TensorView embedding_view_;                    // made once: a view's shape allocates
+  int64_t max_tokens_ = 0;                          // of a sequence
+  RotationMiddles middles_full_, middles_sliding_;  // where a layer's keys have an offset
+  Tensor embedding_;                                // [vocab_size, hidden_size]
+  TensorView embedding_view_;                       // made once: a view's shape allocates
   std::vector<DecoderLayer> layers_;
   bool has_key_means_ = false;
   Tensor final_norm_;  // [hidden_size]
@@ -138,7 +139,7 @@ Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec
   }
   if (std::any_of(layers_.begin(), layers_.end(),
                   [](const DecoderLayer& layer) { return !layer.key_offset.empty(); })) {
-    make_rotation_blocks();
+    make_rotation_middles();
   }
   final_norm_ = load_norm(checkpoint, "model.norm.weight");
   LinearWeights head = checkpoint.load_linear("lm_head", options.dense_dtype);
@@ -151,9 +152,9 @@ Decoder::Decoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec
   check_output_head(config_, lm_head_.n(), lm_head_.k(), collective_);
 }
 
-void Decoder::make_rotation_blocks() {
-  blocks_full_ = RotationBlocks(rope_full_, max_tokens_);
-  if (has_two_ropes_) blocks_sliding_ = RotationBlocks(rope_sliding_, max_tokens_);
+void Decoder::make_rotation_middles() {
+  middles_full_ = RotationMiddles(rope_full_, max_tokens_);
+  if (has_two_ropes_) middles_sliding_ = RotationMiddles(rope_sliding_, max_tokens_);
 }
 
 void Decoder::learn_key_means(std::span<const std::vector<int32_t>> texts, Exec& exec) {
@@ -161,6 +162,7 @@ void Decoder::learn_key_means(std::span<const std::vector<int32_t>> texts, Exec&
   int64_t num_blocks = 0;
   int64_t longest = 0;
   for (const std::vector<int32_t>& text : texts) {
+    if (text.empty()) fail(ErrorCode::kInvalidArgument, "a text for key means has no token");
     const auto num_tokens = static_cast<int64_t>(text.size());
     num_blocks += blocks_for(num_tokens);
     longest = std::max(longest, num_tokens);
@@ -186,9 +188,10 @@ void Decoder::learn_key_means(std::span<const std::vector<int32_t>> texts, Exec&
     run_layers(batch, *cache, embed(batch, exec), exec, &tap);
   }
   for (KvSequence& sequence : sequences) cache->release(sequence);
-  for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].key_offset = std::move(tap.means[i]);
-  make_rotation_blocks();
   has_key_means_ = true;
+  if (!tap.is_finite) return;
+  for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].key_offset = std::move(tap.means[i]);
+  make_rotation_middles();
 }
 
 int64_t Decoder::weight_bytes() const {
@@ -277,16 +280,17 @@ void Decoder::run_layers(const ForwardBatch& batch, KvCache& cache, float* x, Ex
   cache.begin_step(batch.sequences, exec);
   try {
     for (const DecoderLayer& layer : layers_) {
-      const LayerStep step{
-          .config = config_,
-          .rope = layer.is_sliding ? rope.sliding : rope.full,
-          .sequences = batch.sequences,
-          .cache = cache,
-          .cache_layer = layer.index,
-          .tap = tap,
-          .profile = profile_,
-          .rotation_blocks = layer.is_sliding && has_two_ropes_ ? &blocks_sliding_ : &blocks_full_,
-          .collective = collective_};
+      const LayerStep step{.config = config_,
+                           .rope = layer.is_sliding ? rope.sliding : rope.full,
+                           .sequences = batch.sequences,
+                           .cache = cache,
+                           .cache_layer = layer.index,
+                           .tap = tap,
+                           .profile = profile_,
+                           .rotation_middles = layer.is_sliding && has_two_ropes_
+                                                   ? &middles_sliding_
+                                                   : &middles_full_,
+                           .collective = collective_};
       forward_layer(layer, step, x, static_cast<int64_t>(batch.token_ids.size()), exec);
     }
   } catch (...) {

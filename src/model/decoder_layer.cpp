@@ -87,7 +87,7 @@ class LayerForward {
   void norm_and_rotate(const Projections& p);
   // The cache has keys without the layer's offset.
   bool drops_key_offset() const {
-    return !layer_.key_offset.empty() && step_.rotation_blocks != nullptr &&
+    return !layer_.key_offset.empty() && step_.rotation_middles != nullptr &&
            kv_drops_key_offset(step_.cache.element());
   }
   void drop_key_offset(const Projections& p);
@@ -149,9 +149,9 @@ void LayerForward::drop_key_offset(const Projections& p) {
 KeyOffset LayerForward::key_offset() const {
   if (!drops_key_offset()) return {};
   return {.offset = layer_.key_offset.as<float>(),
-          .block_starts = step_.rotation_blocks->starts.as<float>(),
-          .in_block = step_.rotation_blocks->in_block.as<float>(),
-          .num_blocks = step_.rotation_blocks->num_blocks,
+          .middles = step_.rotation_middles->middles.as<float>(),
+          .from_middle = step_.rotation_middles->from_middle.as<float>(),
+          .num_blocks = step_.rotation_middles->num_blocks,
           .rotary_dim = config_.rotary_dim};
 }
 

@@ -65,7 +65,7 @@ struct LayerStep {
   int64_t cache_layer;  // which of its layers is this one's (0 in a cache of one layer)
   LayerTap* tap = nullptr;
   StepProfile* profile = nullptr;
-  const RotationBlocks* rotation_blocks = nullptr;  // for a cache that drops key offsets
+  const RotationMiddles* rotation_middles = nullptr;  // for a cache that drops key offsets
   Collective* collective = nullptr;  // where the layer is one rank's part: sums its branches
 };
 

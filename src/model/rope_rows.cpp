@@ -9,7 +9,7 @@ namespace lathe {
 namespace {
 
 // One row of the tables.
-void fill_row(const RopeFrequencies& frequencies, int64_t position, float* cos, float* sin) {
+void fill_row(const RopeFrequencies& frequencies, double position, float* cos, float* sin) {
   const auto factor = static_cast<float>(frequencies.attention_factor);
   for (std::size_t j = 0; j < frequencies.inverse.size(); ++j) {
     // The angle is rounded to float, as in the models' training code.
@@ -17,6 +17,34 @@ void fill_row(const RopeFrequencies& frequencies, int64_t position, float* cos, 
     cos[j] = std::cos(angle) * factor;
     sin[j] = std::sin(angle) * factor;
   }
+}
+
+// [blocks, rotary_dim]: cos, then sin, of a place in each block; without the attention factor,
+// which counts once.
+Buffer block_rows(const RopeFrequencies& frequencies, int64_t num_positions, double place) {
+  const auto num_pairs = static_cast<int64_t>(frequencies.inverse.size());
+  const int64_t num_blocks = blocks_for(num_positions);
+  const RopeFrequencies alone{.inverse = frequencies.inverse};
+  Buffer rows(num_blocks * 2 * num_pairs * static_cast<int64_t>(sizeof(float)));
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    float* row = rows.as<float>() + b * 2 * num_pairs;
+    fill_row(alone, static_cast<double>(b * kBlockSize) + place, row, row + num_pairs);
+  }
+  return rows;
+}
+
+// [rotary_dim, count]: cos, then sin, of first, first + 1, ...
+Buffer token_columns(const RopeFrequencies& frequencies, int64_t count, double first) {
+  const auto num_pairs = static_cast<int64_t>(frequencies.inverse.size());
+  Buffer columns(2 * num_pairs * count * static_cast<int64_t>(sizeof(float)));
+  std::vector<float> row(static_cast<std::size_t>(2 * num_pairs));
+  for (int64_t t = 0; t < count; ++t) {
+    fill_row(frequencies, static_cast<double>(t) + first, row.data(), row.data() + num_pairs);
+    for (int64_t j = 0; j < 2 * num_pairs; ++j) {
+      columns.as<float>()[j * count + t] = row[static_cast<std::size_t>(j)];
+    }
+  }
+  return columns;
 }
 
 }  // namespace
@@ -30,32 +58,23 @@ RopeRows rope_rows(const RopeFrequencies& frequencies, std::span<const int64_t> 
   int64_t* row_idx = exec.workspace.allocate_as<int64_t>(num_rows);
   exec.threads.parallel_for(num_rows, 16, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
-      fill_row(frequencies, positions[static_cast<std::size_t>(t)], cos + t * num_pairs,
-               sin + t * num_pairs);
+      fill_row(frequencies, static_cast<double>(positions[static_cast<std::size_t>(t)]),
+               cos + t * num_pairs, sin + t * num_pairs);
       row_idx[t] = t;
     }
   });
   return {cos, sin, row_idx, num_rows};
 }
 
+RotationMiddles::RotationMiddles(const RopeFrequencies& frequencies, int64_t num_positions)
+    : middles(block_rows(frequencies, num_positions, double(kBlockSize - 1) / 2)),
+      from_middle(token_columns(frequencies, kBlockSize / 2, 0.5)),
+      num_blocks(blocks_for(num_positions)) {}
+
 RotationBlocks::RotationBlocks(const RopeFrequencies& frequencies, int64_t num_positions)
-    : num_blocks(blocks_for(num_positions)) {
-  const auto num_pairs = static_cast<int64_t>(frequencies.inverse.size());
-  starts = Buffer(num_blocks * 2 * num_pairs * static_cast<int64_t>(sizeof(float)));
-  in_block = Buffer(2 * num_pairs * kBlockSize * static_cast<int64_t>(sizeof(float)));
-  const RopeFrequencies alone{.inverse = frequencies.inverse};  // the factor counts once
-  for (int64_t b = 0; b < num_blocks; ++b) {
-    float* row = starts.as<float>() + b * 2 * num_pairs;
-    fill_row(alone, b * kBlockSize, row, row + num_pairs);
-  }
-  std::vector<float> row(static_cast<std::size_t>(2 * num_pairs));
-  for (int64_t t = 0; t < kBlockSize; ++t) {
-    fill_row(frequencies, t, row.data(), row.data() + num_pairs);
-    for (int64_t j = 0; j < 2 * num_pairs; ++j) {
-      in_block.as<float>()[j * kBlockSize + t] = row[static_cast<std::size_t>(j)];
-    }
-  }
-}
+    : starts(block_rows(frequencies, num_positions, 0)),
+      in_block(token_columns(frequencies, kBlockSize, 0)),
+      num_blocks(blocks_for(num_positions)) {}
 
 Buffer rope_table_memory(const RopeFrequencies& frequencies, int64_t num_positions) {
   const auto num_pairs = static_cast<int64_t>(frequencies.inverse.size());
@@ -63,7 +82,7 @@ Buffer rope_table_memory(const RopeFrequencies& frequencies, int64_t num_positio
   float* cos = memory.as<float>();
   float* sin = cos + num_positions * num_pairs;
   for (int64_t t = 0; t < num_positions; ++t) {
-    fill_row(frequencies, t, cos + t * num_pairs, sin + t * num_pairs);
+    fill_row(frequencies, static_cast<double>(t), cos + t * num_pairs, sin + t * num_pairs);
   }
   return memory;
 }

@@ -24,6 +24,16 @@ RopeRows rope_rows(const RopeFrequencies& frequencies, std::span<const int64_t> 
                    Exec& exec);
 
 // Angles of whole blocks of positions, as KeyOffset wants them (kernels/attention/attention.h).
+struct RotationMiddles {
+  RotationMiddles() = default;
+  RotationMiddles(const RopeFrequencies& frequencies, int64_t num_positions);
+
+  Buffer middles;      // [num_blocks, rotary_dim]
+  Buffer from_middle;  // [rotary_dim, kBlockSize / 2]
+  int64_t num_blocks = 0;
+};
+
+// The same counted from a block's beginning, as KeyOffsetCuda wants them (attention_cuda.h).
 struct RotationBlocks {
   RotationBlocks() = default;
   RotationBlocks(const RopeFrequencies& frequencies, int64_t num_positions);

@@ -56,28 +56,28 @@ struct Offset {
     for (int64_t b = 0; b < kBlocks; ++b) {
       for (const bool is_sin : {false, true}) {
         for (int64_t j = 0; j < half; ++j) {
-          block_starts.push_back(float(is_sin ? std::sin(angle(b * kBlockSize, j))
-                                              : std::cos(angle(b * kBlockSize, j))));
+          const double a = angle(double(b * kBlockSize) + double(kBlockSize - 1) / 2, j);
+          middles.push_back(float(is_sin ? std::sin(a) : std::cos(a)));
         }
       }
     }
     for (const bool is_sin : {false, true}) {
       for (int64_t j = 0; j < half; ++j) {
-        for (int64_t t = 0; t < kBlockSize; ++t) {
-          in_block.push_back(
-              float(kFactor * (is_sin ? std::sin(angle(t, j)) : std::cos(angle(t, j)))));
+        for (int64_t t = 0; t < kBlockSize / 2; ++t) {
+          const double a = angle(double(t) + 0.5, j);
+          from_middle.push_back(float(kFactor * (is_sin ? std::sin(a) : std::cos(a))));
         }
       }
     }
   }
-  double angle(int64_t position, int64_t j) const {
-    return double(position) * std::pow(100.0, -double(j) / double(half));
+  double angle(double position, int64_t j) const {
+    return position * std::pow(100.0, -double(j) / double(half));
   }
   KeyOffset args() const {
     if (half == 0) return {};
     return {.offset = offset.data(),
-            .block_starts = block_starts.data(),
-            .in_block = in_block.data(),
+            .middles = middles.data(),
+            .from_middle = from_middle.data(),
             .num_blocks = kBlocks,
             .rotary_dim = 2 * half};
   }
@@ -86,8 +86,8 @@ struct Offset {
     std::vector<float> x(offset.begin() + kv_head * head_dim,
                          offset.begin() + (kv_head + 1) * head_dim);
     for (int64_t j = 0; j < half; ++j) {
-      const double cos = kFactor * std::cos(angle(position, j));
-      const double sin = kFactor * std::sin(angle(position, j));
+      const double cos = kFactor * std::cos(angle(double(position), j));
+      const double sin = kFactor * std::sin(angle(double(position), j));
       const double a = x[std::size_t(j)], b = x[std::size_t(j + half)];
       x[std::size_t(j)] = float(a * cos - b * sin);
       x[std::size_t(j + half)] = float(b * cos + a * sin);
@@ -98,7 +98,7 @@ struct Offset {
   static constexpr int64_t kBlocks = 64;
   static constexpr double kFactor = 1.25;
   int64_t half;
-  std::vector<float> offset, block_starts, in_block;
+  std::vector<float> offset, middles, from_middle;
 };
 
 // Random q, k and v for one sequence, every position with a query.

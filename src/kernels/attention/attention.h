@@ -35,13 +35,15 @@ struct AttentionSegment {
 // What the keys of a cache are without: RoPE_p(offset) at position p, added where scores are taken.
 // Codes of keys whose biases are much larger than what tells them apart would be useless (Qwen2).
 // RoPE turns with the position, so the scores of an offset with one query are
-//   sum_j C_j cos(p f_j) + S_j sin(p f_j),  p = block start + i,
-// two small products for a block of tokens: C, S turned to its start, times cos(i f_j), sin(i f_j).
+//   sum_j C_j cos(p f_j) + S_j sin(p f_j),  p = middle of the block + x,  x = -15.5, -14.5,
+//   ... 15.5.
+// With C, S turned to the middle, the sum over cosines is the same for x and -x, and the sum over
+// sines changes its sign: two small products give a block's scores, each for half of its tokens.
 struct KeyOffset {
-  const float* offset = nullptr;        // [num_kv_heads, head_dim], before RoPE; null: none
-  const float* block_starts = nullptr;  // [num_blocks, rotary_dim]: cos, then sin, of block starts
-  const float* in_block = nullptr;      // [rotary_dim, kBlockSize]: cos, then sin, of 0, 1, ...;
-                                        // times RoPE's attention factor
+  const float* offset = nullptr;   // [num_kv_heads, head_dim], before RoPE; null: none
+  const float* middles = nullptr;  // [num_blocks, rotary_dim]: cos, then sin, of blocks' middles
+  const float* from_middle = nullptr;  // [rotary_dim, kBlockSize / 2]: cos, then sin, of 0.5,
+                                       // 1.5, ... times RoPE's attention factor
   int64_t num_blocks = 0;
   int64_t rotary_dim = 0;
 };

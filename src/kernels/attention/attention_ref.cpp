@@ -17,15 +17,18 @@ int64_t first_seen(const AttentionArgs& a, int64_t position) {
 double offset_score(const AttentionArgs& a, const float* q, int64_t kv_head, int64_t t) {
   const KeyOffset& key = a.key_offset;
   const float* offset = key.offset + kv_head * a.head_dim;
-  const float* start = key.block_starts + t / kBlockSize * key.rotary_dim;
+  const float* middle = key.middles + t / kBlockSize * key.rotary_dim;
   const int64_t half = key.rotary_dim / 2;
+  constexpr int64_t kHalfBlock = kBlockSize / 2;
+  const bool is_behind = t % kBlockSize >= kHalfBlock;
+  const int64_t place = is_behind ? t % kBlockSize - kHalfBlock : kHalfBlock - 1 - t % kBlockSize;
   double score = 0;
   for (int64_t j = 0; j < half; ++j) {
-    const double start_cos = start[j], start_sin = start[half + j];
-    const double step_cos = key.in_block[j * kBlockSize + t % kBlockSize];
-    const double step_sin = key.in_block[(half + j) * kBlockSize + t % kBlockSize];
-    const double cos = start_cos * step_cos - start_sin * step_sin;
-    const double sin = start_sin * step_cos + start_cos * step_sin;
+    const double step_cos = key.from_middle[j * kHalfBlock + place];
+    const double size = key.from_middle[(half + j) * kHalfBlock + place];
+    const double step_sin = is_behind ? size : -size;
+    const double cos = middle[j] * step_cos - middle[half + j] * step_sin;
+    const double sin = middle[half + j] * step_cos + middle[j] * step_sin;
     score += double{q[j]} * (offset[j] * cos - offset[j + half] * sin) +
              double{q[j + half]} * (offset[j + half] * cos + offset[j] * sin);
   }

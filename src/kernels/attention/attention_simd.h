@@ -223,35 +223,82 @@ inline void softmax_row(float* scores, Visible see, float softcap, float& m, flo
   l = S::sum(sum);
 }
 
-// scores of rows [first, first + num_rows) and block `block` of the sequence += those of the keys'
-// offset.
-template <typename Traits>
-void add_key_offset(const AttentionTile& tile, int64_t block, int64_t first, int64_t num_rows,
-                    float* scores, typename Traits::Matrix& matrix) {
-  const KeyOffset& key = *tile.key_offset;
+// C and S of one row (attention.h), turned to the middle of a block.
+template <typename S>
+void turn_to_middle(const float* from, const float* middle, int64_t half, float* to) {
+  const auto turn = [&](int64_t j, const auto& load, const auto& store) {
+    const auto c = load(from + j), s = load(from + half + j);
+    const auto cos = load(middle + j), sin = load(middle + half + j);
+    store(to + j, S::fma(c, cos, S::mul(s, sin)));
+    store(to + half + j, S::fmsub(s, cos, S::mul(c, sin)));
+  };
+  int64_t j = 0;
+  for (; j + S::kWidth <= half; j += S::kWidth) turn(j, S::load, S::store);
+  if (j == half) return;
+  const int64_t rest = half - j;
+  turn(
+      j, [&](const float* p) { return S::load_first(p, rest); },
+      [&](float* p, typename S::F x) { S::store_first(p, x, rest); });
+}
+
+// scores [kRows, kChunk] of a block += those of its keys' offset. turned: [kRows, rotary_dim].
+template <typename S, int kRows>
+void add_turned(const float* turned, const KeyOffset& key, float* scores) {
+  using F = typename S::F;
+  constexpr int64_t kHalfBlock = kBlockSize / 2;
   const int64_t half = key.rotary_dim / 2;
-  const float* start = key.block_starts + block * key.rotary_dim;
-  float* turned = tile.offset_turned + first * key.rotary_dim;
-  for (int64_t row = 0; row < num_rows; ++row) {
-    const float* c = tile.offset_q + (first + row) * key.rotary_dim;
-    float* to = turned + row * key.rotary_dim;
-    for (int64_t j = 0; j < half; ++j) {
-      to[j] = c[j] * start[j] + c[half + j] * start[half + j];
-      to[half + j] = c[half + j] * start[j] - c[j] * start[half + j];
+  for (int64_t at = 0; at < kHalfBlock; at += S::kWidth) {
+    F even[kRows], odd[kRows];
+    LATHE_UNROLL
+    for (int r = 0; r < kRows; ++r) even[r] = odd[r] = S::zero();
+    const float* cos = key.from_middle + at;
+    const float* sin = cos + half * kHalfBlock;
+    for (int64_t j = 0; j < half; ++j, cos += kHalfBlock, sin += kHalfBlock) {
+      const F c = S::load(cos), s = S::load(sin);
+      LATHE_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const float* row = turned + r * key.rotary_dim + j;
+        even[r] = S::fma(S::set(row[0]), c, even[r]);
+        odd[r] = S::fma(S::set(row[half]), s, odd[r]);
+      }
+    }
+    LATHE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      float* behind = scores + r * kChunk + kHalfBlock + at;
+      float* before = scores + r * kChunk + kHalfBlock - at - S::kWidth;
+      S::store(behind, S::add(S::load(behind), S::add(even[r], odd[r])));
+      S::store(before, S::add(S::load(before), S::reverse(S::sub(even[r], odd[r]))));
     }
   }
-  product<Traits, KvElement::kF32>({.a = turned,
-                                    .a_stride = key.rotary_dim,
-                                    .b = key.in_block,
-                                    .b_stride = kBlockSize,
-                                    .begin = 0,
-                                    .end = key.rotary_dim,
-                                    .ahead = 0,
-                                    .c = scores,
-                                    .c_stride = kChunk,
-                                    .num_rows = num_rows,
-                                    .num_columns = kBlockSize},
-                                   matrix);
+}
+
+// The first kMaxRows of so many rows.
+template <typename S, int kMaxRows>
+void add_turned_rows(int64_t num_rows, const float* turned, const KeyOffset& key, float* scores) {
+  if (num_rows >= kMaxRows) {
+    add_turned<S, kMaxRows>(turned, key, scores);
+  } else if constexpr (kMaxRows > 1) {
+    add_turned_rows<S, kMaxRows - 1>(num_rows, turned, key, scores);
+  }
+}
+
+// scores of rows [first, first + num_rows) and block `block` of the sequence += those of the keys'
+// offset.
+template <typename S>
+void add_key_offset(const AttentionTile& tile, int64_t block, int64_t first, int64_t num_rows,
+                    float* scores) {
+  const KeyOffset& key = *tile.key_offset;
+  const int64_t rotary_dim = key.rotary_dim;
+  float* turned = tile.offset_turned + first * rotary_dim;
+  for (int64_t row = 0; row < num_rows; ++row) {
+    turn_to_middle<S>(tile.offset_q + (first + row) * rotary_dim, key.middles + block * rotary_dim,
+                      rotary_dim / 2, turned + row * rotary_dim);
+  }
+  constexpr int kMaxRows = S::kWidth == 16 ? 8 : 4;  // two accumulators each
+  for (int64_t row = 0; row < num_rows; row += kMaxRows) {
+    add_turned_rows<S, kMaxRows>(num_rows - row, turned + row * rotary_dim, key,
+                                 scores + row * kChunk);
+  }
 }
 
 // How a block is read: numbers where they lie; E4M3 by way of bf16 in scratch; codes as integers.
@@ -296,8 +343,8 @@ void partial_of(const AttentionTile& tile, int64_t chunk, const AttentionState& 
       }
     }
     if (has_offset) {
-      add_key_offset<Traits>(tile, chunk_begin / kBlockSize + b, first * group,
-                             (end - first) * group, scores, matrix);
+      add_key_offset<S>(tile, chunk_begin / kBlockSize + b, first * group, (end - first) * group,
+                        scores);
     }
     const std::byte* keys = static_cast<const std::byte*>(view.keys) + head_bytes;
     if constexpr (kKind == BlockKind::kCodes) {
