@@ -11,7 +11,7 @@ namespace {
 
 // A mean over this many tokens is off by a twentieth of what tells one key from another.
 constexpr std::size_t kTexts = 4;
-constexpr std::size_t kTokensOfText = 96;
+constexpr std::size_t kTokensOfText = 128;
 constexpr std::size_t kBytesOfText = 1024;  // enough of them, whatever the tokenizer
 
 // Of the text's four kinds, whole lines from their beginning.

@@ -49,7 +49,7 @@ constexpr bool kv_is_rotated(KvElement element) {
 constexpr bool kv_has_scales(KvElement element) {
   return element == KvElement::kInt8 || element == KvElement::kQ4 || kv_is_rotated(element);
 }
-// Such a cache has keys without their layer's biases (KeyOffset, attention.h).
+// Such a cache has keys without what those of their layer have in common (KeyOffset, attention.h).
 constexpr bool kv_drops_key_offset(KvElement element) {
   return element != KvElement::kF32 && element != KvElement::kBF16;
 }
