@@ -50,9 +50,9 @@ struct CudaBatch {
                             // workspaces: round up to a power of two, not to the model's limit.
 };
 
-// What the keys of a cache of codes are without (KeyOffset, attention.h), on the device. C and S are
-// turned to a block's beginning here, and meet cos(i f_j), sin(i f_j), i < kBlockSize. Positions of
-// the cache lie below num_blocks * kBlockSize.
+// What the keys of a cache of codes are without (KeyOffset, attention.h), on the device. C and S
+// are turned to a block's beginning here, and meet cos(i f_j), sin(i f_j), i < kBlockSize.
+// Positions of the cache lie below num_blocks * kBlockSize.
 struct KeyOffsetCuda {
   const float* offset = nullptr;        // [num_kv_heads, head_dim], before RoPE; null: none
   const float* block_starts = nullptr;  // [num_blocks, rotary_dim], 16-byte aligned
