@@ -35,7 +35,9 @@ class InputAdder {
   // rotates: also the largest magnitudes of the rotated rows.
   void add(LinearKind kind, int64_t expert, const float* x, int64_t rows, int64_t k,
            const GramShare& share, bool rotates) {
-    const double work = static_cast<double>(rows) * static_cast<double>(k) * static_cast<double>(k);
+    const double work =
+        options_.gram ? static_cast<double>(rows) * static_cast<double>(k) * static_cast<double>(k)
+                      : 0;
     const CalibrationTimer timer(profile_, CalibrationStage::kHessian,
                                  work / static_cast<double>(share.parts));
     LayerStatistics::Input& input = input_of(kind, expert, k);

@@ -108,8 +108,7 @@ class LayerQuantizer {
                  CalibrationProfile* profile)
       : config_(config),
         options_(options),
-        smooths_(options.method == QuantizeMethod::kSmoothQuant ||
-                 options.method == QuantizeMethod::kAwq),
+        smooths_(options.smooths()),
         pass_(pass),
         on_stage_(on_stage),
         ranks_(ranks),
@@ -140,6 +139,7 @@ class LayerQuantizer {
           smooth_layer(layer_.weights, statistics, config_, options_, store_dtype, exec_);
         }
         broadcast_small_tensors();
+        if (options_.activations == ActivationFormat::kNvfp4) renew_input_amax(statistics);
       }
       quantize_kinds(kAllKinds, statistics);
     }
@@ -195,13 +195,14 @@ class LayerQuantizer {
     return std::span(layer_.weights.linears).subspan(group.begin, group.end - group.begin);
   }
 
+  void broadcast(Tensor& tensor) {
+    if (tensor.empty()) return;
+    const auto bytes = static_cast<std::size_t>(tensor.num_elements()) * sizeof(float);
+    ranks_.broadcast(0, {reinterpret_cast<std::byte*>(tensor.as<float>()), bytes});
+  }
+
   // Gains, router and biases as rank 0 has them.
   void broadcast_small_tensors() {
-    const auto broadcast = [&](Tensor& tensor) {
-      if (tensor.empty()) return;
-      const auto bytes = static_cast<std::size_t>(tensor.num_elements()) * sizeof(float);
-      ranks_.broadcast(0, {reinterpret_cast<std::byte*>(tensor.as<float>()), bytes});
-    };
     LayerWeights& weights = layer_.weights;
     for (Tensor* tensor :
          {&weights.input_norm, &weights.q_norm, &weights.k_norm, &weights.post_attention_norm,
@@ -215,9 +216,32 @@ class LayerQuantizer {
     if (on_stage_) on_stage_(name, tokens);
   }
 
-  LayerStatistics collect(std::vector<LinearKind> kinds) {
+  // Static scales are those of the inputs that the finished layer sees: divided, then rotated.
+  void renew_input_amax(LayerStatistics& statistics) {
+    if (!options_.measures_smoothed_inputs()) {
+      for (auto& [key, input] : statistics.inputs) {
+        const std::vector<float>& amax = input.calibration.amax();
+        input.rotated_amax.assign(1, *std::max_element(amax.begin(), amax.end()));
+      }
+      return;
+    }
+    if (ranks_.size() > 1) {
+      for (LayerLinear& linear : layer_.weights.linears) broadcast(linear.weights.dense);
+    }
+    LayerStatistics smoothed =
+        collect({std::begin(kAllKinds), std::end(kAllKinds)}, /*gram=*/false);
+    for (auto& [key, input] : statistics.inputs) {
+      const LayerStatistics::Input* same = smoothed.find(key.first, key.second);
+      for (std::size_t i = 0; i < amax_blocks_.size(); ++i) {
+        input.rotated_amax[i] = input_amax(smoothed, key.first, same, amax_blocks_[i]);
+      }
+    }
+  }
+
+  LayerStatistics collect(std::vector<LinearKind> kinds, bool gram = true) {
     CollectOptions collect_options;
     collect_options.kinds = std::move(kinds);
+    collect_options.gram = gram;
     collect_options.held_out_every = options_.chooses() ? kHeldOutEvery : 0;
     if (options_.activations == ActivationFormat::kNvfp4) {
       std::set<int64_t> blocks = {0};

@@ -65,11 +65,18 @@ struct QuantizeOptions {
   bool uses_gptq() const {
     return method == QuantizeMethod::kGptq || method == QuantizeMethod::kMrGptq;
   }
+  bool smooths() const {
+    return method == QuantizeMethod::kSmoothQuant || method == QuantizeMethod::kAwq;
+  }
+  // Whether the static scales of smoothed inputs take a pass of their own: magnitudes behind a
+  // rotation do not follow from those of channels.
+  bool measures_smoothed_inputs() const {
+    return smooths() && activations == ActivationFormat::kNvfp4 && hadamard[0] != 0;
+  }
   bool chooses() const { return hadamard.size() > 1 || damping.size() > 1; }
   // Whether anything must be run through the model at all.
   bool needs_calibration() const {
-    return method == QuantizeMethod::kSmoothQuant || method == QuantizeMethod::kAwq ||
-           uses_gptq() || activations == ActivationFormat::kNvfp4 || chooses();
+    return smooths() || uses_gptq() || activations == ActivationFormat::kNvfp4 || chooses();
   }
 };
 

@@ -49,8 +49,9 @@ struct Passes {
 };
 Passes passes_of(const ModelConfig& config, const QuantizeOptions& options, int64_t layer) {
   if (!options.needs_calibration()) return {};
-  return {.collecting = options.sequential ? 4.0 : 1.0,
-          .propagating = layer + 1 < config.num_layers ? 1.0 : 0.0};
+  double collecting = options.measures_smoothed_inputs() ? 2 : 1;
+  if (options.sequential) collecting = 4;
+  return {.collecting = collecting, .propagating = layer + 1 < config.num_layers ? 1.0 : 0.0};
 }
 
 double trials_of(const QuantizeOptions& options, int64_t k, bool uses_gptq) {

@@ -41,7 +41,8 @@ class Ranks(unittest.TestCase):
     def test_every_method_gives_the_bytes_of_one_process(self):
         for flags in (["--format", "mxfp4"], ["--format", "nvfp4", "--activations", "fp4"], ["--method", "rtn"],
                       ["--format", "int4", "--method", "awq"], ["--format", "int4", "--method", "gptq"],
-                      ["--format", "fp8", "--method", "smoothquant", "--activations", "fp8"], ["--method", "quarot"]):
+                      ["--format", "fp8", "--method", "smoothquant", "--activations", "fp8"], ["--method", "quarot"],
+                      ["--format", "nvfp4", "--method", "smoothquant", "--hadamard", "16", "--activations", "fp4"]):
             one = self.fresh()
             self.quantize(one, *flags)
             for ranks in (1, 2, 3):
