@@ -6,7 +6,6 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
-#include <set>
 #include <span>
 #include <utility>
 
@@ -17,9 +16,9 @@
 #include "compress/hidden_store.h"
 #include "compress/product.h"
 #include "compress/residual_rotation.h"
+#include "compress/stored_layer.h"
 #include "formats/compressed_tensors_writer.h"
-#include "formats/model_tensors.h"
-#include "quant/hadamard.h"
+#include "formats/hf_names.h"
 
 namespace lathe {
 namespace {
@@ -275,7 +274,9 @@ class ModelQuantizer {
     // on.
     if (leads() && !writer_->is_done(layer)) {
       const CalibrationTimer timer(&profile_, CalibrationStage::kWrite);
-      write_layer(layer, quantized, *writer_);
+      const StoredTensors stored =
+          stored_layer(quantized, source_, job_.dense_output, store_dtype_);
+      writer_->write_part(layer, stored.linears, stored.dense, reports_to_json(quantized.reports));
     }
     for (LinearReport& report : quantized.reports) {
       if (callbacks_.on_linear) callbacks_.on_linear(report);
@@ -297,76 +298,13 @@ class ModelQuantizer {
     return store_ ? static_cast<double>(tokens) / static_cast<double>(store_->num_tokens()) : 0;
   }
 
-  void write_layer(int64_t layer, const QuantizedLayer& quantized,
-                   CompressedTensorsWriter& writer) {
-    std::vector<QuantizedLinear> linears;
-    std::vector<NamedTensor> dense;
-    std::vector<Tensor> owned;
-    std::set<std::string> written;
-    const auto add = [&](const std::string& name, Tensor tensor) {
-      written.insert(name);
-      owned.push_back(std::move(tensor));
-      dense.push_back({name, owned.back().view()});
-    };
-    owned.reserve(4096);  // views point into it
-    for (const LayerLinear& linear : quantized.weights.linears) {
-      const std::string name = linear.slot.module + ".weight";
-      if (job_.dense_output) {
-        add(name, decoded(linear.weights));
-      } else {
-        written.insert(name);
-        linears.push_back({linear.slot.module, &*linear.weights.quantized, linear.weights.scheme});
-      }
-      if (!linear.weights.bias.empty()) {
-        add(linear.slot.module + ".bias", convert(linear.weights.bias.view(), store_dtype_));
-      }
-    }
-    if (quantized.gains_changed) {
-      const std::string prefix = layer_prefix(layer);
-      add(prefix + "input_layernorm.weight", stored_gain(quantized.weights.input_norm));
-      add(prefix + (config_.sandwich_norms ? "pre_feedforward_layernorm.weight"
-                                           : "post_attention_layernorm.weight"),
-          stored_gain(quantized.weights.mlp_norm));
-      if (!quantized.weights.router.empty()) {
-        add(prefix + "mlp.gate.weight", convert(quantized.weights.router.view(), store_dtype_));
-      }
-    }
-    for (const std::string& name : source_.tensor_names()) {
-      if (!name.starts_with(layer_prefix(layer)) || written.contains(name)) continue;
-      owned.push_back(source_.load(name, store_dtype_));
-      LATHE_CHECK(owned.size() < 4096);
-      dense.push_back({name, owned.back().view()});
-    }
-    writer.write_part(layer, linears, dense, reports_to_json(quantized.reports));
-  }
-
-  // Decoded and rotated back: an ordinary weight, in fp32 so that nothing is rounded twice.
-  Tensor decoded(const LinearWeights& weights) const {
-    const QuantizedMatrix& matrix = *weights.quantized;
-    Tensor w(DType::kF32, {matrix.rows, matrix.cols});
-    dequantize_rows(matrix, 0, matrix.rows, w.as<float>());
-    hadamard_rows(w.as<float>(), matrix.rows, matrix.cols, weights.scheme.hadamard);
-    return w;
-  }
-
-  Tensor stored_gain(const Tensor& gain) const {
-    Tensor stored = gain.clone();
-    if (config_.norm_plus_one) {
-      for (int64_t j = 0; j < stored.num_elements(); ++j) stored.as<float>()[j] -= 1.0f;
-    }
-    return convert(stored.view(), store_dtype_);
-  }
-
   // Everything outside the decoder layers.
   void write_last_part(CompressedTensorsWriter& writer) {
     progress("embeddings and head", config_.num_layers, 0);
-    std::vector<NamedTensor> dense;
-    std::vector<Tensor> owned;
-    owned.reserve(64);
+    StoredTensors stored;
     const auto add = [&](const std::string& name, Tensor tensor) {
-      LATHE_CHECK(owned.size() < 64);
-      owned.push_back(std::move(tensor));
-      dense.push_back({name, owned.back().view()});
+      stored.add(stored_name(name, config_.architecture, source_.decoder_prefix()),
+                 std::move(tensor));
     };
     if (rotation_) {
       const int64_t rows = config_.vocab_size;
@@ -380,14 +318,14 @@ class ModelQuantizer {
       add("model.embed_tokens.weight", convert(embedding.view(), store_dtype_));
       Tensor ones = gain.clone();
       for (int64_t j = 0; j < ones.num_elements(); ++j) ones.as<float>()[j] = 1.0f;
-      add("model.norm.weight", stored_gain(ones));
+      add("model.norm.weight", stored_gain(ones, config_, store_dtype_));
     } else {
       for (const std::string& name : source_.tensor_names()) {
         if (name.starts_with("model.layers.")) continue;
         add(name, source_.load(name, store_dtype_));
       }
     }
-    writer.write_part(config_.num_layers, {}, dense, reports_to_json({}));
+    writer.write_part(config_.num_layers, {}, stored.dense, reports_to_json({}));
     source_.release_pages();
   }
 

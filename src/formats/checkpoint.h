@@ -36,6 +36,10 @@ class Checkpoint {
   // dtype of the dense weights as stored: kF32, kF16, kBF16 (GGUF quantized types count as kF32).
   virtual DType weight_dtype() const = 0;
 
+  // What the stored names of the decoder's tensors begin with instead of "model.": multimodal
+  // models have "language_model.model." or "model.language_model.".
+  virtual std::string decoder_prefix() const { return "model."; }
+
   virtual bool has_tensor(const std::string& hf_name) const = 0;
   virtual std::vector<std::string> tensor_names() const = 0;
   virtual Shape tensor_shape(const std::string& hf_name) const = 0;

@@ -18,6 +18,7 @@ class CheckpointView : public Checkpoint {
   const ModelConfig& config() const override { return source_.config(); }
   bool is_gguf() const override { return source_.is_gguf(); }
   DType weight_dtype() const override { return source_.weight_dtype(); }
+  std::string decoder_prefix() const override { return source_.decoder_prefix(); }
   bool has_tensor(const std::string& name) const override { return source_.has_tensor(name); }
   std::vector<std::string> tensor_names() const override { return source_.tensor_names(); }
   Shape tensor_shape(const std::string& name) const override { return source_.tensor_shape(name); }

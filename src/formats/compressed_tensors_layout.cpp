@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "formats/hf_names.h"
 
 namespace lathe {
 namespace {
@@ -296,8 +297,10 @@ std::string quantization_config(std::span<const ModuleScheme> modules,
       if (known.layout == layout && known.scheme == scheme) group = &known;
     }
     if (group == nullptr) group = &groups.emplace_back(Group{layout, scheme, Json::array()});
-    group->modules.push_back(module.module);
-    modules_of_block[module.scheme.hadamard].push_back(module.module);
+    for (const std::string& name : engine_spellings(module.module)) {
+      group->modules.push_back(name);
+      modules_of_block[module.scheme.hadamard].push_back(name);
+    }
   }
 
   const Json everything = Json::array({"Linear"});
@@ -310,7 +313,10 @@ std::string quantization_config(std::span<const ModuleScheme> modules,
   config["quantization_status"] = "compressed";
   config["global_compression_ratio"] = nullptr;
   config["kv_cache_scheme"] = nullptr;
-  config["ignore"] = Json(std::vector<std::string>(ignore.begin(), ignore.end()));
+  config["ignore"] = Json::array();
+  for (const std::string& module : ignore) {
+    for (const std::string& name : engine_spellings(module)) config["ignore"].push_back(name);
+  }
   config["sparsity_config"] = Json::object();
   config["config_groups"] = Json::object();
   for (std::size_t i = 0; i < groups.size(); ++i) {

@@ -148,6 +148,13 @@ DType HfCheckpoint::weight_dtype() const {
   return dtype == DType::kF64 ? DType::kF32 : dtype;
 }
 
+std::string HfCheckpoint::decoder_prefix() const {
+  for (const char* prefix : {"language_model.model.", "model.language_model."}) {
+    if (files_.tensors().contains(str(prefix, "embed_tokens.weight"))) return prefix;
+  }
+  return "model.";
+}
+
 bool HfCheckpoint::has_tensor(const std::string& hf_name) const { return find(hf_name) != nullptr; }
 
 std::vector<std::string> HfCheckpoint::tensor_names() const {

@@ -22,6 +22,7 @@ class HfCheckpoint final : public Checkpoint {
   const ModelConfig& config() const override { return config_; }
   bool is_gguf() const override { return false; }
   DType weight_dtype() const override;
+  std::string decoder_prefix() const override;
   bool has_tensor(const std::string& hf_name) const override;
   std::vector<std::string> tensor_names() const override;
   Shape tensor_shape(const std::string& hf_name) const override;

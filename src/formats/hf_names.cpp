@@ -123,6 +123,33 @@ std::string stored_module_name(const std::string& module, Architecture architect
   return name;
 }
 
+std::string stored_name(const std::string& name, Architecture architecture,
+                        const std::string& decoder_prefix) {
+  std::string stored = stored_module_name(name, architecture);
+  if (decoder_prefix == "language_model.model." && starts_with(stored, "lm_head")) {
+    return "language_model." + stored;
+  }
+  for (const char* part : {"model.layers.", "model.embed_tokens", "model.norm"}) {
+    if (starts_with(stored, part)) return decoder_prefix + stored.substr(6);
+  }
+  return stored;
+}
+
+std::vector<std::string> engine_spellings(const std::string& stored_module) {
+  constexpr std::pair<std::string_view, std::string_view> kMoved[] = {
+      {"language_model.model.", "model.language_model."},
+      {"vision_tower.", "model.vision_tower."},
+      {"multi_modal_projector.", "model.multi_modal_projector."}};
+  std::vector<std::string> names = {stored_module};
+  for (const auto& [before, after] : kMoved) {
+    for (const auto& [from, to] : {std::pair(before, after), std::pair(after, before)}) {
+      if (!starts_with(stored_module, from)) continue;
+      names.push_back(std::string(to) + stored_module.substr(from.size()));
+    }
+  }
+  return names;
+}
+
 TensorView row_range(const TensorView& view, int64_t begin, int64_t count) {
   TensorView part = view;
   const int64_t row_bytes = view.shape[0] == 0 ? 0 : view.num_bytes() / view.shape[0];

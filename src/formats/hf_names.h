@@ -35,6 +35,15 @@ std::vector<std::string> module_spellings(const std::string& module);
 // order of model_tensors().
 std::string stored_module_name(const std::string& module, Architecture architecture);
 
+// The same for any name of model_tensors(), a tensor's or a module's, with what stands in front of
+// the decoder's names (Checkpoint::decoder_prefix()).
+std::string stored_name(const std::string& name, Architecture architecture,
+                        const std::string& decoder_prefix);
+
+// A stored module's names in engines: transformers moved the parts of multimodal models under
+// "model." in 4.52, and files of both kinds go with either. Its own name first.
+std::vector<std::string> engine_spellings(const std::string& stored_module);
+
 // Rows [begin, begin + count) of the first dimension. The caller has checked the range.
 TensorView row_range(const TensorView& view, int64_t begin, int64_t count);
 

@@ -45,12 +45,14 @@ inline constexpr const char* kGemma3Config = R"({"architectures": ["Gemma3ForCau
   "layer_types": ["sliding_attention", "full_attention"], "tie_word_embeddings": true,
   "torch_dtype": "float32"})";
 
+using RandomTensors = std::vector<std::pair<std::string, Tensor>>;
+
 // Weights that keep the hidden state of order one, gains that vary, a few strong channels.
-inline void write_random_model(const std::string& directory, const std::string& config_json,
-                               uint64_t seed, double key_bias_stddev = 0.1) {
+inline RandomTensors random_tensors(const std::string& config_json, uint64_t seed,
+                                    double key_bias_stddev = 0.1) {
   const ModelConfig config = parse_hf_config(config_json, "test config");
   const ModelTensors tensors = model_tensors(config);
-  std::vector<std::pair<std::string, Tensor>> all;
+  RandomTensors all;
   const auto add = [&](const std::string& name, const Shape& shape, double stddev, double mean) {
     Tensor tensor(DType::kF32, shape);
     auto values = normal_values(tensor.num_elements(), seed++, stddev);
@@ -72,12 +74,22 @@ inline void write_random_model(const std::string& directory, const std::string& 
     add(plain.name, plain.shape, norm ? 0.2 : 1, norm && !config.norm_plus_one ? 1 : 0);
     if (norm) all.back().second.as<float>()[3] *= 8;  // an outlier channel
   }
+  return all;
+}
+
+inline void write_model(const std::string& directory, const std::string& config_json,
+                        const RandomTensors& all) {
   std::vector<TensorSpec> specs;
   for (const auto& [name, tensor] : all) specs.push_back({name, tensor.dtype(), tensor.shape()});
   SafetensorsWriter writer(directory + "/model.safetensors", specs);
   for (const auto& [name, tensor] : all) writer.write(name, tensor.view());
   writer.commit();
   write_file_atomically(directory + "/config.json", config_json);
+}
+
+inline void write_random_model(const std::string& directory, const std::string& config_json,
+                               uint64_t seed, double key_bias_stddev = 0.1) {
+  write_model(directory, config_json, random_tensors(config_json, seed, key_bias_stddev));
 }
 
 inline std::vector<std::vector<int32_t>> random_sequences(int64_t count, int64_t length,
