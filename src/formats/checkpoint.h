@@ -45,7 +45,7 @@ class Checkpoint {
   virtual Shape tensor_shape(const std::string& hf_name) const = 0;
   // Loads a dense tensor, converted to `dtype` (kF32, kF16 or kBF16). GGUF: dequantized, with the
   // conversions of the GGUF writer undone (interleaved Q/K rows of Llama, 1 + weight of Gemma's
-  // norms). Throws kNotFound.
+  // norms). Throws kNotFound; kCorruptData for a value that is not finite.
   virtual Tensor load(const std::string& hf_name, DType dtype) const = 0;
   // Loads a linear layer by its module name without ".weight", for example
   // "model.layers.0.self_attn.q_proj": dense or quantized, with bias and scheme. "lm_head" of a

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "formats/convert_gguf.h"
+#include "formats/finite_values.h"
 #include "formats/gguf_config.h"
 #include "formats/hf_config_writer.h"
 #include "formats/model_tensors.h"
@@ -281,6 +282,7 @@ Tensor GgufCheckpoint::load(const std::string& hf_name, DType dtype) const {
       narrow<f16_from_float>(values, cols, out);
     }
   }
+  check_finite(result, str(path(), ": tensor '", stored.tensor->name, "' (", hf_name, ")"));
   return result;
 }
 

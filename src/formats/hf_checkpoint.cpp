@@ -6,6 +6,7 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/json.h"
+#include "formats/finite_values.h"
 #include "formats/hf_names.h"
 #include "formats/json_fields.h"
 #include "formats/manifest.h"
@@ -168,8 +169,10 @@ Shape HfCheckpoint::tensor_shape(const std::string& hf_name) const { return view
 
 Tensor HfCheckpoint::load(const std::string& hf_name, DType dtype) const {
   const TensorView& stored = view(hf_name);
-  return with_context(directory_ + ": tensor '" + hf_name + "'",
-                      [&] { return load_dense(stored, dtype); });
+  const std::string what = directory_ + ": tensor '" + hf_name + "'";
+  Tensor loaded = with_context(what, [&] { return load_dense(stored, dtype); });
+  check_finite(loaded, what);
+  return loaded;
 }
 
 LinearWeights HfCheckpoint::load_linear(const std::string& module, DType dense_dtype) const {

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "base/atomic_file.h"
 #include "base/json.h"
@@ -157,6 +158,27 @@ TEST(GgufCheckpoint, RefusesWhatTheMetadataDoNotDescribe) {
          replaced("blk.0.attn_v.weight", "blk.0.attn_w.weight"));
   expect(ErrorCode::kCorruptData, "'blk.0.attn_q.weight' is there twice",
          replaced("blk.0.attn_v.weight", "blk.0.attn_q.weight"));
+}
+
+TEST(GgufCheckpoint, RefusesWeightsThatAreNotFinite) {
+  std::string bytes = read_file(small("llama") + ".gguf");
+  {
+    const GgufFile file(small("llama") + ".gguf");
+    const GgufTensor* norm = file.find_tensor("output_norm.weight");
+    ASSERT_EQ(norm->type->type, GgmlType::kF32);
+    const std::size_t at = bytes.find({reinterpret_cast<const char*>(norm->data), 16});
+    ASSERT_NE(at, std::string::npos);
+    const float infinity = std::numeric_limits<float>::infinity();
+    std::memcpy(bytes.data() + at + 8, &infinity, 4);
+  }
+  TemporaryDirectory directory;
+  const auto checkpoint = Checkpoint::open(directory.write("x.gguf", bytes));
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    expect_error(ErrorCode::kCorruptData,
+                 "x.gguf: tensor 'output_norm.weight' (model.norm.weight): element 2 of [",
+                 [&] { checkpoint->load("model.norm.weight", dtype); });
+  }
+  EXPECT_FALSE(checkpoint->load("model.embed_tokens.weight", DType::kF32).empty());
 }
 
 }  // namespace

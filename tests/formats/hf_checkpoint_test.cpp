@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
+#include <limits>
+#include <optional>
 
 #include "base/atomic_file.h"
 #include "base/json.h"
@@ -12,6 +15,7 @@
 #include "formats/model_tensors.h"
 #include "formats/temporary_directory.h"
 #include "support/shared_data.h"
+#include "tensor/float16.h"
 
 namespace lathe {
 namespace {
@@ -75,16 +79,24 @@ class SmallModel : public testing::Test {
   void remove(const std::string& name) {
     std::erase_if(tensors, [&](const Entry& entry) { return entry.name == name; });
   }
-  // Consecutive numbers through the whole file, so that every element is different.
+  // Consecutive numbers through the whole file, so that every element is different, but for the one
+  // that is `special`.
   std::unique_ptr<Checkpoint> open() {
     Json header = Json::object();
     std::string data;
     float next = 0;
+    int64_t place = 0;
     for (const Entry& entry : tensors) {
       const std::size_t begin = data.size();
       for (int64_t i = 0; i < num_elements(entry.shape); ++i, ++next) {
+        const float value = special && special->first == place++ ? special->second : next;
         char bytes[8] = {};
-        std::memcpy(bytes, &next, 4);
+        std::memcpy(bytes, &value, 4);
+        if (entry.dtype == "BF16" || entry.dtype == "F16") {
+          const uint16_t half =
+              entry.dtype == "F16" ? f16_from_float(value) : bf16_from_float(value);
+          std::memcpy(bytes, &half, 2);
+        }
         data.append(bytes, static_cast<std::size_t>(dtype_size(*dtype_from_name(entry.dtype))));
       }
       header[entry.name] = {
@@ -106,6 +118,7 @@ class SmallModel : public testing::Test {
   TemporaryDirectory directory;
   Json config;
   std::vector<Entry> tensors;
+  std::optional<std::pair<int64_t, float>> special;
 };
 
 TEST_F(SmallModel, ReadsAuxiliaryFilesAndGenerationConfig) {
@@ -153,6 +166,38 @@ TEST_F(SmallModel, RefusesWhatTheConfigDoesNotDescribe) {
   expect(ErrorCode::kCorruptData, "config asks for 8 rows");
   config["tie_word_embeddings"] = false;
   expect(ErrorCode::kNotFound, "no tensor 'lm_head.weight'");
+}
+
+// Damage that the shapes do not show is found where the weight is read, and named: in every dtype,
+// at the first place, behind it and at the last; biases and norms as well as matrices.
+TEST_F(SmallModel, RefusesWeightsThatAreNotFinite) {
+  const auto embedding = tensors[0];
+  for (const char* dtype : {"F32", "BF16", "F16"}) {
+    for (const int64_t place :
+         {int64_t{0}, int64_t{5}, int64_t{512 * 4 + 1}, int64_t{4 * 515 - 1}}) {
+      SCOPED_TRACE(testing::Message() << dtype << " " << place);
+      config["vocab_size"] = 515;  // more than a run of the vectorised check, and a rest
+      tensors[0] = {embedding.name, {515, 4}, dtype};
+      special = {place, -std::numeric_limits<float>::infinity()};
+      const auto checkpoint = open();
+      for (const DType to : {DType::kF32, DType::kBF16, DType::kF16}) {
+        expect_error(
+            ErrorCode::kCorruptData,
+            str("tensor 'model.embed_tokens.weight': element ", place, " of [515, 4] is -inf"),
+            [&] { checkpoint->load("model.embed_tokens.weight", to); });
+        expect_error(ErrorCode::kCorruptData, "tensor 'model.embed_tokens.weight'",
+                     [&] { checkpoint->load_linear("lm_head", to); });
+      }
+      EXPECT_EQ(checkpoint->load("model.norm.weight", DType::kF32).dim(0), 4);
+    }
+  }
+  tensors[0] = embedding;
+  config["vocab_size"] = 8;
+  special = {8 * 4 + 2 * 4 + 3, std::nanf("")};
+  const auto checkpoint = open();
+  expect_error(ErrorCode::kCorruptData,
+               "tensor 'model.layers.0.self_attn.q_proj.weight': element 3 of [4, 4] is nan",
+               [&] { checkpoint->load_linear("model.layers.0.self_attn.q_proj", DType::kF32); });
 }
 
 // Complete as it looks, a directory with a journal and no manifest was never finished.
