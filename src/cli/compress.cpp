@@ -233,6 +233,7 @@ void run_compress(CompressFlags flags) {
     print_json(json);
   } else {
     print(summary(flags, report));
+    warn_of_fallbacks(flags.out, report.linears);
   }
 }
 

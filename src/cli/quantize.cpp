@@ -152,6 +152,7 @@ void run_quantize(QuantizeCommandFlags flags, Communicator& ranks) {
   }
   if (flags.quantize.emulate) text += "; emulated: fp32 weights, to measure only";
   print_line(text);
+  warn_of_fallbacks(flags.out, result.reports);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "base/progress.h"
 #include "cli/interrupt.h"
+#include "cli/output.h"
 #include "cli/version.h"
 #include "compress/calibration_data.h"
 #include "compress/default_calibration.h"
@@ -170,6 +171,11 @@ QuantizeResult run_quantize_job(const TextModel& source, const std::string& out,
   };
   callbacks.canceled = [&] { return interrupt.requested(); };
   return quantize_model(job, callbacks, exec);
+}
+
+void warn_of_fallbacks(const std::string& out, std::span<const LinearReport> reports) {
+  const std::string text = describe_fallbacks(reports);
+  if (!text.empty()) print_warning(str(out, ": ", text, "; --json names them"));
 }
 
 }  // namespace lathe

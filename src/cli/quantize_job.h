@@ -2,6 +2,7 @@
 #pragma once
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -45,5 +46,8 @@ QuantizeOptions quantize_options(const QuantizeFlags& flags);
 QuantizeResult run_quantize_job(const TextModel& source, const std::string& out,
                                 const QuantizeFlags& flags, const std::string& command, bool quiet,
                                 Communicator& ranks, Exec& exec);
+
+// A warning when some linears did not get what the method promises.
+void warn_of_fallbacks(const std::string& out, std::span<const LinearReport> reports);
 
 }  // namespace lathe

@@ -137,6 +137,13 @@ class ModelQuantizer {
     if (!writer_->is_done(config_.num_layers)) write_last_part(*writer_);
     Manifest manifest = job_.manifest;
     for (auto& setting : manifest_settings()) manifest.settings.push_back(std::move(setting));
+    if (options_.uses_gptq()) {
+      const QuantizeFallbacks fallbacks = count_fallbacks(result_.reports);
+      manifest.settings.emplace_back(
+          "fallbacks",
+          str("linears=", result_.reports.size(), " rounded=", fallbacks.rounded,
+              " escalated=", fallbacks.escalated, " with_dead_channels=", fallbacks.dead));
+    }
     manifest.quality.push_back(mean_error());
     writer_->finish(std::move(manifest));
   }
@@ -377,6 +384,31 @@ class ModelQuantizer {
 };
 
 }  // namespace
+
+QuantizeFallbacks count_fallbacks(std::span<const LinearReport> reports) {
+  QuantizeFallbacks fallbacks;
+  for (const LinearReport& report : reports) {
+    fallbacks.rounded += report.rtn_fallback ? 1 : 0;
+    fallbacks.escalated += report.escalations > 0 ? 1 : 0;
+    fallbacks.dead += report.dead_columns > 0 ? 1 : 0;
+  }
+  return fallbacks;
+}
+
+std::string describe_fallbacks(std::span<const LinearReport> reports) {
+  const QuantizeFallbacks fallbacks = count_fallbacks(reports);
+  std::string text;
+  const auto add = [&](int64_t count, const char* what) {
+    if (count == 0) return;
+    text += text.empty() ? str(count, " of ", reports.size(), " linear layers ")
+                         : str(", ", count, " ");
+    text += what;
+  };
+  add(fallbacks.rounded, "rounded to nearest (too few calibration tokens reached the expert)");
+  add(fallbacks.escalated, "with more damping than asked for (a Hessian near to singular)");
+  add(fallbacks.dead, "with input channels that were always zero");
+  return text;
+}
 
 QuantizeResult quantize_model(const QuantizeJob& job, const QuantizeCallbacks& callbacks,
                               Exec& exec) {

@@ -19,6 +19,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -61,6 +62,17 @@ struct QuantizeJob {
   std::vector<std::pair<std::string, std::string>> auxiliary_files;  // tokenizer.json, ...
   Manifest manifest;  // source, command, created; settings are added
 };
+
+// Linears that did not get what the method promises.
+struct QuantizeFallbacks {
+  int64_t rounded = 0;    // to nearest: experts that too few calibration tokens reached
+  int64_t escalated = 0;  // with a Hessian that took more damping than was asked for
+  int64_t dead = 0;       // with input channels that were always zero: those columns are rounded
+  bool any() const { return rounded + escalated + dead > 0; }
+};
+QuantizeFallbacks count_fallbacks(std::span<const LinearReport> reports);
+// "3 of 96 linear layers rounded to nearest (...), ..."; empty when there are none.
+std::string describe_fallbacks(std::span<const LinearReport> reports);
 
 struct QuantizeResult {
   std::vector<LinearReport> reports;  // of all layers; those of earlier runs on rank 0 only

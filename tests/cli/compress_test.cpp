@@ -1,6 +1,8 @@
 // quantize and compress on the tiny model, down to the files.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstring>
 #include <filesystem>
 
 #include "base/atomic_file.h"
@@ -54,6 +56,40 @@ TEST(Quantize, WritesAModelThatRuns) {
   const ProgramResult damaged = run_lathe({"inspect", out});
   EXPECT_EQ(damaged.exit_code, 1);
   EXPECT_NE(damaged.err.find("tokenizer.json"), std::string::npos) << damaged.err;
+}
+
+// The tiny model with one input channel of the first layer that is always zero.
+std::string model_with_a_dead_channel() {
+  const std::string directory = temporary_directory() + "/dead";
+  std::filesystem::copy(tiny_checkpoint(), directory);
+  std::string bytes = read_file(directory + "/model.safetensors");
+  uint64_t header_size = 0;
+  std::memcpy(&header_size, bytes.data(), 8);
+  const Json header = parse_json(bytes.substr(8, header_size), "header");
+  const Json& gain = header["model.layers.0.input_layernorm.weight"];
+  const auto begin = gain["data_offsets"][0].get<std::size_t>();
+  const auto end = gain["data_offsets"][1].get<std::size_t>();
+  const std::size_t size = (end - begin) / gain["shape"][0].get<std::size_t>();
+  std::fill_n(bytes.begin() + static_cast<int64_t>(8 + header_size + begin), size, '\0');
+  write_file_atomically(directory + "/model.safetensors", bytes);
+  return directory;
+}
+
+TEST(Quantize, WarnsOfLayersThatFellBack) {
+  const std::string model = model_with_a_dead_channel();
+  const std::vector<std::string> flags = {"--hadamard", "0", "--samples", "4", "--seq-len", "64"};
+  const auto quantized = [&](const std::string& from, const std::string& out) {
+    std::vector<std::string> command = {"quantize", from, temporary_directory() + "/" + out};
+    command.insert(command.end(), flags.begin(), flags.end());
+    return run_lathe(command);
+  };
+  const ProgramResult result = quantized(model, "fell-back");
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_NE(result.err.find("3 of 21 linear layers with input channels that were always zero"),
+            std::string::npos)
+      << result.err;
+  EXPECT_EQ(quantized(tiny_checkpoint(), "as-promised").err.find("linear layers"),
+            std::string::npos);
 }
 
 // Formats and rules that no file can hold are measured through the weights that they stand for.

@@ -342,6 +342,14 @@ TEST_F(QuantizeModel, ExpertsWithFewTokensAreRoundedAndReported) {
   }
   EXPECT_GT(fallbacks, 0);
   EXPECT_GT(gptq, 0);
+  EXPECT_EQ(describe_fallbacks(result.reports),
+            str(fallbacks, " of 44 linear layers rounded to nearest (too few calibration tokens ",
+                "reached the expert)"));
+  const std::pair<std::string, std::string> counts = {
+      "fallbacks", str("linears=44 rounded=", fallbacks, " escalated=0 with_dead_channels=0")};
+  const Manifest manifest = read_manifest(directory_ / "out");
+  EXPECT_NE(std::find(manifest.settings.begin(), manifest.settings.end(), counts),
+            manifest.settings.end());
   const std::vector<int32_t> prompt = random_sequences(1, 40, 101, 98)[0];
   EXPECT_LT(relative_distance(logits_of(directory_ / "out", prompt, exec_),
                               logits_of(from, prompt, exec_)),
@@ -516,6 +524,17 @@ TEST(VisiblePositions, AreCountedAsAttentionSeesThem) {
       EXPECT_EQ(visible_positions(length, window), sum) << length << " " << window;
     }
   }
+}
+
+TEST(LinearReports, AreSummedUpWhereAFallbackHappened) {
+  std::vector<LinearReport> reports(5);
+  EXPECT_EQ(describe_fallbacks(reports), "");
+  reports[1].escalations = 3;
+  reports[2].dead_columns = 7;
+  reports[3].dead_columns = 1;
+  EXPECT_EQ(describe_fallbacks(reports),
+            "1 of 5 linear layers with more damping than asked for (a Hessian near to singular), "
+            "2 with input channels that were always zero");
 }
 
 TEST(LinearReports, SurviveTheJournal) {
