@@ -51,9 +51,11 @@ Progress::~Progress() {
 
 double Progress::eta_seconds() const {
   const double elapsed = std::chrono::duration<double>(Clock::now() - start_).count();
-  if (total_ < 0 || done_ <= 0) return -1;
-  return elapsed / static_cast<double>(done_) * static_cast<double>(total_ - done_);
+  if (total_ < 0 || done_ <= done_before_) return -1;
+  return elapsed / static_cast<double>(done_ - done_before_) * static_cast<double>(total_ - done_);
 }
+
+void Progress::begin_at(int64_t done) { done_ = done_before_ = done; }
 
 void Progress::advance(int64_t amount) {
   done_ += amount;
@@ -73,7 +75,7 @@ void Progress::draw(bool last) {
   last_draw_ = now;
   drawn_ = true;
   const double elapsed = std::chrono::duration<double>(now - start_).count();
-  const double rate = static_cast<double>(done_) / std::max(elapsed, 1e-9);
+  const double rate = static_cast<double>(done_ - done_before_) / std::max(elapsed, 1e-9);
   std::string line = label_ + ": ";
   if (total_ > 0) {
     const double share = static_cast<double>(done_) / static_cast<double>(total_);

@@ -15,10 +15,12 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
+  // What an earlier run has done already: it took this one no time. Before the first advance().
+  void begin_at(int64_t done);
   void advance(int64_t amount = 1);
   void set_label(std::string label) { label_ = std::move(label); }
   int64_t done() const { return done_; }
-  // Seconds to go at the mean rate so far; < 0 when unknown.
+  // Seconds to go at this run's mean rate; < 0 when unknown.
   double eta_seconds() const;
 
  private:
@@ -28,6 +30,7 @@ class Progress {
   std::string unit_;
   int64_t total_;
   int64_t done_ = 0;
+  int64_t done_before_ = 0;  // by earlier runs
   bool quiet_;
   bool terminal_;
   bool drawn_ = false;

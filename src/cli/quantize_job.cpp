@@ -1,8 +1,10 @@
 #include "cli/quantize_job.h"
 
+#include <algorithm>
 #include <chrono>
 #include <ctime>
 #include <limits>
+#include <utility>
 
 #include "base/check.h"
 #include "base/error.h"
@@ -160,13 +162,18 @@ QuantizeResult run_quantize_job(const TextModel& source, const std::string& out,
   job.manifest.source = source.checkpoint().path();
   job.manifest.command = command;
 
-  constexpr int64_t kSteps = 1000;  // of the progress bar
-  Progress progress("quantizing", kSteps, "", quiet || ranks.rank() != 0);
+  // Counted in weights, for a rate that is worth reading.
+  const double weights =
+      quantization_work(source.checkpoint().config(), job.options)[CalibrationStage::kLoad];
+  const auto steps = static_cast<int64_t>(std::max(weights / 1e6, 1.0));
+  Progress progress("quantizing", steps, "M weights", quiet || ranks.rank() != 0);
+  bool begun = false;
   const InterruptScope interrupt;
   QuantizeCallbacks callbacks;
   callbacks.on_progress = [&](const QuantizeProgress& now) {
     progress.set_label(now.stage);
-    const auto done = static_cast<int64_t>(now.fraction * static_cast<double>(kSteps));
+    const auto done = static_cast<int64_t>(now.fraction * static_cast<double>(steps));
+    if (!std::exchange(begun, true)) progress.begin_at(done);
     if (done > progress.done()) progress.advance(done - progress.done());
   };
   callbacks.canceled = [&] { return interrupt.requested(); };
