@@ -183,7 +183,9 @@ void run_compress(CompressFlags flags) {
   // A run that was interrupted while measuring has nothing left to quantize.
   const bool done = flags.quantize.resume && fs::exists(flags.out) &&
                     verify_directory(flags.out, false).state == DirectoryState::kWhole;
-  if (!done) {
+  if (done) {
+    report.linears = read_reports(flags.out);
+  } else {
     SoloCommunicator alone;
     QuantizeResult result = run_quantize_job(source, flags.out, flags.quantize, flags.command_line,
                                              flags.common.json, alone, exec);

@@ -139,6 +139,7 @@ void run_quantize(QuantizeCommandFlags flags, Communicator& ranks) {
   }
   if (result.finished_before) {
     print_line(flags.out + ": finished by an earlier run");
+    warn_of_fallbacks(flags.out, result.reports);
     return;
   }
   std::string text =

@@ -87,7 +87,8 @@ Json report_json(const CompressionReport& report) {
   json["weight_bytes"] = report.weight_bytes;
   json["source_decode_tokens_per_second"] = report.source_decode_rate;
   json["decode_tokens_per_second"] = report.decode_rate;
-  json["quantize_seconds"] = report.quantize_seconds;
+  json["quantize_seconds"] = nullptr;
+  if (report.quantize_seconds) json["quantize_seconds"] = *report.quantize_seconds;
   json["data"] = report.data;
   json["quality"] = Json::array();
   for (const MeasuredMethod& method : report.methods) {
@@ -163,10 +164,11 @@ std::string report_html(const CompressionReport& report) {
     html += log_line_chart("Relative squared error of each layer's linears", "layer",
                            error_lines(report.linears));
   }
-  html += "<h2>How it was made</h2>\n<p><code>" + escape_html(report.command) +
-          "</code></p>\n<p>Quantizing took " +
-          escape_html(format_duration(report.quantize_seconds)) +
-          ". The numbers are in <code>report.json</code>, the provenance in "
+  html += "<h2>How it was made</h2>\n<p><code>" + escape_html(report.command) + "</code></p>\n<p>" +
+          (report.quantize_seconds
+               ? "Quantizing took " + escape_html(format_duration(*report.quantize_seconds)) + ". "
+               : std::string()) +
+          "The numbers are in <code>report.json</code>, the provenance in "
           "<code>lathe.json</code>.</p>\n";
   return html + std::string(kHtmlEnd);
 }

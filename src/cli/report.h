@@ -31,7 +31,7 @@ struct CompressionReport {
   int64_t source_weight_bytes = 0;  // read for a token, before (as lathe runs the source) and after
   int64_t weight_bytes = 0;
   int64_t source_disk_bytes = 0, disk_bytes = 0;
-  double quantize_seconds = 0;
+  std::optional<double> quantize_seconds;  // nullopt: in an earlier run that was interrupted later
   double source_decode_rate = 0, decode_rate = 0;  // tokens per second, one sequence
   std::vector<MeasuredMethod> methods;             // the chosen one first, then those compared
   std::vector<LinearReport> linears;

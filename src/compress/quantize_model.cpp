@@ -9,6 +9,7 @@
 #include <span>
 #include <utility>
 
+#include "base/atomic_file.h"
 #include "base/check.h"
 #include "base/error.h"
 #include "base/json.h"
@@ -56,7 +57,10 @@ class ModelQuantizer {
     if (ranks_.size() > 1) check_ranks();
     result_.finished_before = leads() && job_.resume && finished_before();
     broadcast_value(ranks_, 0, result_.finished_before);
-    if (result_.finished_before) return std::move(result_);
+    if (result_.finished_before) {
+      if (leads()) result_.reports = read_reports(job_.out);
+      return std::move(result_);
+    }
     if (options_.method == QuantizeMethod::kQuaRot) {
       rotation_.emplace(config_.hidden_size, options_.seed);
     }
@@ -145,6 +149,9 @@ class ModelQuantizer {
               " escalated=", fallbacks.escalated, " with_dead_channels=", fallbacks.dead));
     }
     manifest.quality.push_back(mean_error());
+    write_file_atomically(job_.out + "/" + kQuantizeReportsFileName,
+                          reports_to_json(result_.reports) + "\n");
+    update_file(manifest, job_.out, kQuantizeReportsFileName);
     writer_->finish(std::move(manifest));
   }
 
@@ -384,6 +391,12 @@ class ModelQuantizer {
 };
 
 }  // namespace
+
+std::vector<LinearReport> read_reports(const std::string& directory) {
+  const std::string path = directory + "/" + kQuantizeReportsFileName;
+  if (!std::filesystem::exists(path)) return {};
+  return with_context(path, [&] { return reports_from_json(read_file(path)); });
+}
 
 QuantizeFallbacks count_fallbacks(std::span<const LinearReport> reports) {
   QuantizeFallbacks fallbacks;

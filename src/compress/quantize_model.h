@@ -74,10 +74,15 @@ QuantizeFallbacks count_fallbacks(std::span<const LinearReport> reports);
 // "3 of 96 linear layers rounded to nearest (...), ..."; empty when there are none.
 std::string describe_fallbacks(std::span<const LinearReport> reports);
 
+// The reports of all layers, a file of the finished directory: the journal that had them is gone.
+inline constexpr const char* kQuantizeReportsFileName = "quantize.reports.json";
+// Empty where there is no such file. Throws as reports_from_json() does.
+std::vector<LinearReport> read_reports(const std::string& directory);
+
 struct QuantizeResult {
   std::vector<LinearReport> reports;  // of all layers; those of earlier runs on rank 0 only
   double seconds = 0;                 // of this run
-  bool finished_before = false;       // `resume`, and an earlier run had finished: no reports
+  bool finished_before = false;       // `resume`, and an earlier run had finished
   // Of this run and this rank, on the CPU.
   StageNumbers stage_work, stage_seconds, stage_processor_seconds;
   // The two kinds of seconds of every rank; on rank 0 only.

@@ -41,6 +41,7 @@ TEST(Quantize, WritesAModelThatRuns) {
       run_lathe({"quantize", tiny_checkpoint(), out, "--method", "rtn", "--resume", "--json"});
   ASSERT_EQ(again.exit_code, 0) << again.err;
   EXPECT_EQ(parse_json(again.out, "quantize")["finished_before"], true);
+  EXPECT_EQ(parse_json(again.out, "quantize")["linears"], json["linears"]);
   EXPECT_EQ(read_file(out + "/lathe.json"), before);
   // Killed between the manifest and the fingerprint, with the journal still there.
   Json manifest = parse_json(before, "lathe.json");
@@ -169,6 +170,8 @@ TEST(Compress, MeasuresAndReports) {
   // The manifest carries the numbers, and covers the report.
   const Json manifest = read_json_file(out + "/lathe.json");
   EXPECT_EQ(manifest["quality"][0]["metric"], "perplexity");
+  EXPECT_NE(read_file(out + "/lathe.json").find("\"report.html\""),
+            std::string::npos);  // scripts/demo
   const Json inspected = parse_json(run_lathe({"inspect", out, "--json"}).out, "inspect");
   EXPECT_EQ(inspected["integrity"]["intact"], true);
 
@@ -176,6 +179,28 @@ TEST(Compress, MeasuresAndReports) {
   EXPECT_EQ(selftest["passed"], true);
   EXPECT_EQ(selftest["fingerprint"]["same_path"], true);
   EXPECT_EQ(selftest["fingerprint"]["max_difference"], 0.0);
+
+  // As after a kill while it measured: what quantizing found is there still, but not its time.
+  std::filesystem::remove(out + "/report.json");
+  std::filesystem::remove(out + "/report.html");
+  Json unmeasured = manifest;
+  unmeasured["quality"] = Json::array();
+  std::erase_if(unmeasured["files"].get_ref<Json::array_t&>(), [](const Json& file) {
+    return file["name"].get<std::string>().starts_with("report.");
+  });
+  write_file_atomically(out + "/lathe.json", dump_json(unmeasured, 2) + "\n");
+  const ProgramResult resumed =
+      run_lathe({"compress", tiny_checkpoint(), out, "--samples", "4", "--seq-len", "64",
+                 "--windows", "4", "--eval-seq-len", "64", "--resume", "--json"});
+  ASSERT_EQ(resumed.exit_code, 0) << resumed.err;
+  const Json report = read_json_file(out + "/report.json");
+  EXPECT_EQ(report["linears"], json["linears"]);
+  EXPECT_EQ(report["linears"].size(), 21u);
+  EXPECT_EQ(report["quantize_seconds"], nullptr);
+  const std::string page = read_file(out + "/report.html");
+  EXPECT_NE(page.find("Where the error is"), std::string::npos);
+  EXPECT_EQ(page.find("Quantizing took"), std::string::npos);
+  EXPECT_EQ(read_json_file(out + "/lathe.json")["quality"].size(), manifest["quality"].size());
 }
 
 // Weights that lie about themselves: digests brought up to date, so only the logits can tell.
