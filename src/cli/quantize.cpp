@@ -172,6 +172,7 @@ void add_quantize_command(CLI::App& app, Invocation& invocation) {
                     "or mxint4, --scale-rule paper_eq1 (the 4/3 rule), absmax_x3 or mse_pow2_x3. "
                     "Activations: none only");
   command->add_flag("--plan", flags->plan, "Print memory, disk and time that it would take; stop");
+  add_ablation_flags(*command, flags->quantize.ablations);
   add_common_flags(*command, flags->common);
   command->footer(
       "The result is a Hugging Face directory (compressed-tensors) that vLLM reads as well. Every "
@@ -181,7 +182,9 @@ void add_quantize_command(CLI::App& app, Invocation& invocation) {
       "OUT under the same names.\n\n"
       "Examples:\n  lathe quantize smollm2.gguf OUT --format mxfp4\n"
       "  mpirun -n 4 --bind-to none lathe quantize smollm2.gguf OUT\n"
-      "  lathe quantize smollm2.gguf OUT --format mxfp4-fitted --emulate   # only to measure it");
+      "  lathe quantize smollm2.gguf OUT --format mxfp4-fitted --emulate   # only to measure it\n"
+      "  lathe quantize smollm2.gguf OUT --format nvfp4 --activations fp4 --scale-search "
+      "paper_grid");
   command->callback([flags, &invocation] {
     flags->command_line = invocation.command_line;
     invocation.run = [flags] {

@@ -131,6 +131,7 @@ QuantizeOptions quantize_options(const QuantizeFlags& flags) {
     options.scales.mx_rule = mx_scale_rule_from_name(flags.scale_rule);
     options.scales.search = ScaleSearch::kAbsmax;  // the rule alone decides
   }
+  apply_ablations(flags.ablations, options);
   options.samples = flags.samples;
   options.seq_len = flags.seq_len;
   options.seed = flags.seed;

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cli/ablation_flags.h"
 #include "cli/loaded_model.h"
 #include "compress/quantize_model.h"
 
@@ -18,6 +19,7 @@ struct QuantizeFlags {
   std::string activations = "none";
   int64_t hadamard = -1;   // -1: what is recommended
   std::string scale_rule;  // empty: what is recommended
+  AblationFlags ablations;
   bool emulate = false;
   std::vector<std::string> calibration;
   int64_t samples = 128;

@@ -128,6 +128,68 @@ TEST(Quantize, EmulatesWhatCannotBeStored) {
             2);
 }
 
+// Each reaches the library: the manifest's settings say what was done.
+TEST(Quantize, AblationsAreSettings) {
+  struct Case {
+    std::vector<std::string> flags;
+    std::vector<std::string> settings;
+  };
+  int number = 0;
+  for (const Case& c :
+       {Case{{"--column-order", "natural", "--damping", "0.1", "--sequential", "--sweeps", "2",
+              "--min-expert-tokens", "7"},
+             {"order=natural", "damping=0.1", "sequential=1", "sweeps=2", "min_expert_tokens=7"}},
+        Case{{"--column-weights", "diagonal", "--refinements", "1", "--error-norm", "2.4"},
+             {"column_weights=diagonal", "refinements=1", "norm=2.4", "order=activation"}},
+        Case{{"--damping", "0.01", "0.1", "--scale-search", "paper_grid"},
+             {"damping=0.01,0.1", "scales=paper_grid"}},
+        Case{{"--method", "smoothquant", "--smooth-alpha", "0.5"}, {"smooth_alpha=0.5"}},
+        Case{{"--method", "awq", "--awq-grid", "3"}, {"awq_grid=3"}}}) {
+    SCOPED_TRACE(number);
+    const std::string out = temporary_directory() + "/ablation" + std::to_string(number++);
+    std::vector<std::string> command = {"quantize", tiny_checkpoint(), out, "--samples",
+                                        "4",        "--seq-len",       "32"};
+    command.insert(command.end(), c.flags.begin(), c.flags.end());
+    const ProgramResult result = run_lathe(command);
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    const std::string settings =
+        " " + read_json_file(out + "/lathe.json")["settings"]["quantize"].get<std::string>() + " ";
+    for (const std::string& setting : c.settings) {
+      EXPECT_NE(settings.find(" " + setting + " "), std::string::npos) << setting << settings;
+    }
+  }
+}
+
+TEST(Quantize, RefusesAblationsThatWouldDoNothing) {
+  const std::string out = temporary_directory() + "/refused";
+  for (const auto& [flags, message] : std::vector<std::pair<std::vector<std::string>, std::string>>{
+           {{"--method", "rtn", "--damping", "0.1"}, "--damping goes with"},
+           {{"--method", "awq", "--sequential"}, "--sequential goes with"},
+           {{"--method", "rtn", "--column-order", "natural"}, "--column-order goes with"},
+           {{"--method", "rtn", "--min-expert-tokens", "1"}, "--min-expert-tokens goes with"},
+           {{"--method", "quarot", "--column-weights", "pivot"}, "--column-weights goes with"},
+           {{"--method", "smoothquant", "--sweeps", "1"}, "--sweeps goes with"},
+           {{"--smooth-alpha", "0.5"}, "--smooth-alpha goes with"},
+           {{"--awq-grid", "5"}, "--awq-grid goes with"},
+           {{"--method", "gptq", "--refinements", "1"}, "--refinements goes with"},
+           {{"--scale-search", "absmax", "--error-norm", "3"}, "--error-norm goes with"},
+           {{"--column-order", "random"}, "choose activation or natural"},
+           {{"--scale-search", "mse"}, "absmax, paper_grid, exhaustive"},
+           {{"--column-weights", "all"}, "none, diagonal, pivot"},
+           {{"--damping", "0"}, "damping 0 is not a positive number"},
+           {{"--error-norm", "0.5"}, "error norm 0.5"},
+           {{"--sweeps", "-1"}, "--sweeps -1: at least 0"},
+           {{"--method", "awq", "--awq-grid", "0"}, "AWQ grid 0"}}) {
+    SCOPED_TRACE(message);
+    std::vector<std::string> command = {"quantize", tiny_checkpoint(), out};
+    command.insert(command.end(), flags.begin(), flags.end());
+    const ProgramResult result = run_lathe(command);
+    EXPECT_EQ(result.exit_code, 2) << result.err;
+    EXPECT_NE(result.err.find(message), std::string::npos) << result.err;
+    EXPECT_FALSE(std::filesystem::exists(out));
+  }
+}
+
 TEST(Quantize, PlansWithoutWriting) {
   const std::string out = temporary_directory() + "/planned";
   const ProgramResult result = run_lathe({"quantize", tiny_checkpoint(), out, "--plan", "--json",
