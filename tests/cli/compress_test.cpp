@@ -1,7 +1,7 @@
 // quantize and compress on the tiny model, down to the files.
 #include <gtest/gtest.h>
 
-#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 
@@ -59,25 +59,44 @@ TEST(Quantize, WritesAModelThatRuns) {
   EXPECT_NE(damaged.err.find("tokenizer.json"), std::string::npos) << damaged.err;
 }
 
-// The tiny model with one input channel of the first layer that is always zero.
-std::string model_with_a_dead_channel() {
-  const std::string directory = temporary_directory() + "/dead";
+// The tiny model with the first value of one tensor replaced.
+std::string changed_model(const std::string& tensor, float value) {
+  const std::string directory = temporary_directory() + "/changed";
+  std::filesystem::remove_all(directory);
   std::filesystem::copy(tiny_checkpoint(), directory);
   std::string bytes = read_file(directory + "/model.safetensors");
   uint64_t header_size = 0;
   std::memcpy(&header_size, bytes.data(), 8);
-  const Json header = parse_json(bytes.substr(8, header_size), "header");
-  const Json& gain = header["model.layers.0.input_layernorm.weight"];
-  const auto begin = gain["data_offsets"][0].get<std::size_t>();
-  const auto end = gain["data_offsets"][1].get<std::size_t>();
-  const std::size_t size = (end - begin) / gain["shape"][0].get<std::size_t>();
-  std::fill_n(bytes.begin() + static_cast<int64_t>(8 + header_size + begin), size, '\0');
+  const Json entry = parse_json(bytes.substr(8, header_size), "header")[tensor];
+  EXPECT_EQ(entry["dtype"], "BF16");  // the upper half of a float
+  std::memcpy(bytes.data() + 8 + header_size + entry["data_offsets"][0].get<std::size_t>(),
+              reinterpret_cast<const char*>(&value) + 2, 2);
   write_file_atomically(directory + "/model.safetensors", bytes);
   return directory;
 }
 
+// Whichever tensor it is, and whether or not anything is computed with it.
+TEST(Quantize, NamesTheTensorThatIsNotFinite) {
+  for (const char* tensor :
+       {"model.norm.weight", "model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"}) {
+    for (const char* method : {"rtn", "mr-gptq"}) {
+      SCOPED_TRACE(std::string(tensor) + " " + method);
+      const std::string out = temporary_directory() + "/" + tensor + method;
+      const ProgramResult result =
+          run_lathe({"quantize", changed_model(tensor, std::nanf("")), out, "--method", method,
+                     "--samples", "2", "--seq-len", "32"});
+      EXPECT_EQ(result.exit_code, 1);
+      EXPECT_NE(result.err.find("tensor '" + std::string(tensor) + "': element 0 of"),
+                std::string::npos)
+          << result.err;
+      EXPECT_FALSE(std::filesystem::exists(out + "/lathe.json"));
+    }
+  }
+}
+
 TEST(Quantize, WarnsOfLayersThatFellBack) {
-  const std::string model = model_with_a_dead_channel();
+  // One input channel of the first layer is always zero.
+  const std::string model = changed_model("model.layers.0.input_layernorm.weight", 0);
   const std::vector<std::string> flags = {"--hadamard", "0", "--samples", "4", "--seq-len", "64"};
   const auto quantized = [&](const std::string& from, const std::string& out) {
     std::vector<std::string> command = {"quantize", from, temporary_directory() + "/" + out};
