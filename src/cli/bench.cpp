@@ -116,7 +116,9 @@ void run_draft_bench(const BenchFlags& flags) {
   result["speedup"] = speed.speculative / speed.plain;
   result["speculative"] = speculation_json(speed.usage);
   const bool lossy = speed.usage.judge_accepted > 0;
-  result["checked"] = !exec.on_cuda() && !lossy;
+  const bool coded = loaded.kv_codec() != nullptr;
+  result["kv"] = loaded.kv().name();
+  result["checked"] = !exec.on_cuda() && !lossy && !coded;
   if (flags.common.json) {
     print_json(result);
     return;
@@ -128,6 +130,7 @@ void run_draft_bench(const BenchFlags& flags) {
                 "speculative %10.2f tokens/s   %.2f times; %s\n",
                 flags.path.c_str(), flags.draft.draft.c_str(),
                 lossy            ? "no: the judge changes the text"
+                : coded          ? "no: what a coded cache rebuilds depends on the steps"
                 : exec.on_cuda() ? "finite logits"
                                  : "the same tokens with and without drafts",
                 speed.plain, speed.speculative, speed.speculative / speed.plain,

@@ -154,6 +154,7 @@ void run_bench_kv(const KvBenchFlags& flags) {
     }
     ModelFlags live = flags.model;
     live.kv_codec.clear();  // prefill beside a live cache
+    check_live_cache(live, "the prefill of 'bench kv'");
     const LoadedModel loaded(flags.path, live, exec, {.quiet = flags.common.json});
     SpeedOptions options;
     options.prompt_tokens = flags.tokens;

@@ -8,7 +8,7 @@
 #include "base/json.h"
 #include "base/progress.h"
 #include "cli/command.h"
-#include "cli/eval_flags.h"
+#include "cli/eval_caches.h"
 #include "cli/flags.h"
 #include "cli/kv_fit_job.h"
 #include "cli/output.h"

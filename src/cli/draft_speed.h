@@ -21,7 +21,7 @@ struct DraftSpeed {
 };
 
 // Answers max(batch, 6) prompts. Throws kInternal when the answers differ on a CPU, where they must
-// not; on a GPU, where rows may move with the batch, they are not compared.
+// not; on a GPU, where rows may move with the batch, and with a coded cache they are not compared.
 DraftSpeed measure_draft_speed(const LoadedModel& loaded, const LoadedDraft& draft,
                                const DraftSpeedOptions& options, Exec& exec);
 

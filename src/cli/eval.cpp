@@ -1,17 +1,14 @@
 // lathe eval: what a model is worth, and what compressing it cost.
 #include <algorithm>
-#include <cmath>
-#include <filesystem>
 #include <memory>
-#include <numeric>
 
 #include "base/error.h"
 #include "base/json.h"
 #include "base/progress.h"
 #include "cli/command.h"
+#include "cli/eval_caches.h"
 #include "cli/eval_flags.h"
 #include "cli/eval_report.h"
-#include "cli/key_means.h"
 #include "cli/loaded_model.h"
 #include "cli/output.h"
 #include "cli/text_windows.h"
@@ -43,43 +40,15 @@ Json eval_perplexity(const EvalFlags& flags, Exec& exec) {
   return json;
 }
 
-// A cache of --caches: a codec's file, or else a name of --kv.
-RunningKv named_cache(const EvalFlags& flags, const std::string& name) {
-  ModelFlags cache = flags.model;
-  if (std::filesystem::is_regular_file(name)) {
-    cache.kv_codec = name;
-  } else {
-    cache.kv = name;
-  }
-  return RunningKv(cache);
-}
-
-// What queries of a coded cache see depends on it, so it must suit all.
-void take_common_chunk(std::vector<MeasuredModel*> models) {
-  int64_t common = 0;
-  bool differ = false;
-  for (const MeasuredModel* model : models) {
-    const int64_t rows = model->chunk_rows > 0 ? model->chunk_rows : LogitStream::kChunkRows;
-    common = std::gcd(common, rows);
-    differ |= model->chunk_rows != models.front()->chunk_rows;
-  }
-  if (!differ) return;
-  for (MeasuredModel* model : models) model->chunk_rows = common;
-}
-
 // One model, the cache of --kv or each of --caches against an exact one.
 Json eval_cache_divergence(const EvalFlags& flags, Exec& exec) {
   const std::string& path = flags.paths.front();
-  std::vector<RunningKv> caches;
-  for (const std::string& name : flags.caches) caches.push_back(named_cache(flags, name));
+  std::vector<RunningKv> caches = named_caches(flags.caches, flags.model);
   const std::string text = read_text_file(flags.data);
   const LoadedModel loaded(
       path, flags.model, exec,
       {.quiet = flags.common.json, .max_sequence_tokens = flags.windows.seq_len});
-  for (RunningKv& cache : caches) {
-    cache.load(loaded.checkpoint(), exec);
-    learn_key_means_for(cache.live_format(), loaded, loaded.model(), exec);
-  }
+  load_caches(caches, loaded, exec);
   std::vector<const RunningKv*> compared;
   for (const RunningKv& cache : caches) compared.push_back(&cache);
   if (caches.empty()) compared.push_back(&loaded.kv());
@@ -206,7 +175,7 @@ void run_eval(const EvalFlags& flags) {
   }
   if (!flags.caches.empty()) {
     if (flags.paths.size() != 1 || !flags.reference.empty()) {
-      fail(ErrorCode::kInvalidArgument, "--caches goes with 'eval kld MODEL', one model alone");
+      fail(ErrorCode::kInvalidArgument, "--caches goes with one model alone");
     }
     if (!flags.model.kv.empty() || !flags.model.kv_codec.empty()) {
       fail(ErrorCode::kInvalidArgument,
@@ -250,56 +219,6 @@ void run_eval(const EvalFlags& flags) {
 
 }  // namespace
 
-MeasuredModel measured(const LoadedModel& loaded, int64_t chunk) {
-  return measured(loaded.model(), loaded.kv(), chunk);
-}
-
-MeasuredModel measured(Model& model, const RunningKv& kv, int64_t chunk) {
-  if (chunk == 0 && kv.codec() != nullptr) {
-    // The most at which queries see what they see in decoding.
-    const KvCodecPolicy policy = kv.codec()->codec->policy();
-    chunk = std::gcd(LogitStream::kChunkRows, std::gcd(policy.window, policy.chunk_tokens));
-  }
-  return {
-      .model = &model,
-      .make_cache = [&model, &kv](int64_t tokens) { return kv.make_cache(model, tokens, tokens); },
-      .chunk_rows = chunk};
-}
-
-Json kv_json(const LoadedModel& loaded, int64_t num_tokens) {
-  return kv_json(loaded.model(), loaded.kv(), num_tokens);
-}
-
-Json kv_json(const Model& model, const RunningKv& kv, int64_t num_tokens) {
-  const ModelConfig& config = model.config();
-  const double numbers = 2.0 * static_cast<double>(config.num_layers * config.kv_size());
-  Json json = {{"name", kv.name()}};
-  if (const LoadedKvCodec* codec = kv.codec()) {
-    const KvCodecFile& file = codec->file;
-    const double exact_bits =
-        8.0 *
-        static_cast<double>(kv_element_size(model.make_cache(KvFormat::kBF16, 1, 1)->element()));
-    json["codec"] = codec->path;
-    json["method"] = file.method;
-    json["variant"] = file.variant;
-    json["bits_per_value"] = kv_bits_per_value(file);
-    json["sequence_bits_per_value"] = kv_sequence_bits(file, exact_bits, num_tokens);
-    json["predictor_bytes"] = kv_predictor_bytes(file);
-    json["sinks"] = file.num_sinks;
-    json["window"] = file.window;
-    return json;
-  }
-  const auto cache = kv.make_cache(model, 1, 1);
-  const double bits = 8.0 * static_cast<double>(cache->bytes_per_block()) /
-                      static_cast<double>(kBlockSize) / numbers;
-  // With the block of the exact sinks.
-  const int64_t blocks = cache->blocks_needed(cache->new_sequence(), num_tokens, num_tokens).live;
-  json["bits_per_value"] = bits;
-  json["sequence_bits_per_value"] =
-      bits * static_cast<double>(blocks) / static_cast<double>(blocks_for(num_tokens));
-  return json;
-}
-
 void add_eval_command(CLI::App& app, Invocation& invocation) {
   auto flags = std::make_shared<EvalFlags>();  // shared: the callback outlives this function
   CLI::App* command =
@@ -330,9 +249,9 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
   constexpr const char* kAnswers = "gsm8k, humaneval, ifeval, TASK.json";
   add("kld", "--reference", flags->reference, "the model that all MODELs are compared with",
       "MODEL");
-  add("kld", "--caches", flags->caches,
-      "with one model: each of these caches against bf16, which is computed once; names of --kv "
-      "and files of 'lathe fit-kv'",
+  add("kld, passkey, gsm8k, humaneval, ifeval, TASK.json", "--caches", flags->caches,
+      "with one model: each of these caches, names of --kv and files of 'lathe fit-kv'; kld: "
+      "against bf16, which is computed once; the others: against the first, item by item",
       "CACHE...");
   add(kTexts, "--windows", flags->windows.max_windows,
       "so many windows from the beginning; 0: the whole text", "N");
@@ -379,6 +298,7 @@ void add_eval_command(CLI::App& app, Invocation& invocation) {
       "--windows 8\n"
       "  lathe eval passkey OUT --kv aqua2 --data book.txt --lengths 2048 8192\n"
       "  lathe eval gsm8k MODEL OUT --data gsm8k/test.jsonl --limit 200\n"
+      "  lathe eval gsm8k OUT --caches bf16 aqua2 --data gsm8k/test.jsonl --limit 200\n"
       "  lathe eval ifeval MODEL OUT --data ifeval/input_data.jsonl --items answers.jsonl\n"
       "  lathe eval mine.json MODEL OUT --data mine.jsonl");
   command->callback([flags, &invocation] { invocation.run = [flags] { run_eval(*flags); }; });

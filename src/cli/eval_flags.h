@@ -21,7 +21,7 @@ struct EvalFlags {
   std::string task;
   std::vector<std::string> paths;
   std::string reference;
-  std::vector<std::string> caches;  // kld: names of --kv, files of codecs
+  std::vector<std::string> caches;  // names of --kv, files of codecs
   std::string data;
   WindowOptions windows = {.seq_len = 2048, .max_windows = 0};
   int64_t limit = 0;
@@ -37,17 +37,8 @@ struct EvalFlags {
   std::vector<std::pair<const CLI::Option*, const char*>> task_options;
 };
 
-// The model as it was loaded, with the cache of --kv.
-MeasuredModel measured(const LoadedModel& loaded, int64_t chunk);
-// With another cache; both must outlive it.
-MeasuredModel measured(Model& model, const RunningKv& kv, int64_t chunk);
-// What the cache of a sequence of num_tokens tokens takes.
-nlohmann::ordered_json kv_json(const LoadedModel& loaded, int64_t num_tokens);
-nlohmann::ordered_json kv_json(const Model& model, const RunningKv& kv, int64_t num_tokens);
-
-nlohmann::ordered_json eval_passkey(const EvalFlags& flags, Exec& exec);
-
 // The result as eval prints it. Throws kInvalidArgument for a file without items.
+nlohmann::ordered_json eval_passkey(const EvalFlags& flags, Exec& exec);
 nlohmann::ordered_json eval_gsm8k(const EvalFlags& flags, Exec& exec);
 nlohmann::ordered_json eval_humaneval(const EvalFlags& flags, Exec& exec);
 nlohmann::ordered_json eval_ifeval(const EvalFlags& flags, Exec& exec);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -126,12 +127,50 @@ Json compared_task_json(const std::string& task, const std::string& second_path,
                         const std::vector<TaskResult>& results) {
   Json json = task_json(task, results[1]);
   json["model"] = second_path;
-  const PairedAccuracy paired = compare_accuracy(right_items(results[0]), right_items(results[1]));
-  json["paired"] = {{"difference", paired.difference},
-                    {"interval_95", {paired.low, paired.high}},
-                    {"only_first_right", paired.only_first},
-                    {"only_second_right", paired.only_second},
-                    {"mcnemar_p", paired.p_value}};
+  json["paired"] = paired_accuracy_json(right_items(results[0]), right_items(results[1]));
+  return json;
+}
+
+Json paired_accuracy_json(std::span<const char> first_right, std::span<const char> second_right) {
+  const PairedAccuracy paired = compare_accuracy(first_right, second_right);
+  return {{"difference", paired.difference},
+          {"interval_95", {paired.low, paired.high}},
+          {"only_first_right", paired.only_first},
+          {"only_second_right", paired.only_second},
+          {"mcnemar_p", paired.p_value}};
+}
+
+Json passkey_json(const std::vector<PasskeyItem>& items) {
+  struct Count {
+    int64_t right = 0, items = 0;
+  };
+  Count all;
+  std::map<int64_t, Count> by_length;
+  std::map<double, Count> by_depth;
+  Json tries = Json::array();
+  for (const PasskeyItem& item : items) {
+    for (Count* count : {&all, &by_length[item.length], &by_depth[item.depth]}) {
+      count->right += item.right();
+      ++count->items;
+    }
+    tries.push_back({{"length", item.length},
+                     {"depth", item.depth},
+                     {"key", item.key},
+                     {"right", item.right()},
+                     {"right_tokens", item.right_tokens},
+                     {"answer_tokens", item.answer_tokens}});
+  }
+  Json json = {{"accuracy", static_cast<double>(all.right) / static_cast<double>(all.items)},
+               {"right", all.right},
+               {"items", all.items}};
+  for (const auto& [length, count] : by_length) {
+    json["by_length"].push_back(
+        {{"length", length}, {"right", count.right}, {"items", count.items}});
+  }
+  for (const auto& [depth, count] : by_depth) {
+    json["by_depth"].push_back({{"depth", depth}, {"right", count.right}, {"items", count.items}});
+  }
+  json["tries"] = std::move(tries);
   return json;
 }
 
@@ -198,10 +237,16 @@ std::string paired_text(const Json& paired) {
   return text;
 }
 
-std::string caches_text(const Json& caches) {
+// Names on the left, as wide as the longest.
+std::size_t name_width(const Json& caches) {
   std::size_t width = 5;
   for (const Json& cache : caches)
     width = std::max(width, cache["cache"].get<std::string>().size());
+  return width;
+}
+
+std::string caches_text(const Json& caches) {
+  const std::size_t width = name_width(caches);
   std::string text = std::string(width, ' ') + "   bits  in all   mean KL  same top  perplexity\n";
   for (const Json& cache : caches) {
     const std::string name = cache["cache"].get<std::string>();
@@ -213,6 +258,55 @@ std::string caches_text(const Json& caches) {
   }
   return text + "bf16" + std::string(width - 4, ' ') +
          format("%47.4f\n", value(caches[0]["reference_perplexity"]));
+}
+
+// Right and wrong answers with each cache, against the first.
+std::string task_caches_text(const Json& caches) {
+  const std::size_t width = name_width(caches);
+  const char* key = caches[0].contains("pass_at_1") ? "pass_at_1" : "accuracy";
+  std::string text = std::string(width, ' ') + "   bits    right   accuracy  against " +
+                     caches[0]["cache"].get<std::string>() + "\n";
+  for (const Json& cache : caches) {
+    const std::string name = cache["cache"].get<std::string>();
+    const std::string right = str(cache["right"], "/", cache["items"]);
+    text += name + std::string(width - name.size(), ' ') +
+            format(" %6.3f  %7s  %7.2f %%", cache["kv"]["bits_per_value"].get<double>(),
+                   right.c_str(), 100 * cache[key].get<double>()) +
+            (cache.contains("paired") ? "  " + paired_text(cache["paired"]) : "") + "\n";
+  }
+  return text;
+}
+
+// Right answers of all, by the text's length (rows) and the number's depth (columns).
+std::string passkey_text(const Json& json) {
+  std::string text = format("passkey %.1f %%", 100 * json["accuracy"].get<double>()) +
+                     str("   ", json["right"], " of ", json["items"], "   ",
+                         json["model"].get<std::string>(), "\n  depth        ");
+  for (const Json& depth : json["by_depth"]) {
+    text += format(" %6.3g %%", 100 * depth["depth"].get<double>());
+  }
+  text += "\n";
+  const auto cell = [](int64_t right, int64_t items) {
+    return format(" %8s", str(right, "/", items).c_str());
+  };
+  for (const Json& length : json["by_length"]) {
+    text += format("  length %-6lld", static_cast<long long>(length["length"].get<int64_t>()));
+    for (const Json& depth : json["by_depth"]) {
+      int64_t right = 0, items = 0;
+      for (const Json& item : json["tries"]) {
+        if (item["length"] != length["length"] || item["depth"] != depth["depth"]) continue;
+        right += item["right"].get<bool>();
+        ++items;
+      }
+      text += cell(right, items);
+    }
+    text += cell(length["right"].get<int64_t>(), length["items"].get<int64_t>()) + "\n";
+  }
+  text += "  all          ";
+  for (const Json& depth : json["by_depth"]) {
+    text += cell(depth["right"].get<int64_t>(), depth["items"].get<int64_t>());
+  }
+  return text + cell(json["right"].get<int64_t>(), json["items"].get<int64_t>()) + "\n";
 }
 
 std::string models_text(const Json& models, const std::string& reference) {
@@ -237,7 +331,7 @@ std::string eval_text(const Json& json) {
   const std::string task = json["task"].get<std::string>();
   std::string text;
   if (json.contains("caches")) {
-    text = caches_text(json["caches"]);
+    text = task == "kld" ? caches_text(json["caches"]) : task_caches_text(json["caches"]);
   } else if (json.contains("models")) {
     text = models_text(json["models"], json["reference"].get<std::string>());
   } else if (task == "kld") {
@@ -250,12 +344,9 @@ std::string eval_text(const Json& json) {
                   value(json["reference_perplexity"])) +
            paired_text(json["compared"]) + "\n";
   } else if (task == "passkey") {
-    text = format("passkey %.1f %%", 100 * json["accuracy"].get<double>()) +
-           str("   ", json["right"], " of ", json["items"], "   ", json["model"].get<std::string>(),
-               "\n");
-    for (const Json& length : json["by_length"]) {
-      text +=
-          str("  length ", length["length"], ": ", length["right"], " of ", length["items"], "\n");
+    text = passkey_text(json);
+    if (json.contains("compared")) {
+      text += passkey_text(json["compared"]) + paired_text(json["compared"]["paired"]) + "\n";
     }
   } else {
     const auto line = task == "perplexity" ? perplexity_text : accuracy_text;
@@ -266,9 +357,12 @@ std::string eval_text(const Json& json) {
   }
   if (json.contains("kv") && json["kv"]["name"] != "bf16") {
     text += str("cache ", json["kv"]["name"].get<std::string>(), ", ") +
-            format("%.3f bits a number, ", json["kv"]["bits_per_value"].get<double>()) +
-            format("%.3f with what stays exact in a sequence\n",
-                   json["kv"]["sequence_bits_per_value"].get<double>());
+            format("%.3f bits a number", json["kv"]["bits_per_value"].get<double>());
+    if (json["kv"].contains("sequence_bits_per_value")) {
+      text += format(", %.3f with what stays exact in a sequence",
+                     json["kv"]["sequence_bits_per_value"].get<double>());
+    }
+    text += "\n";
   }
   if (json.contains("windows")) {
     text += str(json["windows"], json["windows"] == 1 ? " window of " : " windows of ",

@@ -165,6 +165,7 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
   if (!(flags.fit.recall > 0 && flags.fit.recall <= 1)) {
     fail(ErrorCode::kInvalidArgument, "--recall ", flags.fit.recall, ": above 0, at most 1");
   }
+  check_live_cache(flags.model, "fit-judge");
   divide_threads(flags.common);
   Runtime runtime(flags.common);
   Exec& exec = runtime.exec();
@@ -330,7 +331,8 @@ void add_fit_judge_command(CLI::App& app, Invocation& invocation) {
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(
-      "Under mpirun its processes share the questions; --work is then a directory that all see.\n\n"
+      "Under mpirun its processes share the questions; --work is then a directory that all see. "
+      "--kv takes what needs no codec: a judge learns from the model's own states.\n\n"
       "Example:\n  lathe fit-judge --target big --draft small --task gsm8k --data "
       "gsm8k/train.jsonl --questions 500 -o judge.safetensors\n"
       "  lathe fit-judge ... --mine-only --batch 1 --no-prefix-sharing --work slow   # against "

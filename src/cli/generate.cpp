@@ -103,12 +103,9 @@ void run_generate(const GenerateFlags& flags) {
         std::make_shared<TokenTrie>(loaded.tokenizer(), loaded.model().config().eos_token_ids)));
   }
   parking.load(loaded.checkpoint());
-  const EngineOptions options = resolve({.max_num_seqs = 1,
-                                         .max_sequence_tokens = flags.context,
-                                         .kv_format = loaded.kv().live_format(),
-                                         .kv_codec = loaded.kv().engine_codec(),
-                                         .kv_codec_file = loaded.kv().engine_codec_file()},
-                                        loaded.model().config());
+  const EngineOptions options =
+      resolve(loaded.kv().engine_options({.max_num_seqs = 1, .max_sequence_tokens = flags.context}),
+              loaded.model().config());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   draft.attach(engine);

@@ -164,7 +164,9 @@ Json machine_json(const InspectFlags& flags, Exec& exec) {
   json["kernels"] = model.kernels();
   json["load_seconds"] = loaded.load_seconds();
   json["weight_bytes"] = model.weight_bytes();
-  json["kv_bytes_per_token"] = kv_token_bytes(loaded.kv_format(), config);
+  const LoadedKvCodec* codec = loaded.kv_codec();
+  json["kv_bytes_per_token"] =
+      codec != nullptr ? kv_token_bytes(codec->file) : kv_token_bytes(loaded.kv_format(), config);
   json["read_bandwidth_bytes_per_second"] = bandwidth;
   // Decoding one sequence reads every weight once a token; so this is a ceiling.
   json["expected_decode_tokens_per_second"] =

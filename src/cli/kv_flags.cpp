@@ -58,6 +58,14 @@ KvChoice kv_choice(const ModelFlags& flags) {
   return choice;
 }
 
+void check_live_cache(const ModelFlags& flags, std::string_view command) {
+  if (!kv_choice(flags).coded) return;
+  const bool by_file = !flags.kv_codec.empty();
+  fail(ErrorCode::kInvalidArgument, by_file ? "--kv-codec " : "--kv ",
+       by_file ? flags.kv_codec : flags.kv, ": ", command,
+       " reads live caches only; take bf16, or another that needs no codec");
+}
+
 LoadedKvCodec load_kv_codec(const KvChoice& choice, const ModelFlags& flags,
                             const Checkpoint& checkpoint) {
   LoadedKvCodec loaded;
@@ -134,6 +142,13 @@ void RunningKv::load(const Checkpoint& checkpoint, const Exec& exec) {
 void RunningKv::take(KvCodecFile file, const ModelConfig& config) {
   auto codec = make_kv_codec(file, config);
   codec_ = {.path = "", .file = std::move(file), .codec = std::move(codec)};
+}
+
+EngineOptions RunningKv::engine_options(EngineOptions options) const {
+  options.kv_format = choice_.live_format;
+  options.kv_codec = codec_ ? codec_->codec.get() : nullptr;
+  options.kv_codec_file = codec_ ? &codec_->file : nullptr;
+  return options;
 }
 
 std::string RunningKv::name() const {

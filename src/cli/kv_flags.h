@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "cache/kv_codec.h"
 #include "cache/kv_format.h"
@@ -32,6 +33,10 @@ struct KvChoice {
 };
 // Throws kInvalidArgument for a name that does not exist.
 KvChoice kv_choice(const ModelFlags& flags);
+
+// For what reads live caches only, before a model is loaded. Throws kInvalidArgument where the
+// flags name a codec.
+void check_live_cache(const ModelFlags& flags, std::string_view command);
 
 struct LoadedKvCodec {
   std::string path;
@@ -62,9 +67,8 @@ class RunningKv {
   KvFormat live_format() const { return choice_.live_format; }
   // Null: every block is live. Behind load().
   const LoadedKvCodec* codec() const { return codec_ ? &*codec_ : nullptr; }
-  // The same, as EngineOptions takes it.
-  const KvCodec* engine_codec() const { return codec_ ? codec_->codec.get() : nullptr; }
-  const KvCodecFile* engine_codec_file() const { return codec_ ? &codec_->file : nullptr; }
+  // The options, with this cache, which must outlive the engine.
+  EngineOptions engine_options(EngineOptions options) const;
   std::string name() const;  // "bf16", "aqua2", ...
   // Empty caches; *this must outlive them. With room for num_tokens tokens, in steps of any size:
   std::unique_ptr<KvCache> make_cache(const Model& model, int64_t num_tokens,

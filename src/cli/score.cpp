@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "cli/command.h"
+#include "cli/eval_caches.h"
 #include "cli/flags.h"
 #include "cli/loaded_model.h"
 #include "cli/output.h"
@@ -45,8 +46,7 @@ Json top_logits(std::span<const float> logits) {
   return top;
 }
 
-Json score_line(const LoadedModel& loaded, KvFormat format, const Json& line, bool with_gaps,
-                Exec& exec) {
+Json score_line(const LoadedModel& loaded, const Json& line, bool with_gaps, Exec& exec) {
   const std::vector<int32_t> ids = ids_of_line(loaded, line);
   const ModelConfig& config = loaded.model().config();
   if (ids.empty()) fail(ErrorCode::kInvalidArgument, "no tokens to score");
@@ -59,11 +59,13 @@ Json score_line(const LoadedModel& loaded, KvFormat format, const Json& line, bo
       fail(ErrorCode::kInvalidArgument, "token ", id, " is not below ", config.vocab_size);
     }
   }
-  LogitStream stream(loaded.model(), format, static_cast<int64_t>(ids.size()), exec);
+  const MeasuredModel model = measured(loaded, /*chunk=*/0);
+  const auto length = static_cast<int64_t>(ids.size());
+  LogitStream stream(loaded.model(), model.make_cache(length), length, model.chunk_rows, exec);
   Json logprobs = Json::array();
   Json gaps = Json::array();
   Json top;
-  const auto last = static_cast<int64_t>(ids.size()) - 1;
+  const int64_t last = length - 1;
   for (stream.begin(ids, /*with_last=*/true); stream.next();) {
     for (int64_t i = 0; i < stream.num_rows(); ++i) {
       const std::span<const float> logits = stream.row(i);
@@ -103,9 +105,8 @@ void add_score_command(CLI::App& app, Invocation& invocation) {
     invocation.run = [flags] {
       Runtime runtime(flags->common);
       const LoadedModel loaded(flags->path, flags->model, runtime.exec(), {.quiet = true});
-      answer_json_lines([&](const Json& line) {
-        return score_line(loaded, loaded.kv_format(), line, flags->gaps, runtime.exec());
-      });
+      answer_json_lines(
+          [&](const Json& line) { return score_line(loaded, line, flags->gaps, runtime.exec()); });
     };
   });
 }

@@ -47,6 +47,7 @@ Json fingerprint_json(const FingerprintComparison& comparison) {
 }
 
 void run_selftest(const SelftestFlags& flags) {
+  check_live_cache(flags.model, "selftest");
   Runtime runtime(flags.common);
   Exec& exec = runtime.exec();
   const bool has_manifest = check_files(flags.path);
@@ -114,7 +115,9 @@ void add_selftest_command(CLI::App& app, Invocation& invocation) {
   add_common_flags(*command, flags->common);
   command->footer(
       "Compares files with their checksums, batched with single-token logits, and the logits "
-      "behind a fixed prompt with those that 'quantize' or 'compress' kept in lathe.json.\n\n"
+      "behind a fixed prompt with those that 'quantize' or 'compress' kept in lathe.json. --kv "
+      "takes "
+      "what needs no codec: codes of the cache change the logits.\n\n"
       "Example:\n  lathe selftest OUT");
   command->callback([flags, &invocation] { invocation.run = [flags] { run_selftest(*flags); }; });
 }

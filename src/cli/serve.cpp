@@ -244,10 +244,7 @@ void run_serve(ServeFlags flags) {
       flags.draft, loaded, parking.model_flags(), runtime.exec(),
       {.quiet = false, .max_sequence_tokens = flags.engine.max_sequence_tokens});
   const ModelConfig& config = loaded.model().config();
-  flags.engine.kv_format = loaded.kv().live_format();
-  flags.engine.kv_codec = loaded.kv().engine_codec();
-  flags.engine.kv_codec_file = loaded.kv().engine_codec_file();
-  const EngineOptions options = resolve(flags.engine, config);
+  const EngineOptions options = resolve(loaded.kv().engine_options(flags.engine), config);
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   const ServedSpeculation speculation = set_up_speculation(flags, draft, loaded, engine);

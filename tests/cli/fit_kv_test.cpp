@@ -79,6 +79,48 @@ TEST(FitKv, PutsACodecIntoTheModelThatEvalReads) {
                                 "--lengths", "300", "500", "--depths", "2"});
   EXPECT_EQ(passkey["items"], 4);
   EXPECT_EQ(passkey["tries"][3]["length"], 500);
+  EXPECT_EQ(passkey["by_depth"][1]["depth"], 0.75);
+  EXPECT_EQ(passkey["by_depth"][1]["items"], 2);
+
+  // Answers and scores with the same cache.
+  const std::string questions = temporary_directory() + "/questions.jsonl";
+  std::string line = "{\"question\":\"" + std::string(400, 'x') + "?\",\"answer\":\"#### 2\"}\n";
+  write_file_atomically(questions, line + line);
+  const std::vector<std::string> gsm8k = {
+      "eval", "gsm8k", out, "--data", questions, "--limit", "2", "--max-tokens", "8"};
+  const auto with = [](std::vector<std::string> arguments, std::vector<std::string> more) {
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  };
+  EXPECT_EQ(json_of(with(gsm8k, {"--kv", "aqua2"}))["kv"]["bits_per_value"],
+            fitted["bits_per_value"]);
+  const std::string answers = temporary_directory() + "/cache_answers.jsonl";
+  const Json tasks = json_of(with(gsm8k, {"--caches", "bf16", "aqua2", "--items", answers}));
+  ASSERT_EQ(tasks["caches"].size(), 2u);
+  EXPECT_FALSE(tasks["caches"][0].contains("paired"));
+  EXPECT_EQ(tasks["caches"][1]["cache"], "aqua2");
+  EXPECT_EQ(tasks["caches"][1]["items"], 2);
+  EXPECT_EQ(tasks["caches"][1]["paired"]["mcnemar_p"], 1.0);
+  EXPECT_EQ(tasks["caches"][1]["kv"]["bits_per_value"], fitted["bits_per_value"]);
+  EXPECT_NE(read_file(answers).find("with cache aqua2"), std::string::npos);
+  const ProgramResult table = run_lathe(with(gsm8k, {"--caches", "bf16", "aqua2"}));
+  EXPECT_NE(table.out.find("\nbf16  16.000      0/2     0.00 %\naqua2"), std::string::npos)
+      << table.out;
+  expect_error(with(gsm8k, {"--caches", "bf16", "--draft", "ngram", "--judge", "kl",
+                            "--judge-threshold", "1"}),
+               2, "without --caches");
+  const std::string ids = "{\"text\": \"" + std::string(400, 'y') + "\"}\n";
+  const auto last_score = [&](const std::string& kv) {
+    const ProgramResult result = run_lathe({"score", out, "--kv", kv}, ids);
+    EXPECT_EQ(result.exit_code, 0) << result.err;
+    return parse_json(result.out, "score")["logprobs"].back().get<double>();
+  };
+  EXPECT_NE(last_score("aqua2"), last_score("bf16"));
+  const Json draft =
+      json_of({"bench", out, "--draft", "ngram", "--kv", "aqua2", "-n", "8", "-r", "1"});
+  EXPECT_EQ(draft["kv"], "aqua2");
+  EXPECT_EQ(draft["checked"], false);
+  EXPECT_GT(json_of({"inspect", out, "--kv", "aqua2"})["machine"]["kv_bytes_per_token"], 0);
 
   expect_error({"eval", "perplexity", out, "--kv", "aqua3", "--data", text}, 2, "aqua2");
   expect_error({"generate", out, "Hi", "--kv", "bf16", "--kv-codec", "/nowhere"}, 1, "/nowhere");

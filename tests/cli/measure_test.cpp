@@ -232,6 +232,45 @@ TEST(Eval, OneWindowIsEnough) {
   EXPECT_TRUE(kld["compared"]["perplexity_ratio_95"][0].is_null());
 }
 
+TEST(Eval, PasskeyPairsTwoModelsAndCaches) {
+  const std::string text = sample_text();
+  const std::vector<std::string> options = {"--data",   text, "--lengths", "300", "200",
+                                            "--depths", "2",  "--trials",  "2"};
+  const auto passkey = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {"eval", "passkey"});
+    arguments.insert(arguments.end(), options.begin(), options.end());
+    return arguments;
+  };
+  const auto with_json = [](std::vector<std::string> arguments) {
+    arguments.emplace_back("--json");
+    return json_of(arguments);
+  };
+  const Json pair = with_json(passkey({tiny_checkpoint(), tiny_checkpoint()}));
+  EXPECT_EQ(pair["items"], 8);
+  EXPECT_EQ(pair["by_length"][0]["length"], 200);
+  EXPECT_EQ(pair["by_depth"][0]["depth"], 0.25);
+  EXPECT_EQ(pair["by_depth"][0]["items"], 4);
+  EXPECT_EQ(pair["compared"]["model"], tiny_checkpoint());
+  EXPECT_EQ(pair["compared"]["tries"], pair["tries"]);
+  EXPECT_EQ(pair["compared"]["paired"]["difference"], 0.0);
+  EXPECT_EQ(pair["compared"]["paired"]["mcnemar_p"], 1.0);
+  const Json caches = with_json(passkey({tiny_checkpoint(), "--caches", "bf16", "q4"}));
+  ASSERT_EQ(caches["caches"].size(), 2u);
+  EXPECT_EQ(caches["caches"][0]["tries"], pair["tries"]);
+  EXPECT_EQ(caches["caches"][1]["kv"]["name"], "q4");
+  EXPECT_EQ(caches["caches"][1]["paired"]["difference"], 0.0);
+  const ProgramResult printed = run_lathe(passkey({tiny_checkpoint(), tiny_checkpoint()}));
+  EXPECT_EQ(printed.exit_code, 0) << printed.err;
+  EXPECT_NE(printed.out.find("  depth             25 %     75 %\n"
+                             "  length 200         0/2      0/2      0/4\n"),
+            std::string::npos)
+      << printed.out;
+  EXPECT_NE(printed.out.find("exact McNemar p = 1\n"), std::string::npos) << printed.out;
+  const ProgramResult refused = run_lathe(passkey({tiny_checkpoint(), tiny_weights_only()}));
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_NE(refused.err.find("tokenizer"), std::string::npos) << refused.err;
+}
+
 TEST(Eval, TasksRunToTheEnd) {
   const std::string directory = temporary_directory();
   write_file_atomically(directory + "/gsm8k.jsonl",

@@ -1,0 +1,99 @@
+#include "cli/eval_caches.h"
+
+#include <filesystem>
+#include <numeric>
+
+#include "base/json.h"
+#include "cli/key_means.h"
+
+namespace lathe {
+
+std::vector<RunningKv> named_caches(const std::vector<std::string>& names,
+                                    const ModelFlags& flags) {
+  std::vector<RunningKv> caches;
+  for (const std::string& name : names) {
+    ModelFlags cache = flags;
+    if (std::filesystem::is_regular_file(name)) {
+      cache.kv_codec = name;
+    } else {
+      cache.kv = name;
+    }
+    caches.emplace_back(cache);
+  }
+  return caches;
+}
+
+void load_caches(std::vector<RunningKv>& caches, const LoadedModel& loaded, Exec& exec) {
+  for (RunningKv& cache : caches) {
+    cache.load(loaded.checkpoint(), exec);
+    learn_key_means_for(cache.live_format(), loaded, loaded.model(), exec);
+  }
+}
+
+MeasuredModel measured(const LoadedModel& loaded, int64_t chunk) {
+  return measured(loaded.model(), loaded.kv(), chunk);
+}
+
+MeasuredModel measured(Model& model, const RunningKv& kv, int64_t chunk) {
+  if (chunk == 0 && kv.codec() != nullptr) {
+    // The most at which queries see what they see in decoding.
+    const KvCodecPolicy policy = kv.codec()->codec->policy();
+    chunk = std::gcd(LogitStream::kChunkRows, std::gcd(policy.window, policy.chunk_tokens));
+  }
+  return {
+      .model = &model,
+      .make_cache = [&model, &kv](int64_t tokens) { return kv.make_cache(model, tokens, tokens); },
+      .chunk_rows = chunk};
+}
+
+void take_common_chunk(const std::vector<MeasuredModel*>& models) {
+  int64_t common = 0;
+  bool differ = false;
+  for (const MeasuredModel* model : models) {
+    const int64_t rows = model->chunk_rows > 0 ? model->chunk_rows : LogitStream::kChunkRows;
+    common = std::gcd(common, rows);
+    differ |= model->chunk_rows != models.front()->chunk_rows;
+  }
+  if (!differ) return;
+  for (MeasuredModel* model : models) model->chunk_rows = common;
+}
+
+Json kv_json(const LoadedModel& loaded, int64_t num_tokens) {
+  return kv_json(loaded.model(), loaded.kv(), num_tokens);
+}
+
+Json kv_json(const Model& model, const RunningKv& kv, int64_t num_tokens) {
+  const ModelConfig& config = model.config();
+  const double numbers = 2.0 * static_cast<double>(config.num_layers * config.kv_size());
+  Json json = {{"name", kv.name()}};
+  if (const LoadedKvCodec* codec = kv.codec()) {
+    const KvCodecFile& file = codec->file;
+    const double exact_bits =
+        8.0 *
+        static_cast<double>(kv_element_size(model.make_cache(KvFormat::kBF16, 1, 1)->element()));
+    json["codec"] = codec->path;
+    json["method"] = file.method;
+    json["variant"] = file.variant;
+    json["bits_per_value"] = kv_bits_per_value(file);
+    if (num_tokens > 0) {
+      json["sequence_bits_per_value"] = kv_sequence_bits(file, exact_bits, num_tokens);
+    }
+    json["predictor_bytes"] = kv_predictor_bytes(file);
+    json["sinks"] = file.num_sinks;
+    json["window"] = file.window;
+    return json;
+  }
+  const auto cache = kv.make_cache(model, 1, 1);
+  const double bits = 8.0 * static_cast<double>(cache->bytes_per_block()) /
+                      static_cast<double>(kBlockSize) / numbers;
+  json["bits_per_value"] = bits;
+  if (num_tokens > 0) {
+    // With the block of the exact sinks.
+    const int64_t blocks = cache->blocks_needed(cache->new_sequence(), num_tokens, num_tokens).live;
+    json["sequence_bits_per_value"] =
+        bits * static_cast<double>(blocks) / static_cast<double>(blocks_for(num_tokens));
+  }
+  return json;
+}
+
+}  // namespace lathe
