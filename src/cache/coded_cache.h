@@ -48,6 +48,9 @@ class CodedCache : public KvCache {
   int64_t num_blocks() const override { return live_pool_.num_blocks(); }
   int64_t num_free_blocks() const override { return live_pool_.num_free(); }
   int64_t max_sequence_tokens() const override { return options_.max_sequence_tokens; }
+  KvBlocks all_blocks() const override {
+    return {.live = live_pool_.num_blocks(), .coded = coded_pool_.num_blocks()};
+  }
   KvBlocks free_blocks() const override {
     return {.live = live_pool_.num_free(), .coded = num_free_coded_blocks()};
   }

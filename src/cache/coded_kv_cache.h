@@ -33,6 +33,7 @@ class CodedKvCache final : public CodedCache {
                const CodedKvCacheOptions& options, std::vector<Buffer> rope_memory = {});
 
   int64_t bytes_per_block() const override;
+  int64_t bytes_per_coded_block() const override { return codec_.bytes_per_block(); }
   KvElement element() const override { return live_.shape().element; }
   void append(int64_t layer, const float* k_raw, const float* k, const float* v, int64_t stride,
               Exec& exec) override;

@@ -35,6 +35,7 @@ class CudaCodedKvCache final : public CodedCache, public CudaKvLayers {
   ~CudaCodedKvCache() override;
 
   int64_t bytes_per_block() const override { return 2 * num_layers_ * plane_bytes_; }
+  int64_t bytes_per_coded_block() const override { return codes_.size() / num_coded_blocks(); }
   KvElement element() const override;
   CudaKvLayers* cuda_layers() override { return this; }
   // Of all that lies on the GPU, predictors and scratch included.

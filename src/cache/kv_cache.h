@@ -36,9 +36,9 @@ constexpr int64_t blocks_for(int64_t num_tokens) {
 // The cache of one sequence: its blocks in order of position. A plain value: copying one does not
 // take references (use KvCache::fork), dropping one does not give them back (KvCache::release).
 struct KvSequence {
-  std::vector<BlockId> blocks;
-  int64_t num_tokens = 0;   // committed
-  BlockId sink_block = -1;  // the block that keeps the exact sinks, a live one; -1: none
+  std::vector<BlockId> blocks;  // id >= 0: a live block; id < 0: coded block ~id
+  int64_t num_tokens = 0;       // committed
+  BlockId sink_block = -1;      // the block that keeps the exact sinks, a live one; -1: none
 };
 
 // Numbers of blocks, by the memory they come from. Plain caches have live blocks only.
@@ -51,6 +51,7 @@ struct KvBlocks {
     coded -= other.coded;
     return *this;
   }
+  bool operator==(const KvBlocks&) const = default;
   bool fit_into(const KvBlocks& room) const { return live <= room.live && coded <= room.coded; }
 };
 
@@ -70,7 +71,9 @@ class KvCache {
   virtual int64_t num_blocks() const = 0;
   virtual int64_t num_free_blocks() const = 0;
   virtual int64_t bytes_per_block() const = 0;
+  virtual KvBlocks all_blocks() const { return {.live = num_blocks(), .coded = 0}; }
   virtual KvBlocks free_blocks() const { return {.live = num_free_blocks(), .coded = 0}; }
+  virtual int64_t bytes_per_coded_block() const { return 0; }  // 0: there are none
   // The most that the sequence will hold beyond what it holds now, on its way to num_tokens tokens
   // in steps of up to max_rows rows.
   virtual KvBlocks blocks_needed(const KvSequence& sequence, int64_t num_tokens,

@@ -608,6 +608,14 @@ bool Engine::fail_stuck() {
   return stuck != nullptr;
 }
 
+double EngineStats::cache_usage() const {
+  const auto share = [](int64_t part, int64_t whole) {
+    return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0.0;
+  };
+  return std::max(share(running_cache_blocks.live, cache_blocks.live),
+                  share(running_cache_blocks.coded, cache_blocks.coded));
+}
+
 void Engine::publish_stats() {
   const std::lock_guard lock(mutex_);
   is_idle_ = sequences_.empty();
@@ -617,9 +625,13 @@ void Engine::publish_stats() {
   stats_.prompt_tokens = num_prompt_tokens_;
   stats_.generated_tokens = num_generated_;
   stats_.steps = num_steps_;
-  stats_.cache_blocks = cache_->num_blocks();
-  stats_.free_cache_blocks = cache_->num_free_blocks();
-  stats_.running_cache_blocks = scheduler_.num_running_blocks();
+  stats_.cache_blocks = cache_->all_blocks();
+  stats_.free_cache_blocks = cache_->free_blocks();
+  stats_.running_cache_blocks = scheduler_.running_blocks();
+  stats_.cache_block_bytes = {.live = cache_->bytes_per_block(),
+                              .coded = cache_->bytes_per_coded_block()};
+  const ModelConfig& config = model_.config();
+  stats_.cache_block_numbers = 2 * config.num_layers * config.kv_size() * kBlockSize;
   stats_.shared_prompt_tokens = scheduler_.num_shared_tokens();
   stats_.speculation = speculation_;
   stats_.windows = windows_;

@@ -59,13 +59,20 @@ struct EngineStats {
   int64_t prompt_tokens = 0;  // of all requests that were taken up
   int64_t generated_tokens = 0;
   int64_t steps = 0;
-  int64_t cache_blocks = 0;
-  int64_t free_cache_blocks = 0;     // the rest: running, or kept for later prompts
-  int64_t running_cache_blocks = 0;  // blocks shared by several sequences count for each
+  // Live blocks, and those of codes of running sequences (--kv aqua2); a block that several
+  // sequences share counts once.
+  KvBlocks cache_blocks;
+  KvBlocks free_cache_blocks;  // the rest: running, or kept for later prompts
+  KvBlocks running_cache_blocks;
+  KvBlocks cache_block_bytes;        // of one block of each kind; 0: there are none
+  int64_t cache_block_numbers = 0;   // keys and values of all layers that a block holds
   int64_t shared_prompt_tokens = 0;  // taken from earlier sequences instead of computed
   SpeculationUsage speculation;      // of all requests
   SpeculationStats windows;
   ParkingStats parking;  // zeros without a parker
+
+  // How full the cache is of what runs, 0 to 1: by the kind of block that is scarcer.
+  double cache_usage() const;
 };
 
 class Engine {

@@ -15,7 +15,7 @@ void insert_by_arrival(std::vector<Sequence*>& list, Sequence* sequence) {
 }  // namespace
 
 Scheduler::Scheduler(const EngineOptions& options, KvCache& cache)
-    : options_(options), cache_(cache), prefixes_(cache) {
+    : options_(options), cache_(cache), prefixes_(cache), running_blocks_(cache) {
   running_.reserve(static_cast<std::size_t>(options.max_num_seqs));
   rows_.reserve(static_cast<std::size_t>(options.max_num_seqs));
 }
@@ -39,12 +39,10 @@ void Scheduler::remove(Sequence* sequence, bool keep_prefix) {
   std::erase(running_, sequence);
 }
 
-int64_t Scheduler::num_running_blocks() const {
-  std::size_t blocks = 0;
-  for (const Sequence* sequence : running_) {
-    blocks += sequence->kv.blocks.size() + (sequence->kv.sink_block >= 0 ? 1 : 0);
-  }
-  return static_cast<int64_t>(blocks);
+KvBlocks Scheduler::running_blocks() {
+  running_blocks_.clear();
+  for (const Sequence* sequence : running_) running_blocks_.add(sequence->kv);
+  return running_blocks_.total();
 }
 
 std::span<const ScheduledRows> Scheduler::schedule() {

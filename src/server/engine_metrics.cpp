@@ -131,6 +131,36 @@ void add_speculation_metrics(MetricText& out, const MetricLabels& labels,
   if (!served.judge.empty()) add_judge_metrics(ours, served, engine, shadow);
 }
 
+void add_cache_metrics(MetricText& out, const MetricLabels& labels, const EngineStats& engine) {
+  Families families(out, labels);
+  const KvBlocks& all = engine.cache_blocks;
+  const KvBlocks& free = engine.free_cache_blocks;
+  const KvBlocks& bytes = engine.cache_block_bytes;
+  families.gauge("lathe_cache_blocks", "Live blocks of the cache.", static_cast<double>(all.live));
+  families.gauge("lathe_cache_free_blocks",
+                 "Live blocks that hold nothing; the rest: running, or kept for later.",
+                 static_cast<double>(free.live));
+  families.gauge("lathe_cache_coded_blocks", "Blocks for codes of running choices.",
+                 static_cast<double>(all.coded));
+  families.gauge("lathe_cache_coded_free_blocks", "Those that hold nothing.",
+                 static_cast<double>(free.coded));
+  families.by("lathe_cache_used_bytes", "gauge", "Bytes of the blocks that hold something.", "kind",
+              {{"live", (all.live - free.live) * bytes.live},
+               {"coded", (all.coded - free.coded) * bytes.coded}});
+  if (engine.cache_block_numbers == 0) return;  // before the first step
+  out.family("lathe_cache_bits_per_number", "gauge",
+             "Bits that a key's or value's number takes in a block of this kind.");
+  for (const auto& [kind, block_bytes] :
+       {std::pair{"live", bytes.live}, std::pair{"coded", bytes.coded}}) {
+    if (block_bytes == 0) continue;
+    MetricLabels with_kind = labels;
+    with_kind.emplace_back("kind", kind);
+    out.sample(
+        "lathe_cache_bits_per_number", with_kind,
+        8 * static_cast<double>(block_bytes) / static_cast<double>(engine.cache_block_numbers));
+  }
+}
+
 void add_parking_metrics(MetricText& out, const MetricLabels& labels, const ParkingStats& parking) {
   if (parking.piece_tokens == 0) return;
   const ParkedStore::Stats& store = parking.store;
@@ -139,6 +169,9 @@ void add_parking_metrics(MetricText& out, const MetricLabels& labels, const Park
               {{"memory", store.memory_pieces}, {"disk", store.disk_pieces}});
   families.by("lathe_parked_bytes", "gauge", "Their bytes.", "tier",
               {{"memory", store.memory_bytes}, {"disk", store.disk_bytes}});
+  families.by("lathe_parked_piece_bytes", "gauge",
+              "Bytes of a piece without sinks, parked and in the running format.", "as",
+              {{"parked", parking.piece_bytes}, {"live", parking.live_piece_bytes}});
   families.counter("lathe_parked_tokens_total", "Tokens that were parked.", parking.parked_tokens);
   families.counter("lathe_woken_tokens_total",
                    "Tokens of prompts that were woken instead of computed.", parking.woken_tokens);

@@ -66,17 +66,14 @@ std::string ServerMetrics::text(const EngineStats& engine, const HttpServerStats
     out.family(name, "histogram", help);
     out.histogram(name, labels, values);
   };
-  const auto ratio = [](int64_t part, int64_t whole) {
-    return whole > 0 ? static_cast<double>(part) / static_cast<double>(whole) : 0.0;
-  };
 
   gauge("vllm:num_requests_running", "Choices that the engine is computing.",
         static_cast<double>(engine.num_running));
   gauge("vllm:num_requests_waiting", "Choices that wait for the engine.",
         static_cast<double>(engine.num_waiting));
   gauge("vllm:kv_cache_usage_perc",
-        "Share of the cache's blocks that running choices use; 1 is all.",
-        ratio(engine.running_cache_blocks, engine.cache_blocks));
+        "Share of the cache's blocks that running choices use, of the scarcer kind; 1 is all.",
+        engine.cache_usage());
   counter("vllm:prefix_cache_queries_total",
           "Prompt tokens that were looked up in the prefix cache.", engine.prompt_tokens);
   counter("vllm:prefix_cache_hits_total", "Prompt tokens that the prefix cache had.",
@@ -116,17 +113,14 @@ std::string ServerMetrics::text(const EngineStats& engine, const HttpServerStats
   out.sample("vllm:cache_config_info",
              {{"engine", "0"},
               {"block_size", std::to_string(block_tokens)},
-              {"num_gpu_blocks", std::to_string(engine.cache_blocks)}},
+              {"num_gpu_blocks", std::to_string(engine.cache_blocks.live)}},
              1);
 
   add_speculation_metrics(out, labels, speculation_, engine, shadow);
   add_parking_metrics(out, labels, engine.parking);
 
   counter("lathe_steps_total", "Steps of the engine.", engine.steps);
-  gauge("lathe_cache_blocks", "Blocks of the cache.", static_cast<double>(engine.cache_blocks));
-  gauge("lathe_cache_free_blocks",
-        "Blocks that hold nothing; the rest: running, or kept for later.",
-        static_cast<double>(engine.free_cache_blocks));
+  add_cache_metrics(out, labels, engine);
   const int64_t started = choices_started.value();
   counter("lathe_choices_started_total", "Choices handed to the engine.", started);
   gauge("lathe_choices_open", "Choices that have not ended.",

@@ -117,9 +117,42 @@ TEST(CodedEngine, RandomLoadsFinishAndGiveEverythingBack) {
       ASSERT_TRUE(record->reason.has_value()) << seed;
       EXPECT_NE(record->reason, FinishReason::kError) << record->error;
     }
-    EXPECT_EQ(coded.engine.stats().running_cache_blocks, 0);
+    EXPECT_EQ(coded.engine.stats().running_cache_blocks, KvBlocks{});
     EXPECT_TRUE(options.prefix_cache || coded.is_empty()) << seed;
   }
+}
+
+// Codes are counted with the codes' blocks, and what sequences share once.
+TEST(CodedEngine, TheCacheIsNeverMoreThanFull) {
+  EngineOptions options = small_options();
+  options.max_num_seqs = 6;
+  options.cache_tokens = 6 * 160;
+  CodedEngine coded(options);
+  ask(coded, 30, 100, 1);
+  coded.run();
+  // The first blocks of all are those that the sequence before has left.
+  for (uint64_t i = 0; i < 6; ++i) ask(coded, 30, 100, 50);
+  double highest = 0;
+  KvBlocks most;
+  while (coded.engine.has_work()) {
+    coded.engine.step();
+    const EngineStats stats = coded.engine.stats();
+    EXPECT_LE(stats.cache_usage(), 1);
+    EXPECT_LE(stats.running_cache_blocks.live + stats.free_cache_blocks.live,
+              stats.cache_blocks.live);
+    EXPECT_LE(stats.running_cache_blocks.coded + stats.free_cache_blocks.coded,
+              stats.cache_blocks.coded);
+    highest = std::max(highest, stats.cache_usage());
+    most.live = std::max(most.live, stats.running_cache_blocks.live);
+    most.coded = std::max(most.coded, stats.running_cache_blocks.coded);
+  }
+  EXPECT_GT(most.coded, 0);
+  EXPECT_GT(most.live, most.coded);  // windows of 64 tokens and more
+  EXPECT_GT(highest, 0.2);
+  const EngineStats stats = coded.engine.stats();
+  EXPECT_EQ(stats.cache_usage(), 0);
+  EXPECT_EQ(stats.cache_block_bytes.live, coded.engine.cache().bytes_per_block());
+  EXPECT_EQ(stats.cache_block_bytes.coded, coded.codec.bytes_per_block());
 }
 
 TEST(CodedEngine, PreemptedSequencesAreComputedAgain) {

@@ -114,7 +114,7 @@ TEST(Engine, SharedPrefixesChangeNothing) {
       prompt.insert(prompt.end(), words.begin(), words.end());
     }
     EXPECT_GT(tiny.engine.stats().shared_prompt_tokens, 0);
-    EXPECT_EQ(tiny.engine.stats().running_cache_blocks, 0);
+    EXPECT_EQ(tiny.engine.stats().running_cache_blocks, KvBlocks{});
   }
 }
 

@@ -169,7 +169,7 @@ TEST(PrefixParker, RandomLoadsFinishAndGiveEverythingBack) {
       EXPECT_NE(record->reason, FinishReason::kError) << record->error;
     }
     EXPECT_TRUE(options.prefix_cache || engine.tiny.cache_is_empty());
-    EXPECT_EQ(engine.stats().running_cache_blocks, 0);
+    EXPECT_EQ(engine.stats().running_cache_blocks, KvBlocks{});
   }
 }
 

@@ -150,7 +150,7 @@ TEST(Speculation, ABatchGivesEachRequestItsTokens) {
         for (int round = 0; round < 2; ++round) {
           expect_same(run_together(tiny, cases), expected);
         }
-        EXPECT_EQ(tiny.engine.stats().running_cache_blocks, 0);
+        EXPECT_EQ(tiny.engine.stats().running_cache_blocks, KvBlocks{});
         if (!prefix_cache) {
           EXPECT_TRUE(tiny.cache_is_empty());
         }

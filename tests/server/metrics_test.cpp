@@ -33,6 +33,41 @@ TEST(Metrics, BucketsFollow125) {
   EXPECT_EQ(buckets_1_2_5(INT64_MAX).size(), 57u);  // up to 5e18
 }
 
+TEST(ServerMetrics, TheCacheByKindOfBlock) {
+  const ServerMetrics metrics("model", 1024);
+  EngineStats stats;
+  stats.cache_blocks = {.live = 10, .coded = 100};
+  stats.free_cache_blocks = {.live = 4, .coded = 30};
+  stats.running_cache_blocks = {.live = 5, .coded = 75};
+  stats.cache_block_bytes = {.live = 3000, .coded = 250};
+  stats.cache_block_numbers = 1000;
+  stats.parking.piece_tokens = 128;
+  stats.parking.piece_bytes = 700;
+  stats.parking.live_piece_bytes = 5600;
+  const std::string text = metrics.text(stats, HttpServerStats{}, 16);
+  for (const auto& [name, value] :
+       {std::pair<const char*, const char*>{"vllm:kv_cache_usage_perc", "0.75"},
+        {"lathe_cache_blocks", "10"},
+        {"lathe_cache_free_blocks", "4"},
+        {"lathe_cache_coded_blocks", "100"},
+        {"lathe_cache_coded_free_blocks", "30"}}) {
+    const std::string line =
+        std::string("\n") + name + "{engine=\"0\",model_name=\"model\"} " + value + "\n";
+    EXPECT_NE(text.find(line), std::string::npos) << line << text;
+  }
+  for (const auto& [name, label, value] :
+       {std::tuple{"lathe_cache_used_bytes", "kind=\"live\"", "18000"},
+        {"lathe_cache_used_bytes", "kind=\"coded\"", "17500"},
+        {"lathe_cache_bits_per_number", "kind=\"live\"", "24"},
+        {"lathe_cache_bits_per_number", "kind=\"coded\"", "2"},
+        {"lathe_parked_piece_bytes", "as=\"parked\"", "700"},
+        {"lathe_parked_piece_bytes", "as=\"live\"", "5600"}}) {
+    const std::string line = std::string("\n") + name + "{engine=\"0\",model_name=\"model\"," +
+                             label + "} " + value + "\n";
+    EXPECT_NE(text.find(line), std::string::npos) << line << text;
+  }
+}
+
 TEST(ServerMetrics, CountersAddUp) {
   ServerMetrics metrics("model", 1024);
   metrics.choices_started.add(5);
