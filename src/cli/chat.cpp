@@ -41,6 +41,7 @@ struct ChatFlags {
   std::string path;
   std::string system;
   int64_t context = 0;
+  int64_t cache_tokens = 0;
   std::string server;
   std::string api_key;
 };
@@ -202,15 +203,16 @@ void run_chat(const ChatFlags& flags, const GivenFlags& given) {
   Runtime runtime(flags.common);
   LineReader reader;
   KvParking parking(flags.model, flags.kv);
-  name_flags([&] { validate(EngineOptions{.max_sequence_tokens = flags.context}); });
+  const EngineOptions wanted = {
+      .max_num_seqs = 1, .max_sequence_tokens = flags.context, .cache_tokens = flags.cache_tokens};
+  name_flags([&] { validate(wanted); });
   const LoadedModel loaded(flags.path, parking.model_flags(), runtime.exec(),
                            {.quiet = !reader.interactive(), .max_sequence_tokens = flags.context});
   const LoadedDraft draft(flags.draft, loaded, parking.model_flags(), runtime.exec(),
                           {.quiet = !reader.interactive(), .max_sequence_tokens = flags.context});
   parking.load(loaded.checkpoint());
   const EngineOptions options =
-      resolve(loaded.kv().engine_options({.max_num_seqs = 1, .max_sequence_tokens = flags.context}),
-              loaded.model().config());
+      loaded.kv().engine_options(wanted, loaded.model().config(), runtime.exec());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   draft.attach(engine);
@@ -237,6 +239,7 @@ void add_chat_command(CLI::App& app, Invocation& invocation) {
   command->add_option("--system", flags->system, "System message")->type_name("TEXT");
   command->add_option("--context", flags->context, "Tokens of the conversation; 0: the model's")
       ->type_name("TOKENS");
+  command->add_option("--cache-tokens", flags->cache_tokens, kCacheTokensHelp)->type_name("TOKENS");
   add_sampling_flags(*command, flags->params);
   add_draft_flags(*command, flags->draft);
   add_model_flags(*command, flags->model);

@@ -32,10 +32,9 @@ Json eval_items(const EvalFlags& flags, std::vector<Item> items, Exec& exec, con
     load_caches(caches, loaded, exec);
     const LoadedDraft draft(flags.draft, loaded, flags.model, exec, {.quiet = flags.common.json});
     const auto run_once = [&](const RunningKv& cache, const std::string& name, bool judged) {
-      const EngineOptions options =
-          resolve(cache.engine_options({.max_num_seqs = flags.batch,
-                                        .max_batch_tokens = std::max<int64_t>(512, flags.batch)}),
-                  loaded.model().config());
+      const EngineOptions options = cache.engine_options(
+          {.max_num_seqs = flags.batch, .max_batch_tokens = std::max<int64_t>(512, flags.batch)},
+          loaded.model().config(), exec);
       Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                     options, exec);
       judged ? draft.attach(engine) : draft.attach_exact(engine);

@@ -38,6 +38,7 @@ struct GenerateFlags {
   bool raw = false;
   bool stats = false;
   int64_t context = 0;
+  int64_t cache_tokens = 0;
 };
 
 std::string prompt_text(const GenerateFlags& flags) {
@@ -87,7 +88,9 @@ void run_generate(const GenerateFlags& flags) {
   KvParking parking(flags.model, flags.kv);
   // What can be wrong without the model is found before it is loaded.
   check_sampling_flags(flags.params);
-  name_flags([&] { validate(EngineOptions{.max_sequence_tokens = flags.context}); });
+  const EngineOptions wanted = {
+      .max_num_seqs = 1, .max_sequence_tokens = flags.context, .cache_tokens = flags.cache_tokens};
+  name_flags([&] { validate(wanted); });
   const std::shared_ptr<const Grammar> grammar = schema_grammar(flags);
   Checkpoint::open(flags.path);  // before a prompt is waited for
   const std::string prompt_read = prompt_text(flags);
@@ -104,8 +107,7 @@ void run_generate(const GenerateFlags& flags) {
   }
   parking.load(loaded.checkpoint());
   const EngineOptions options =
-      resolve(loaded.kv().engine_options({.max_num_seqs = 1, .max_sequence_tokens = flags.context}),
-              loaded.model().config());
+      loaded.kv().engine_options(wanted, loaded.model().config(), runtime.exec());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   draft.attach(engine);
@@ -178,6 +180,7 @@ void add_generate_command(CLI::App& app, Invocation& invocation) {
   command->add_flag("--stats", flags->stats, "Print times on standard error");
   command->add_option("--context", flags->context, "Longest prompt and answer; 0: the model's")
       ->type_name("TOKENS");
+  command->add_option("--cache-tokens", flags->cache_tokens, kCacheTokensHelp)->type_name("TOKENS");
   add_sampling_flags(*command, flags->params);
   add_draft_flags(*command, flags->draft);
   add_model_flags(*command, flags->model);

@@ -6,8 +6,12 @@
 #include "base/error.h"
 #include "cache/coded_kv_cache.h"
 #include "cache/predictive_codec.h"
+#include "cli/memory_use.h"
 #include "cli/output.h"
 #include "engine/prefix_parker.h"
+#ifdef LATHE_HAS_CUDA
+#include "tensor/device_buffer.h"
+#endif
 
 namespace lathe {
 namespace {
@@ -31,6 +35,17 @@ int64_t bytes_of(const char* flag, double gigabytes) {
     fail(ErrorCode::kInvalidArgument, flag, " ", gigabytes, ": 0 to 1000000");
   }
   return static_cast<int64_t>(gigabytes * 1e9);
+}
+
+CacheMemory cache_memory(const Exec& exec, int num_ranks) {
+#ifdef LATHE_HAS_CUDA
+  // Every rank's GPU holds its part of the cache.
+  if (exec.on_cuda()) {
+    return {.free_bytes = free_device_bytes(exec.cuda_device) * num_ranks, .default_share = 0.5};
+  }
+#endif
+  (void)exec, (void)num_ranks;
+  return {.free_bytes = available_memory_bytes(), .default_share = 0.25};
 }
 
 }  // namespace
@@ -144,11 +159,12 @@ void RunningKv::take(KvCodecFile file, const ModelConfig& config) {
   codec_ = {.path = "", .file = std::move(file), .codec = std::move(codec)};
 }
 
-EngineOptions RunningKv::engine_options(EngineOptions options) const {
+EngineOptions RunningKv::engine_options(EngineOptions options, const ModelConfig& config,
+                                        const Exec& exec) const {
   options.kv_format = choice_.live_format;
   options.kv_codec = codec_ ? codec_->codec.get() : nullptr;
   options.kv_codec_file = codec_ ? &codec_->file : nullptr;
-  return options;
+  return resolve(options, config, cache_memory(exec, flags_.tensor_parallel));
 }
 
 std::string RunningKv::name() const {

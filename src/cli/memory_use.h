@@ -7,7 +7,8 @@ namespace lathe {
 // The largest resident set so far, in bytes (mapped model files count while they are resident).
 int64_t peak_memory_bytes();
 
-// What the system can still give without swapping. 0 when it does not say.
+// What the system, and the limit of the container that this runs in, can still give without
+// swapping. 0 when neither says.
 int64_t available_memory_bytes();
 
 // Processor time of all threads so far, in seconds.

@@ -244,7 +244,7 @@ void run_serve(ServeFlags flags) {
       flags.draft, loaded, parking.model_flags(), runtime.exec(),
       {.quiet = false, .max_sequence_tokens = flags.engine.max_sequence_tokens});
   const ModelConfig& config = loaded.model().config();
-  const EngineOptions options = resolve(loaded.kv().engine_options(flags.engine), config);
+  const EngineOptions options = loaded.kv().engine_options(flags.engine, config, runtime.exec());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   const ServedSpeculation speculation = set_up_speculation(flags, draft, loaded, engine);
@@ -333,8 +333,7 @@ void add_serve_command(CLI::App& app, Invocation& invocation) {
       ->type_name("FILE");
   add("--context", flags->engine.max_sequence_tokens,
       "Longest prompt and answer; 0: what model and cache allow", "TOKENS");
-  add("--cache-tokens", flags->engine.cache_tokens,
-      "Tokens that the cache holds for all requests; 0: 1 GiB of them", "TOKENS");
+  add("--cache-tokens", flags->engine.cache_tokens, kCacheTokensHelp, "TOKENS");
   add("--max-num-seqs", flags->engine.max_num_seqs, "Choices that are computed at the same time",
       "N");
   add("--max-batch-tokens", flags->engine.max_batch_tokens, "Tokens of one step", "N");

@@ -148,9 +148,11 @@ std::unique_ptr<Sequence> Engine::make_sequence(Request request) const {
   if (prompt_size == 0) fail(ErrorCode::kInvalidArgument, "the prompt is empty");
   if (prompt_size >= options_.max_sequence_tokens) {
     fail(ErrorCode::kInvalidArgument, "the prompt has ", prompt_size,
-         " tokens; with one to generate, at most ", options_.max_sequence_tokens - 1,
-         " fit (max_sequence_tokens ", options_.max_sequence_tokens, ", cache of ",
-         options_.cache_tokens, " tokens)");
+         " tokens; with one to generate, at most ", options_.max_sequence_tokens - 1, " fit",
+         options_.max_sequence_tokens < config().max_position_embeddings
+             ? str("; the model goes to ", config().max_position_embeddings,
+                   ": raise --context or --cache-tokens (now ", options_.cache_tokens, ")")
+             : str(" the model's context of ", options_.max_sequence_tokens));
   }
   for (const int32_t token : request.prompt) {
     if (token >= 0 && token < vocab_size) continue;
@@ -598,10 +600,10 @@ void Engine::retire(Sequence& sequence, bool keep_prefix) {
 bool Engine::fail_stuck() {
   Sequence* stuck = scheduler_.oldest_waiting();
   if (stuck != nullptr) {
-    const Error error(
-        ErrorCode::kOutOfMemory,
-        str("the cache has ", cache_->num_free_blocks(), " free blocks of ", kBlockSize,
-            " tokens; a sequence of ", stuck->size(), " tokens does not fit"));
+    const Error error(ErrorCode::kOutOfMemory,
+                      str("the cache has ", cache_->num_free_blocks(), " free blocks of ",
+                          kBlockSize, " tokens; a sequence of ", stuck->size(),
+                          " tokens does not fit; --cache-tokens makes it larger"));
     finish(*stuck, FinishReason::kError, &error);
   }
   publish_stats();

@@ -24,6 +24,17 @@ DeviceBuffer::DeviceBuffer(int64_t num_bytes) {
   size_ = num_bytes;
 }
 
+int64_t free_device_bytes(int device) {
+  int before = 0;
+  cuda_check(cudaGetDevice(&before), "asking which GPU is in use");
+  cuda_check(cudaSetDevice(device), "using GPU ", device);
+  std::size_t free_bytes = 0, total_bytes = 0;
+  cuda_check(cudaMemGetInfo(&free_bytes, &total_bytes), "asking for the free memory of GPU ",
+             device);
+  cuda_check(cudaSetDevice(before), "using GPU ", before);
+  return static_cast<int64_t>(free_bytes);
+}
+
 DeviceBuffer::~DeviceBuffer() {
   if (data_ != nullptr) cudaFree(data_);
 }

@@ -43,4 +43,7 @@ class DeviceBuffer {
   int64_t size_ = 0;
 };
 
+// Bytes of a GPU that nobody has taken.
+int64_t free_device_bytes(int device);
+
 }  // namespace lathe

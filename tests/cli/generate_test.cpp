@@ -111,6 +111,17 @@ TEST(Generate, EmptyBrokenAndLongPrompts) {
   const ProgramResult too_long = run_lathe(base, std::string(2000, 'x'));
   EXPECT_EQ(too_long.exit_code, 2);
   EXPECT_NE(too_long.err.find("1024"), std::string::npos) << too_long.err;
+  const ProgramResult no_room = run_lathe(
+      {"generate", tiny_checkpoint(), std::string(300, 'x'), "--raw", "--cache-tokens", "64"});
+  EXPECT_EQ(no_room.exit_code, 2);
+  EXPECT_NE(no_room.err.find("goes to 1024: raise --context or --cache-tokens (now 64)"),
+            std::string::npos)
+      << no_room.err;
+  const ProgramResult no_memory =
+      run_lathe({"generate", tiny_checkpoint(), "x", "--raw", "--cache-tokens", "68000000000"});
+  EXPECT_EQ(no_memory.exit_code, 1);
+  EXPECT_NE(no_memory.err.find("a smaller --context or --cache-tokens"), std::string::npos)
+      << no_memory.err;
 }
 
 TEST(Generate, StopStringsCutTheText) {

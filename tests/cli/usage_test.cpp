@@ -105,6 +105,8 @@ TEST(Usage, WrongCommandLinesExitWith2) {
       {{"bench", "attention", "--formats", "q9"}, "q9"},
       {{"generate", model, "x", "--dtype", "fp7"}, "fp7"},
       {{"score", model, "--kv", "q5"}, "q5"},
+      {{"generate", "/no/such/model", "x", "--cache-tokens", "-1"}, "--cache-tokens is -1"},
+      {{"chat", "/no/such/model", "--cache-tokens", "99999999999999"}, "--cache-tokens"},
       {{"selftest", "/no/such/model", "--kv", "aqua2"}, "--kv aqua2: selftest"},
       {{"fit-judge", "--target", "/no/such", "--draft", "/no/such", "--task", "gsm8k", "--data",
         "no", "-o", "no", "--kv-codec", "no.file"},
