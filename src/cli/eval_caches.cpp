@@ -1,5 +1,6 @@
 #include "cli/eval_caches.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <numeric>
 
@@ -7,6 +8,20 @@
 #include "cli/key_means.h"
 
 namespace lathe {
+namespace {
+
+// What a sequence of so many tokens has in a cache with a codec: chunks become codes as soon as the
+// window is behind them, and a block of live ones keeps the sinks among them (coded_cache.h).
+KvBlocks blocks_of_sequence(const KvCodecPolicy& policy, int64_t num_tokens) {
+  const int64_t first = policy.num_sinks / kBlockSize;  // whole blocks of sinks are no codes
+  const int64_t codable = num_tokens - first * kBlockSize - policy.window;
+  const int64_t coded =
+      std::max<int64_t>(0, codable) / policy.chunk_tokens * (policy.chunk_tokens / kBlockSize);
+  const bool keeps_sinks = coded > 0 && policy.num_sinks % kBlockSize != 0;
+  return {.live = blocks_for(num_tokens) - coded + (keeps_sinks ? 1 : 0), .coded = coded};
+}
+
+}  // namespace
 
 std::vector<RunningKv> named_caches(const std::vector<std::string>& names,
                                     const ModelFlags& flags) {
@@ -64,34 +79,33 @@ Json kv_json(const LoadedModel& loaded, int64_t num_tokens) {
 
 Json kv_json(const Model& model, const RunningKv& kv, int64_t num_tokens) {
   const ModelConfig& config = model.config();
-  const double numbers = 2.0 * static_cast<double>(config.num_layers * config.kv_size());
+  const double block_numbers =
+      2.0 * static_cast<double>(config.num_layers * config.kv_size() * kBlockSize);
+  const auto cache = kv.make_cache(model, 1, 1);
+  const double live_bits = 8.0 * static_cast<double>(cache->bytes_per_block()) / block_numbers;
+  const LoadedKvCodec* codec = kv.codec();
   Json json = {{"name", kv.name()}};
-  if (const LoadedKvCodec* codec = kv.codec()) {
+  if (codec != nullptr) {
     const KvCodecFile& file = codec->file;
-    const double exact_bits =
-        8.0 *
-        static_cast<double>(kv_element_size(model.make_cache(KvFormat::kBF16, 1, 1)->element()));
     json["codec"] = codec->path;
     json["method"] = file.method;
     json["variant"] = file.variant;
     json["bits_per_value"] = kv_bits_per_value(file);
-    if (num_tokens > 0) {
-      json["sequence_bits_per_value"] = kv_sequence_bits(file, exact_bits, num_tokens);
-    }
     json["predictor_bytes"] = kv_predictor_bytes(file);
     json["sinks"] = file.num_sinks;
     json["window"] = file.window;
-    return json;
+  } else {
+    json["bits_per_value"] = live_bits;
   }
-  const auto cache = kv.make_cache(model, 1, 1);
-  const double bits = 8.0 * static_cast<double>(cache->bytes_per_block()) /
-                      static_cast<double>(kBlockSize) / numbers;
-  json["bits_per_value"] = bits;
   if (num_tokens > 0) {
-    // With the block of the exact sinks.
-    const int64_t blocks = cache->blocks_needed(cache->new_sequence(), num_tokens, num_tokens).live;
-    json["sequence_bits_per_value"] =
-        bits * static_cast<double>(blocks) / static_cast<double>(blocks_for(num_tokens));
+    const KvBlocks blocks =
+        codec != nullptr ? blocks_of_sequence(codec->codec->policy(), num_tokens)
+                         : cache->blocks_needed(cache->new_sequence(), num_tokens, num_tokens);
+    const double coded_bits = codec != nullptr ? kv_bits_per_value(codec->file) : 0;
+    json["sequence_bits_per_value"] = (static_cast<double>(blocks.live) * live_bits +
+                                       static_cast<double>(blocks.coded) * coded_bits) *
+                                      static_cast<double>(kBlockSize) /
+                                      static_cast<double>(num_tokens);
   }
   return json;
 }

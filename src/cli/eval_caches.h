@@ -27,7 +27,9 @@ MeasuredModel measured(Model& model, const RunningKv& kv, int64_t chunk);
 // What queries of a coded cache see depends on the chunk, so it must suit all that are compared.
 void take_common_chunk(const std::vector<MeasuredModel*>& models);
 
-// What the cache of a sequence of num_tokens tokens takes; 0: a number of them alone.
+// Bits of a number: of a code with its scales and latents ("bits_per_value"), and on average of a
+// sequence of num_tokens tokens, by the bytes of its blocks, those that are exact included
+// ("sequence_bits_per_value"; not with 0).
 nlohmann::ordered_json kv_json(const LoadedModel& loaded, int64_t num_tokens);
 nlohmann::ordered_json kv_json(const Model& model, const RunningKv& kv, int64_t num_tokens);
 

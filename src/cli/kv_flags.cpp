@@ -107,15 +107,6 @@ LoadedKvCodec load_kv_codec(const KvChoice& choice, const ModelFlags& flags,
   return loaded;
 }
 
-double kv_sequence_bits(const KvCodecFile& file, double exact_bits, int64_t num_tokens) {
-  // Chunks are encoded as soon as `window` tokens behind them are there.
-  const int64_t chunks = std::max<int64_t>(0, num_tokens - file.window) / file.chunk_tokens;
-  const int64_t coded = std::max<int64_t>(0, chunks * file.chunk_tokens - file.num_sinks);
-  return (static_cast<double>(coded) * kv_bits_per_value(file) +
-          static_cast<double>(num_tokens - coded) * exact_bits) /
-         static_cast<double>(num_tokens);
-}
-
 void add_kv_flags(CLI::App& command, KvFlags& flags) {
   command
       .add_option("--park-kv", flags.park,

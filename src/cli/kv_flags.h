@@ -48,10 +48,6 @@ struct LoadedKvCodec {
 LoadedKvCodec load_kv_codec(const KvChoice& choice, const ModelFlags& flags,
                             const Checkpoint& checkpoint);
 
-// Bits of a number of a sequence of num_tokens tokens, on average: codes with their scales (and
-// latents), and the exact sinks, window and unfinished chunk at exact_bits.
-double kv_sequence_bits(const KvCodecFile& file, double exact_bits, int64_t num_tokens);
-
 // The cache of running sequences, as --kv and --kv-codec name it.
 class RunningKv {
  public:

@@ -37,8 +37,7 @@ TEST(EngineOptions, ACacheThatNothingSaysTheSizeOf) {
 
 TEST(EngineOptions, ACacheForTheContextThatWasAskedFor) {
   const EngineOptions options = {.max_num_seqs = 1, .max_sequence_tokens = 30000};
-  const EngineOptions resolved =
-      resolve(options, config_of(32768), {.free_bytes = 4096 * kMiB});
+  const EngineOptions resolved = resolve(options, config_of(32768), {.free_bytes = 4096 * kMiB});
   EXPECT_EQ(resolved.max_sequence_tokens, 30000);
   EXPECT_GE(resolved.cache_tokens, 30000);
   EXPECT_EQ(cache_bytes(resolved, config_of(32768)), blocks_for(30000) * kBlockSize * 65536);
