@@ -9,6 +9,7 @@
 #include "cli/memory_use.h"
 #include "cli/output.h"
 #include "engine/prefix_parker.h"
+#include "formats/model_fingerprint.h"
 #ifdef LATHE_HAS_CUDA
 #include "tensor/device_buffer.h"
 #endif
@@ -35,6 +36,15 @@ int64_t bytes_of(const char* flag, double gigabytes) {
     fail(ErrorCode::kInvalidArgument, flag, " ", gigabytes, ": 0 to 1000000");
   }
   return static_cast<int64_t>(gigabytes * 1e9);
+}
+
+// Whether angles depend on the longest sequence that will be run (ModelOptions).
+bool has_moving_rope(const ModelConfig& config) {
+  const auto moves = [](const RopeConfig& rope) {
+    return rope.scaling == RopeConfig::Scaling::kLongRope ||
+           rope.scaling == RopeConfig::Scaling::kDynamic;
+  };
+  return moves(config.rope) || moves(config.rope_local);
 }
 
 CacheMemory cache_memory(const Exec& exec, int num_ranks) {
@@ -225,8 +235,11 @@ void KvParking::attach(Engine& engine, const Model& model, const Checkpoint& che
       .disk_bytes = bytes_of("--prefix-cache-disk-gb", flags_.disk_gb)};
   engine.set_parker(std::make_unique<PrefixParker>(
       std::move(parker), store,
-      str("pieces 3, ", kv_format_name(engine.options().kv_format), ", ",
-          kv_model_fingerprint(checkpoint), ", ", kv_codec_fingerprint(codec_->file),
+      str("pieces 4, ", kv_format_name(engine.options().kv_format), ", ",
+          model_fingerprint(checkpoint), ", ", kv_codec_fingerprint(codec_->file),
+          has_moving_rope(checkpoint.config())
+              ? str(", context ", engine.options().max_sequence_tokens)
+              : "",
           exec.on_cuda() ? ", on a GPU" : ""),
       exec));
 }
