@@ -126,15 +126,11 @@ CudaCodedKvCache::CudaCodedKvCache(const ModelConfig& config, const KvCodecFile&
 }
 
 void CudaCodedKvCache::prepare_codes(const KvCodecFile& file, const ModelConfig& config) {
-  const auto& sliding = config.layer_is_sliding;
-  const bool is_plain = config.attention_softcap == 0 &&
-                        std::none_of(sliding.begin(), sliding.end(), [](bool x) { return x; }) &&
-                        element_ == KvCudaElement::kBF16 &&
-                        std::all_of(rotary_dim_.begin(), rotary_dim_.end(),
-                                    [&](int64_t dim) { return dim == rotary_dim_.front(); });
-  if (!is_plain || !coder_.prepare_latent_attention(file, config.num_heads, rotary_dim_.front())) {
-    return;
-  }
+  const KvFormat live = element_ == KvCudaElement::kBF16 ? KvFormat::kBF16 : KvFormat::kF32;
+  const bool same_rotation = std::all_of(rotary_dim_.begin(), rotary_dim_.end(),
+                                         [&](int64_t dim) { return dim == config.rotary_dim; });
+  if (!same_rotation || !gpu_attends_to_codes(file, config, live)) return;
+  coder_.prepare_latent_attention(file);
   host_sinks_.assign(static_cast<std::size_t>(capacity()), -1);
   sinks_ = DeviceBuffer::from_host(host_sinks_.data(), capacity() * 4);
   for (int64_t layer_idx = 0; layer_idx < num_layers_; ++layer_idx) {

@@ -174,8 +174,12 @@ CudaKvCoder::Latent CudaKvCoder::make_latent(const KvCodecFile& file, const KvLa
 
 // --- attention to codes -------------------------------------------------------------------------
 
-bool CudaKvCoder::prepare_latent_attention(const KvCodecFile& file, int64_t num_heads,
-                                           int64_t rotary_dim) {
+bool gpu_attends_to_codes(const KvCodecFile& file, const ModelConfig& config, KvFormat live) {
+  const auto& sliding = config.layer_is_sliding;
+  if (live != KvFormat::kBF16 || config.attention_softcap != 0 ||
+      std::any_of(sliding.begin(), sliding.end(), [](bool slides) { return slides; })) {
+    return false;
+  }
   for (std::size_t i = 0; i < file.keys.size(); ++i) {
     const KvPlane &keys = file.keys[i], &values = file.values[i];
     if (!is_from_latent_alone(keys) || !is_from_latent_alone(values) ||
@@ -184,17 +188,21 @@ bool CudaKvCoder::prepare_latent_attention(const KvCodecFile& file, int64_t num_
     }
     const KvLatent& latent =
         file.latents[static_cast<std::size_t>(keys.predictor.inputs.front().index)];
-    if (!can_attend_to_latents({.shape = shape_,
+    if (!can_attend_to_latents({.shape = file.shape,
                                 .key_format = keys.format,
                                 .value_format = values.format,
                                 .with_sigma = !keys.sigma.empty() || !values.sigma.empty(),
                                 .rank = latent.rank,
                                 .latent_bits = latent.bits,
-                                .rotary_dim = rotary_dim,
-                                .num_heads = num_heads})) {
+                                .rotary_dim = config.rotary_dim,
+                                .num_heads = config.num_heads})) {
       return false;
     }
   }
+  return true;
+}
+
+void CudaKvCoder::prepare_latent_attention(const KvCodecFile& file) {
   context_.use();
   for (std::size_t i = 0; i < file.keys.size(); ++i) {
     const KvPredictor &keys = file.keys[i].predictor, &values = file.values[i].predictor;
@@ -213,7 +221,6 @@ bool CudaKvCoder::prepare_latent_attention(const KvCodecFile& file, int64_t num_
          .points = keys_[i].format.points,
          .latent_points = latents_[group].format.points});
   }
-  return true;
 }
 
 // --- sizes --------------------------------------------------------------------------------------

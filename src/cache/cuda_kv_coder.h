@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "cache/kv_format.h"
 #include "cache/plane_slots.h"
 #include "formats/kv_codec_file.h"
 #include "kernels/attention/latent_attention_cuda.h"
@@ -32,6 +33,11 @@ struct KvRopeCuda {
   // (kernels/attention/kv_layout_cuda.h).
   const float* key_offset = nullptr;
 };
+
+// Whether a GPU attends to this codec's codes as they lie, beside exact tokens in `live`: all
+// planes of all layers predicted from a latent alone, what can_attend_to_latents() asks, and no
+// layer that slides or caps. Else it rebuilds every token in every step.
+bool gpu_attends_to_codes(const KvCodecFile& file, const ModelConfig& config, KvFormat live);
 
 class CudaKvCoder {
  public:
@@ -72,10 +78,8 @@ class CudaKvCoder {
     return latents_from_[static_cast<std::size_t>(layer)];
   }
 
-  // Whether attention can read every layer's codes as they lie, by so many query heads, keys
-  // turned as `rope` says: all planes of all layers predicted from a latent alone, and what
-  // can_attend_to_latents() asks. Then latent_kv() has each layer's weights.
-  bool prepare_latent_attention(const KvCodecFile& file, int64_t num_heads, int64_t rotary_dim);
+  // Where gpu_attends_to_codes(): then latent_kv() has each layer's weights.
+  void prepare_latent_attention(const KvCodecFile& file);
   // Weights and tables of codes; where codes and exact tokens lie is for the caller to add.
   const LatentKvCuda& latent_kv(int64_t layer) const {
     return latent_kvs_[static_cast<std::size_t>(layer)];

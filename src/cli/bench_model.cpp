@@ -15,6 +15,7 @@ BenchModel::BenchModel(const std::string& path, const ModelFlags& flags,
     return;
   }
   random_kv_.emplace(flags);
+  random_kv_->check_device(exec);
   RandomWeights weights;
   if (random_weights != "bf16") weights.format = weight_format_from_name(random_weights);
   checkpoint_ = open_random_checkpoint(path, weights);

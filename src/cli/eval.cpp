@@ -43,7 +43,7 @@ Json eval_perplexity(const EvalFlags& flags, Exec& exec) {
 // One model, the cache of --kv or each of --caches against an exact one.
 Json eval_cache_divergence(const EvalFlags& flags, Exec& exec) {
   const std::string& path = flags.paths.front();
-  std::vector<RunningKv> caches = named_caches(flags.caches, flags.model);
+  std::vector<RunningKv> caches = named_caches(flags.caches, flags.model, exec);
   const std::string text = read_text_file(flags.data);
   const LoadedModel loaded(
       path, flags.model, exec,

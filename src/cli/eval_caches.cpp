@@ -23,8 +23,8 @@ KvBlocks blocks_of_sequence(const KvCodecPolicy& policy, int64_t num_tokens) {
 
 }  // namespace
 
-std::vector<RunningKv> named_caches(const std::vector<std::string>& names,
-                                    const ModelFlags& flags) {
+std::vector<RunningKv> named_caches(const std::vector<std::string>& names, const ModelFlags& flags,
+                                    const Exec& exec) {
   std::vector<RunningKv> caches;
   for (const std::string& name : names) {
     ModelFlags cache = flags;
@@ -34,6 +34,7 @@ std::vector<RunningKv> named_caches(const std::vector<std::string>& names,
       cache.kv = name;
     }
     caches.emplace_back(cache);
+    caches.back().check_device(exec);
   }
   return caches;
 }

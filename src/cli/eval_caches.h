@@ -13,8 +13,9 @@
 namespace lathe {
 
 // Of --caches: codecs' files, or else names of --kv. Reads no file. Throws kInvalidArgument for a
-// name that does not exist.
-std::vector<RunningKv> named_caches(const std::vector<std::string>& names, const ModelFlags& flags);
+// name that does not exist, or that this device does not read.
+std::vector<RunningKv> named_caches(const std::vector<std::string>& names, const ModelFlags& flags,
+                                    const Exec& exec);
 // Reads their codecs, and learns what their formats need of the model. Throws what
 // load_kv_codec() throws.
 void load_caches(std::vector<RunningKv>& caches, const LoadedModel& loaded, Exec& exec);

@@ -36,7 +36,7 @@ std::vector<char> right_items(const std::vector<PasskeyItem>& items) {
 }  // namespace
 
 Json eval_passkey(const EvalFlags& flags, Exec& exec) {
-  std::vector<RunningKv> caches = named_caches(flags.caches, flags.model);
+  std::vector<RunningKv> caches = named_caches(flags.caches, flags.model, exec);
   const std::string text = read_text_file(flags.data);
   // Before any model is loaded: one [model or cache] after the other.
   std::vector<std::vector<PasskeyItem>> runs;

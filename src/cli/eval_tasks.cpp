@@ -23,7 +23,7 @@ Json eval_items(const EvalFlags& flags, std::vector<Item> items, Exec& exec, con
     fail(ErrorCode::kInvalidArgument,
          "--judge compares one model with and without its judge; give one model, without --caches");
   }
-  std::vector<RunningKv> caches = named_caches(flags.caches, flags.model);
+  std::vector<RunningKv> caches = named_caches(flags.caches, flags.model, exec);
   std::vector<TaskResult> results;
   std::vector<std::string> names;
   std::vector<Json> kv;

@@ -174,12 +174,15 @@ void add_fit_kv_command(CLI::App& app, Invocation& invocation) {
   command->add_flag("--plan", flags->plan, "Print memory, disk and time that it would take; stop");
   add_common_flags(*command, flags->common);
   command->footer(
-      "AQUA-KV: keys and values of a layer are predicted from those of the layer below, and the "
-      "rest is stored in 2 to 4 bits. The model runs on an exact cache here, one layer in memory "
-      "at "
-      "a time. Under mpirun its processes share the calibration.\n\n"
+      "Keys and values of some layers are predicted from one small vector of the group (--variant "
+      "latent; the others, AQUA-KV as published among them: from rows of other layers), and what "
+      "the "
+      "prediction leaves is stored in 2 to 4 bits. The model runs on an exact cache here, one "
+      "layer "
+      "in memory at a time. Under mpirun its processes share the calibration.\n\n"
       "Examples:\n  lathe fit-kv OUT --bits 2\n"
-      "  lathe fit-kv smollm2.gguf -o smollm2.kv.safetensors --variant latent --rank 96\n"
+      "  lathe fit-kv smollm2.gguf -o smollm2.kv.safetensors --rank 96\n"
+      "  lathe fit-kv OUT --variant dense                             # AQUA-KV as published\n"
       "  printf 'aqua2.safetensors\\naqua3.safetensors --bits 3\\n' > codecs\n"
       "  lathe fit-kv smollm2.gguf --sweep codecs");
   command->callback([flags, &invocation] {

@@ -56,9 +56,9 @@ void add_model_flags(CLI::App& command, ModelFlags& flags) {
   command
       .add_option(
           "--kv", flags.kv,
-          "Format of the key-value cache: bf16 (default), f32 (default with fp32), fp8, higgs4; on "
-          "a CPU also int8, q4, higgs3, higgs2, and aqua4, aqua3, aqua2 with a codec of 'lathe "
-          "fit-kv'")
+          "Format of the key-value cache: bf16 (default), f32 (default with fp32), fp8, higgs4; "
+          "aqua4, aqua3, aqua2 with a codec of 'lathe fit-kv'; on a CPU also int8, q4, higgs3, "
+          "higgs2")
       ->type_name("FORMAT");
   command
       .add_option(

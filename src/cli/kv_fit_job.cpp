@@ -80,7 +80,9 @@ void add_kv_codec_flags(CLI::App& command, KvCodecFlags& flags) {
   add("--grid-dim", flags.grid_dim, "Numbers that share a codeword: 1, 2, or 4 with --bits 2", "N")
       ->capture_default_str();
   add("--first-layer-bits", flags.first_layer_bits,
-      "Bits of layers that nothing predicts (default: 4 with aqua, else as --bits)", "N");
+      "Bits of layers that nothing predicts, 2 to 4 (default: 4 with aqua's dense, low-rank, "
+      "block-diagonal and star, else as --bits)",
+      "N");
   add("--scale", flags.scale, "A head's scale: log8 (one byte), f16 or f32", "NAME")
       ->capture_default_str();
   add("--key-inputs", flags.key_inputs,

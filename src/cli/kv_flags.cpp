@@ -11,6 +11,7 @@
 #include "engine/prefix_parker.h"
 #include "formats/model_fingerprint.h"
 #ifdef LATHE_HAS_CUDA
+#include "cache/cuda_kv_coder.h"
 #include "tensor/device_buffer.h"
 #endif
 
@@ -135,6 +136,22 @@ void add_kv_flags(CLI::App& command, KvFlags& flags) {
       ->type_name("GB");
 }
 
+void RunningKv::check_device(const Exec& exec) const {
+  if (!exec.on_cuda()) return;
+  const KvFormat live = choice_.live_format;
+  const bool exact = model_options(flags_).dense_dtype == DType::kF32;
+  if (exact && live != KvFormat::kF32) {
+    fail(ErrorCode::kInvalidArgument, "--kv ", flags_.kv,
+         ": on a GPU --dtype fp32 has a cache of f32; leave --kv out");
+  }
+  if (live != KvFormat::kF32 && live != KvFormat::kBF16 && live != KvFormat::kFp8 &&
+      live != KvFormat::kHiggs4) {
+    fail(ErrorCode::kInvalidArgument, "--kv ", flags_.kv,
+         ": a GPU does not read this format; take bf16, fp8, higgs4, or a codec (aqua2, "
+         "--kv-codec)");
+  }
+}
+
 void RunningKv::load(const Checkpoint& checkpoint, const Exec& exec) {
   const KvFormat live = choice_.live_format;
   if (exec.on_cuda() && checkpoint.config().qkv_bias && live == KvFormat::kFp8) {
@@ -145,14 +162,17 @@ void RunningKv::load(const Checkpoint& checkpoint, const Exec& exec) {
   }
   if (!choice_.coded) return;
   codec_ = load_kv_codec(choice_, flags_, checkpoint);
-  const std::vector<KvPlane>& values = codec_->file.values;
-  if (exec.on_cuda() && !std::all_of(values.begin(), values.end(), is_from_latent_alone)) {
-    print_warning(
-        str("--kv ", name(),
-            ": with this codec a GPU rebuilds the whole context in every step; "
-            "what 'lathe fit-kv' makes unless told otherwise it reads as it lies, several times as "
-            "fast"));
+#ifdef LATHE_HAS_CUDA
+  const bool exact = model_options(flags_).dense_dtype == DType::kF32;
+  if (exec.on_cuda() && !gpu_attends_to_codes(codec_->file, checkpoint.config(),
+                                              exact ? KvFormat::kF32 : KvFormat::kBF16)) {
+    print_warning(str(
+        "--kv ", name(),
+        ": with this codec and model a GPU rebuilds the whole context in every step; 2-bit codes "
+        "of what 'lathe fit-kv' makes unless told otherwise it reads as they lie, several times "
+        "as fast, where heads have 64 or 128 numbers and no layer's window slides"));
   }
+#endif
 }
 
 void RunningKv::take(KvCodecFile file, const ModelConfig& config) {

@@ -53,6 +53,8 @@ class RunningKv {
  public:
   // Reads no file. Throws kInvalidArgument for a name that does not exist.
   explicit RunningKv(const ModelFlags& flags) : flags_(flags), choice_(kv_choice(flags)) {}
+  // Throws kInvalidArgument for a format that this device does not read.
+  void check_device(const Exec& exec) const;
   // Reads the codec, if there is one; warns of a format that does not suit the model. Throws what
   // load_kv_codec() throws.
   void load(const Checkpoint& checkpoint, const Exec& exec);

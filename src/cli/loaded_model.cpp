@@ -21,6 +21,12 @@ std::optional<Tokenizer> tokenizer_if_any(const Checkpoint& checkpoint) {
   }
 }
 
+RunningKv checked_kv(const ModelFlags& flags, const Exec& exec) {
+  RunningKv kv(flags);
+  kv.check_device(exec);
+  return kv;
+}
+
 }  // namespace
 
 TextModel::TextModel(const std::string& path)
@@ -74,7 +80,7 @@ PromptMaker TextModel::prompt_maker() const {
 
 LoadedModel::LoadedModel(const std::string& path, const ModelFlags& flags, Exec& exec,
                          const LoadOptions& options)
-    : LoadedModel(path, lathe::model_options(flags), RunningKv(flags), exec, options) {}
+    : LoadedModel(path, lathe::model_options(flags), checked_kv(flags, exec), exec, options) {}
 
 // Delegated to, so that wrong flags are found before the checkpoint is opened.
 LoadedModel::LoadedModel(const std::string& path, ModelOptions model_options, RunningKv kv,

@@ -105,11 +105,16 @@ void solve_latent(KvLatent& latent, Moments& moments, std::size_t num_parts, int
 
 double kv_fit_gap(const KvCodecFile& file) {
   double gap = 0;
-  for (const auto* qualities : {&file.key_quality, &file.value_quality}) {
-    for (const KvFitQuality& q : *qualities) {
-      gap = std::max(gap, q.train_explained_variance - q.heldout_explained_variance);
+  const auto add = [&](const std::vector<KvPlane>& planes,
+                       const std::vector<KvFitQuality>& qualities) {
+    for (std::size_t i = 0; i < qualities.size(); ++i) {
+      if (planes[i].predictor.weight == KvPredictor::Weight::kNone) continue;
+      gap = std::max(
+          gap, qualities[i].train_explained_variance - qualities[i].heldout_explained_variance);
     }
-  }
+  };
+  add(file.keys, file.key_quality);
+  add(file.values, file.value_quality);
   return gap;
 }
 

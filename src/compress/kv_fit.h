@@ -90,7 +90,8 @@ struct KvLayerReport {
 // How far the held-out explained variance may lie below the training one (spec 2.2): more, and the
 // calibration text is too short for the predictors.
 inline constexpr double kKvFitGap = 0.02;
-// Largest such difference over all planes of a fitted file.
+// Largest such difference over the planes of a fitted file that have a predictor; a mean alone, or
+// nothing, needs no more text.
 double kv_fit_gap(const KvCodecFile& file);
 
 class KvFitter {

@@ -176,6 +176,18 @@ TEST_F(KvFit, PredictionBeatsTheMeanAndTheMeanBeatsNothing) {
   EXPECT_EQ(mean.file.variant, "mean");
 }
 
+// What nothing predicts needs no more text, whatever its rows explain of themselves.
+TEST(KvFitGap, IsOfPlanesWithAPredictor) {
+  KvCodecFile file;
+  file.keys.resize(2);
+  file.values.resize(2);
+  file.key_quality = {{1, 1, 0.9, 0.1}, {1, 1, 0.5, 0.4}};
+  file.value_quality = {{1, 1, 0.9, 0.2}, {1, 1, 0.7, 0.65}};
+  EXPECT_EQ(kv_fit_gap(file), 0);
+  file.keys[1].predictor.weight = KvPredictor::Weight::kDense;
+  EXPECT_NEAR(kv_fit_gap(file), 0.1, 1e-12);
+}
+
 // Layers that depend exactly on the one below: nothing is left but what the quantizer did below.
 TEST_F(KvFit, AnExactDependenceLeavesTheErrorOfTheLayerBelow) {
   const MadeUpLayers layers(0);

@@ -42,12 +42,9 @@ TEST(ModelFingerprint, EveryTensorAndTheConfigurationCount) {
   std::vector<std::pair<std::string, std::size_t>> tensors;  // and where their bytes end
   {
     const MmapFile file(copy + "/model.safetensors");
-    for (const SafetensorsTensor& tensor :
-         parse_safetensors(file.bytes(), "model").tensors) {
-      const auto begin = static_cast<std::size_t>(
-          tensor.view.data - file.bytes().data());
-      tensors.emplace_back(tensor.name,
-                           begin + static_cast<std::size_t>(tensor.view.num_bytes()));
+    for (const SafetensorsTensor& tensor : parse_safetensors(file.bytes(), "model").tensors) {
+      const auto begin = static_cast<std::size_t>(tensor.view.data - file.bytes().data());
+      tensors.emplace_back(tensor.name, begin + static_cast<std::size_t>(tensor.view.num_bytes()));
     }
   }
   ASSERT_GT(tensors.size(), 20u);
