@@ -97,9 +97,23 @@ void add_kv_codec_flags(CLI::App& command, KvCodecFlags& flags) {
                    "Fit on exact instead of reconstructed rows");
   command.add_flag("--no-hadamard", flags.no_hadamard,
                    "Static per-channel scales of the residual instead of a Hadamard transform");
-  add("--sinks", flags.sinks, "First tokens of a sequence that stay exact", "N")
+  add("--sinks", flags.sinks, "First tokens of a sequence that stay exact, 0 to 4096", "N")
       ->capture_default_str();
-  add("--window", flags.window, "At least so many of the latest tokens stay exact", "N")
+  add("--window", flags.window, "At least so many of the latest tokens stay exact, 0 to 2^20", "N")
+      ->capture_default_str();
+  add("--chunk-tokens", flags.chunk_tokens,
+      "So many tokens become codes at once, when they and the window are there: a multiple of 32 "
+      "up "
+      "to 65536",
+      "N")
+      ->capture_default_str();
+  add("--ridge", flags.ridge,
+      "Damping of the predictors' weights, of the inputs' mean variance: above 0, at most 1", "X")
+      ->capture_default_str();
+  add("--predictor-dtype", flags.predictor_dtype,
+      "What the predictors are stored in, and rounded to before anything is coded with them: bf16 "
+      "or f32",
+      "NAME")
       ->capture_default_str();
 }
 
@@ -148,6 +162,13 @@ KvFitOptions kv_fit_options(const KvCodecFlags& flags) {
   options.hadamard = !flags.no_hadamard;
   options.num_sinks = flags.sinks;
   options.window = flags.window;
+  options.chunk_tokens = flags.chunk_tokens;
+  options.ridge = flags.ridge;
+  if (flags.predictor_dtype != "bf16" && flags.predictor_dtype != "f32") {
+    fail(ErrorCode::kInvalidArgument, "--predictor-dtype ", flags.predictor_dtype,
+         ": unknown; choose bf16 or f32");
+  }
+  options.predictor_dtype = flags.predictor_dtype == "f32" ? DType::kF32 : DType::kBF16;
   return options;
 }
 
@@ -213,6 +234,7 @@ Json kv_fit_json(const KvFitResult& result, const std::string& out) {
                {"predictor_bytes", kv_predictor_bytes(file)},
                {"sinks", file.num_sinks},
                {"window", file.window},
+               {"chunk", file.chunk_tokens},
                {"train_tokens", result.train_tokens},
                {"heldout_tokens", result.held_out_tokens},
                {"explained_variance_gap", kv_fit_gap(file)},

@@ -32,6 +32,9 @@ struct KvCodecFlags {
   bool no_hadamard = false;
   int64_t sinks = 4;
   int64_t window = 128;
+  int64_t chunk_tokens = 128;
+  double ridge = 1e-3;
+  std::string predictor_dtype = "bf16";
 };
 
 // What it is fitted on.

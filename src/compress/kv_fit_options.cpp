@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "compress/kv_fit.h"
+#include "kernels/attention/kv_layout.h"
 
 namespace lathe {
 namespace {
@@ -88,6 +89,11 @@ void check_kv_fit_options(const KvFitOptions& options, const ModelConfig& config
     check_range("--first-layer-bits", options.first_layer_bits, 2, 4);
   check_range("--sinks", options.num_sinks, 0, 4096);
   check_range("--window", options.window, 0, int64_t{1} << 20);
+  check_range("--chunk-tokens", options.chunk_tokens, kBlockSize, 65536);
+  if (options.chunk_tokens % kBlockSize != 0) {
+    fail(ErrorCode::kInvalidArgument, "--chunk-tokens ", options.chunk_tokens,
+         " is not a multiple of ", kBlockSize);
+  }
   check_range("--group-layers", options.group_layers, 2, 64);
   if (options.rank != 0) check_range("--rank", options.rank, 1, 16384);
   if (options.latent_bits != 4 && options.latent_bits != 8) {
@@ -99,7 +105,7 @@ void check_kv_fit_options(const KvFitOptions& options, const ModelConfig& config
          ": 1 or 2, and 4 with --bits 2");
   }
   if (!(options.ridge > 0 && options.ridge <= 1)) {
-    fail(ErrorCode::kInvalidArgument, "ridge ", options.ridge, " is not between 0 and 1");
+    fail(ErrorCode::kInvalidArgument, "--ridge ", options.ridge, ": above 0, at most 1");
   }
   const RowShape shape{config.num_kv_heads, config.head_dim};
   if (options.has_latents() && options.latent_bits == 4 && options.resolved_rank(shape) % 2 != 0) {

@@ -155,7 +155,8 @@ TEST(FitKv, SweepsCodecsThatAreMeasuredTogether) {
   const std::string aqua = directory + "/a.safetensors", star = directory + "/b.safetensors";
   const std::string sweep = directory + "/sweep";
   write_file_atomically(sweep, "# two codecs\n\n" + aqua + "\n  " + star +
-                                   " --variant star --group-layers 2 --bits 3\r\n");
+                                   " --variant star --group-layers 2 --bits 3 --ridge 0.5 "
+                                   "--chunk-tokens 32 --predictor-dtype f32\r\n");
   const std::vector<std::string> fit = {
       "fit-kv", tiny_checkpoint(), "--calibration", text,       "--samples", "8", "--seq-len",
       "64",     "--sweep",         sweep,           "--window", "16"};
@@ -166,6 +167,16 @@ TEST(FitKv, SweepsCodecsThatAreMeasuredTogether) {
   EXPECT_EQ(fitted["codecs"][1]["variant"], "star");
   EXPECT_EQ(fitted["codecs"][1]["bits"], 3);
   EXPECT_EQ(fitted["codecs"][1]["window"], 16);
+  EXPECT_EQ(fitted["codecs"][0]["chunk"], 128);
+  EXPECT_EQ(fitted["codecs"][1]["chunk"], 32);
+  const std::string other = directory + "/c.safetensors";
+  write_file_atomically(sweep, other + " --variant star --group-layers 2 --bits 3\n");
+  const Json damped_less = json_of(fit);
+  const Json& star_json = fitted["codecs"][1];
+  EXPECT_EQ(star_json["predictor_bytes"].get<int64_t>(),
+            2 * damped_less["codecs"][0]["predictor_bytes"].get<int64_t>());  // f32
+  EXPECT_GT(star_json["layers"][1]["keys"]["train_relative_mse"].get<double>(),
+            damped_less["codecs"][0]["layers"][1]["keys"]["train_relative_mse"].get<double>());
 
   const std::vector<std::string> data = {"--data", text, "--windows", "2", "--seq-len", "256"};
   const auto measure = [&](std::vector<std::string> arguments) {
@@ -224,6 +235,12 @@ TEST(FitKv, WrongFlagsAreRefusedBeforeTheWork) {
       {{"--samples", "1"}, "--samples 1"},
       {{"--seq-len", "1000000000000"}, "1000000000000"},
       {{"--sinks", "-1"}, "-1"},
+      {{"--sinks", "4097"}, "4097"},
+      {{"--chunk-tokens", "48"}, "--chunk-tokens 48"},
+      {{"--chunk-tokens", "0"}, "--chunk-tokens 0"},
+      {{"--ridge", "0"}, "--ridge 0"},
+      {{"--ridge", "nan"}, "--ridge nan"},
+      {{"--predictor-dtype", "f16"}, "--predictor-dtype f16"},
       {{"--latent-bits", "5"}, "5"},
       {{"--grid-dim", "3"}, "3"},
       {{"--device", "cuda"}, "cuda"},
