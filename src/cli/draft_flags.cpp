@@ -46,6 +46,11 @@ ChosenJudge choose_judge(const DraftFlags& flags, const Checkpoint& target) {
     if (flags.judge_threshold < 0) {
       fail(ErrorCode::kInvalidArgument, "--judge ", flags.judge, " needs --judge-threshold");
     }
+    if (flags.draft == "ngram" && baseline_judge(flags.judge)->needs_draft_logits()) {
+      fail(ErrorCode::kInvalidArgument, "--judge ", flags.judge,
+           " compares the model's probabilities with the draft's, and --draft ngram has none; "
+           "give a draft model, or another judge");
+    }
     return {.name = flags.judge, .threshold = flags.judge_threshold, .file = std::nullopt};
   }
   JudgeFile file = read_judge_file(flags.judge);
@@ -74,7 +79,8 @@ void add_draft_flags(CLI::App& command, DraftFlags& flags) {
   command
       .add_option("--judge", flags.judge,
                   "Let draft tokens pass that the model would not have chosen, by a judge of "
-                  "fit-judge, or by a rule without training. Not the model's own text any more")
+                  "fit-judge, or by a rule without training (kl: not with --draft ngram). Not the "
+                  "model's own text any more")
       ->type_name("FILE|top-k|kl|typical");
   command
       .add_option("--judge-threshold", flags.judge_threshold,

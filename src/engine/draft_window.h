@@ -23,7 +23,8 @@ struct DraftWindow {
   // token, empty when d_i is a function of the tokens before it.
   std::vector<TokenProb> probs;
   std::vector<std::size_t> prob_end;
-  // [tokens.size(), logits_width]: what each was chosen by, where the drafter keeps it.
+  // [tokens.size(), logits_width]: what each was chosen by, where the drafter keeps it; of the ids
+  // that draft and target have in common.
   std::vector<float> logits;
   std::size_t logits_width = 0;
 

@@ -133,6 +133,11 @@ void Engine::set_judge(std::unique_ptr<Judge> judge, double threshold) {
     fail(ErrorCode::kInvalidArgument, "the judge's threshold is ", threshold,
          "; it must be at least 0 (0: exact)");
   }
+  if (judge != nullptr && judge->needs_draft_logits() && !speculator_->has_draft_logits()) {
+    // It would never let anything pass: exact without saying so.
+    fail(ErrorCode::kInvalidArgument, "the judge ", judge->name(),
+         " compares the target's probabilities with the draft's; this draft has none");
+  }
   judge_ = std::move(judge);
   judge_threshold_ = threshold;
   speculator_->keep_draft_logits(judge_ != nullptr && judge_->needs_draft_logits());

@@ -88,8 +88,8 @@ class Engine {
   // kInvalidArgument.
   void set_drafter(std::unique_ptr<Drafter> drafter, const SpeculationOptions& options);
   // From now on `judge` may accept what the exact rule rejects, for requests that do not say
-  // otherwise at this threshold. Needs a drafter; while no request is there. Throws
-  // kInvalidArgument.
+  // otherwise at this threshold. Needs a drafter, one with logits for a judge that compares them;
+  // while no request is there. Throws kInvalidArgument.
   void set_judge(std::unique_ptr<Judge> judge, double threshold);
   const Judge* judge() const { return judge_.get(); }
   std::span<const int32_t> end_tokens() const { return end_tokens_; }

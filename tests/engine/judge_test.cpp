@@ -228,6 +228,61 @@ TEST(Baselines, FollowTheirDefinitions) {
   expect_error(ErrorCode::kInvalidArgument, "coin", [] { baseline_judge("coin"); });
 }
 
+// Vocabularies that differ by padding: the divergence is that of the ids that both have.
+TEST(KlJudge, ComparesWhatBothModelsHave) {
+  // .4, .24, .16 and .2 of padding: renormalized .5, .3, .2.
+  const float logits[] = {std::log(.4f), std::log(.24f), std::log(.16f), std::log(.2f)};
+  const float draft[] = {std::log(.2f), std::log(.3f), std::log(.5f)};
+  const auto accepts = [&](std::span<const float> draft_logits, double threshold) {
+    return KlJudge().accepts(
+        {.draft = 2, .logits = logits, .hidden = {}, .draft_logits = draft_logits}, threshold);
+  };
+  EXPECT_FALSE(accepts(draft, .2748));  // KL = .3 ln(.5 / .2) = .27489
+  EXPECT_TRUE(accepts(draft, .2750));
+  EXPECT_FALSE(accepts({}, 10));
+}
+
+// Asks for the draft's logits and looks at them.
+class PeekingJudge final : public Judge {
+ public:
+  explicit PeekingJudge(std::vector<std::vector<float>>& seen) : seen_(seen) {}
+  std::string name() const override { return "peeking"; }
+  bool needs_draft_logits() const override { return true; }
+  bool accepts(const JudgedToken& token, double) const override {
+    seen_.emplace_back(token.draft_logits.begin(), token.draft_logits.end());
+    return false;
+  }
+
+ private:
+  std::vector<std::vector<float>>& seen_;
+};
+
+// The draft has 288 ids, the target 320: what is compared are logits of 288, none of them made up.
+TEST(KlJudge, GetsTheLogitsOfASmallerDraftVocabulary) {
+  DraftModel other;
+  TinyEngine tiny;
+  ASSERT_LT(other.loaded.config().vocab_size, tiny.loaded.config().vocab_size);
+  std::vector<std::vector<float>> seen;
+  SamplingParams params = greedy(40);
+  params.temperature = 1;  // greedily, these two models are of one mind
+  run(std::make_unique<PeekingJudge>(seen), 1, drafts_of(other), 4, params);
+  ASSERT_FALSE(seen.empty());
+  for (const std::vector<float>& logits : seen) {
+    EXPECT_EQ(std::ssize(logits), other.loaded.config().vocab_size);
+    EXPECT_TRUE(
+        std::all_of(logits.begin(), logits.end(), [](float v) { return std::isfinite(v); }));
+  }
+}
+
+// With drafts that are looked up there is nothing to compare, and it would be silently exact.
+TEST(KlJudge, NeedsADraftWithLogits) {
+  TinyEngine tiny;
+  tiny.engine.set_drafter(std::make_unique<NgramDrafter>(), {.num_tokens = 4});
+  expect_error(ErrorCode::kInvalidArgument, "kl",
+               [&] { tiny.engine.set_judge(std::make_unique<KlJudge>(), 0.5); });
+  tiny.engine.set_judge(std::make_unique<TopKJudge>(), 2);
+}
+
 // J10: behind the last accept that a budget allows, decoding is exact.
 TEST(Judge, BudgetsEndItsPower) {
   SpeculativeParams budget;

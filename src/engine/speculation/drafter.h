@@ -23,7 +23,9 @@ class Drafter {
   virtual void propose(std::span<const DraftJob> jobs) = 0;
   // The sequence ends: whatever is kept for it goes.
   virtual void retire(Sequence& sequence) = 0;
-  // Whether propose() fills DraftWindow::logits too.
+  // Whether it can tell what its tokens were chosen by; false: it looks them up.
+  virtual bool has_logits() const { return false; }
+  // Whether propose() fills DraftWindow::logits too, where it has any.
   virtual void keep_logits(bool) {}
   // Seconds of one more drafted token for so many sequences at once, measured when made; 0 for a
   // drafter that costs nothing.

@@ -51,17 +51,21 @@ bool TopKJudge::accepts(const JudgedToken& token, double threshold) const {
 }
 
 bool KlJudge::accepts(const JudgedToken& token, double threshold) const {
-  if (!(threshold > 0) || token.draft_logits.size() != token.logits.size()) return false;
-  const double p_total = log_sum_exp(token.logits);
-  const double q_total = log_sum_exp(token.draft_logits);
+  const std::span<const float> draft_logits = token.draft_logits;
+  if (!(threshold > 0) || draft_logits.empty() || draft_logits.size() > token.logits.size()) {
+    return false;
+  }
+  const std::span<const float> logits = token.logits.first(draft_logits.size());
+  const double p_total = log_sum_exp(logits);
+  const double q_total = log_sum_exp(draft_logits);
   double divergence = 0;
   double most = 0;
-  for (std::size_t i = 0; i < token.logits.size(); ++i) {
-    const double log_p = static_cast<double>(token.logits[i]) - p_total;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    const double log_p = static_cast<double>(logits[i]) - p_total;
     const double p = std::exp(log_p);
     most = std::max(most, p);
     // Where q is 0 and p is not, the divergence is infinite, and so is this.
-    if (p > 0) divergence += p * (log_p - static_cast<double>(token.draft_logits[i]) + q_total);
+    if (p > 0) divergence += p * (log_p - static_cast<double>(draft_logits[i]) + q_total);
   }
   return divergence < threshold && most <= kUndecided &&
          softmax_at(token.logits, token.draft) >= kJudgeFloor;

@@ -24,9 +24,10 @@ namespace lathe {
 // A draft token that the exact rule rejected.
 struct JudgedToken {
   int32_t draft = 0;
-  std::span<const float> logits;        // [vocab_size] that chose against it, behind the transforms
-  std::span<const float> hidden;        // [hidden_size] of the row whose input the draft token is
-  std::span<const float> draft_logits;  // the draft model's; empty when it keeps none
+  std::span<const float> logits;  // [vocab_size] that chose against it, behind the transforms
+  std::span<const float> hidden;  // [hidden_size] of the row whose input the draft token is
+  // [common ids] the draft model's, before the transforms; empty when it keeps none.
+  std::span<const float> draft_logits;
 };
 
 class Judge {
@@ -73,7 +74,8 @@ class TopKJudge final : public Judge {
   bool accepts(const JudgedToken& token, double threshold) const override;
 };
 
-// threshold: of the divergence, in nats.
+// threshold: of the divergence, in nats; of both distributions over the ids that the models have in
+// common, renormalized (vocabularies may differ by padding).
 class KlJudge final : public Judge {
  public:
   std::string name() const override { return "kl"; }

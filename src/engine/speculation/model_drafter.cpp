@@ -190,6 +190,7 @@ void ModelDrafter::choose_tokens() {
       if (d.row < 0) continue;
       std::span<float> row(logits_.as<float>() + d.row * vocab_size,
                            static_cast<std::size_t>(std::min(vocab_size, target_vocab_size_)));
+      const std::span<const float> common = row;  // ids that both models have
       if (vocab_size < target_vocab_size_) {
         float* padded = padded_logits_.as<float>() + sampler * target_vocab_size_;
         std::fill(std::copy(row.begin(), row.end(), padded), padded + target_vocab_size_,
@@ -200,8 +201,8 @@ void ModelDrafter::choose_tokens() {
       try {
         // Before the transforms: a judge compares the models.
         if (keeps_logits_) {
-          sequence.draft.logits_width = row.size();
-          sequence.draft.logits.insert(sequence.draft.logits.end(), row.begin(), row.end());
+          sequence.draft.logits_width = common.size();
+          sequence.draft.logits.insert(sequence.draft.logits.end(), common.begin(), common.end());
         }
         d.token = samplers_[static_cast<std::size_t>(sampler)].draft(
             row, sequence.request.params, sequence.counts, sequence.request.constraint.get(),

@@ -33,6 +33,7 @@ class ModelDrafter final : public Drafter {
 
   void propose(std::span<const DraftJob> jobs) override;
   void retire(Sequence& sequence) override;
+  bool has_logits() const override { return true; }
   void keep_logits(bool keep) override { keeps_logits_ = keep; }
   double seconds(double num_sequences) const override { return times_.at(num_sequences); }
   // Takes the times that seconds() tells. Not while sequences are being drafted for.

@@ -31,6 +31,7 @@ class Speculator {
   void propose(std::span<Sequence* const> running, int64_t max_rows);
   // Of the sequence's `drafted` tokens, `passed` passed the exact rule or the judge.
   void learn(Sequence& sequence, int64_t drafted, int64_t passed);
+  bool has_draft_logits() const { return drafter_->has_logits(); }
   // Whether drafts come with the logits they were chosen by, where the drafter has any.
   void keep_draft_logits(bool keep) { drafter_->keep_logits(keep); }
   void retire(Sequence& sequence) { drafter_->retire(sequence); }
