@@ -437,26 +437,27 @@ double Engine::judge_threshold(const Choice& choice) const {
 // state at the draft token is that of the row whose input it is, one behind the row that chose
 // against it.
 bool Engine::lets_pass(Choice& choice, int64_t draft, std::span<const float> logits,
-                       const Sampler& sampler, Acceptance& exact) {
+                       Sampler& sampler, Acceptance& exact) {
   const Sequence& sequence = *choice.sequence;
   const double threshold = judge_threshold(choice);
   if (!(threshold > 0)) return false;
   JudgedToken token{.draft = sequence.draft.tokens[static_cast<std::size_t>(draft)],
                     .logits = logits,
                     .hidden = {},
-                    .draft_logits = sequence.draft.logits_of(draft)};
+                    .draft_logits = sequence.draft.logits_of(draft),
+                    .target_prob = 0};
+  token.target_prob = sampler.probability(logits, sequence.request.params, token.draft);
   if (keeps_hidden_) {
     token.hidden = hidden_row(choice.first_row + static_cast<std::size_t>(draft) + 1);
   }
   ++choice.num_judged;
   Verdict& verdict = verdicts_[choice.first_row + static_cast<std::size_t>(draft)];
   verdict.probability = judge_->probability(token);
-  // A grammar's word is law: what it forbids has no probability.
-  const float logit = logits[static_cast<std::size_t>(token.draft)];
-  if (!std::isfinite(logit) || !judge_->accepts(token, threshold)) return false;
+  // What a grammar, top-k, top-p or min-p forbids has no probability, whatever the judge.
+  if (!(token.target_prob > 0) || !judge_->accepts(token, threshold)) return false;
   verdict.logprob_deficit =
       static_cast<double>(logits[static_cast<std::size_t>(exact.sampled.token)]) -
-      static_cast<double>(logit);
+      static_cast<double>(logits[static_cast<std::size_t>(token.draft)]);
   ++choice.judge_accepted;
   choice.logprob_deficit += verdict.logprob_deficit;
   exact.sampled.token = token.draft;

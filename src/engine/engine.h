@@ -185,8 +185,8 @@ class Engine {
   void count(Sequence& sequence, const SpeculationUsage& news);
   void count_window(const Choice& choice);
   void count_token(const Choice& choice, int64_t idx);
-  bool lets_pass(Choice& choice, int64_t draft, std::span<const float> logits,
-                 const Sampler& sampler, Acceptance& exact);
+  bool lets_pass(Choice& choice, int64_t draft, std::span<const float> logits, Sampler& sampler,
+                 Acceptance& exact);
   double judge_threshold(const Choice& choice) const;
   std::span<const float> hidden_row(std::size_t row) const;
   std::vector<Choice> choices_;

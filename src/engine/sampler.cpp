@@ -154,6 +154,16 @@ Acceptance Sampler::verify(std::span<float> logits, const SamplingParams& params
   return verdict;
 }
 
+double Sampler::probability(std::span<const float> logits, const SamplingParams& params,
+                            int32_t token) {
+  if (params.temperature == 0) {
+    const auto logit = static_cast<double>(logits[static_cast<std::size_t>(token)]);
+    return std::exp(logit - log_sum_exp(logits));
+  }
+  const Support p = support(logits, argmax(logits), params, static_cast<int64_t>(logits.size()));
+  return p.weight_of(token) / p.total;
+}
+
 // Logprobs of the model, then the transforms in place; the largest logit behind them.
 int64_t Sampler::prepare(std::span<float> logits, const SamplingParams& params,
                          const TokenCounts& counts, TokenConstraint* constraint, int64_t position,

@@ -103,6 +103,10 @@ class Sampler {
                     const TokenCounts& counts, TokenConstraint* constraint, int64_t position,
                     int32_t draft, std::span<const TokenProb> q, std::span<TokenLogprob> top);
 
+  // Of `token` in the distribution that sample() would draw from, for logits that have been through
+  // verify() and so are behind mask, biases and penalties. At temperature 0: their softmax.
+  double probability(std::span<const float> logits, const SamplingParams& params, int32_t token);
+
   // The logprob of result.token in the row that the last sample() or verify() saw, when the
   // request wants one.
   void set_logprob(const SamplingParams& params, SampledToken& result) const;

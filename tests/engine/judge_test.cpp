@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -176,7 +177,8 @@ TEST(Judge, AcceptanceGrowsWithTheThreshold) {
     const JudgedToken token{.draft = static_cast<int32_t>(rng.below(12)),
                             .logits = logits,
                             .hidden = hidden,
-                            .draft_logits = draft_logits};
+                            .draft_logits = draft_logits,
+                            .target_prob = rng.uniform() < .5 ? 1e-5 : .5};
     const double a = rng.uniform() * 2;
     const double b = a + rng.uniform();
     for (const Judge* judge :
@@ -194,7 +196,9 @@ TEST(LogisticJudge, IsStrictGuardedAndRefusesNan) {
   const float hidden[] = {1, 0};
   const auto accepts = [&](float bias, double threshold, double floor, std::span<const float> row) {
     return LogisticJudge({0, 0}, bias, floor)
-        .accepts({.draft = 1, .logits = logits, .hidden = row, .draft_logits = {}}, threshold);
+        .accepts(
+            {.draft = 1, .logits = logits, .hidden = row, .draft_logits = {}, .target_prob = .5},
+            threshold);
   };
   EXPECT_FALSE(accepts(0, 0.5, 0, hidden));  // P = 1/2 exactly
   EXPECT_TRUE(accepts(0, 0.5000001, 0, hidden));
@@ -210,8 +214,10 @@ TEST(Baselines, FollowTheirDefinitions) {
   const float logits[] = {std::log(.5f), std::log(.3f), std::log(.2f)};
   const float same[] = {std::log(.5f), std::log(.3f), std::log(.2f)};
   const float other[] = {std::log(.2f), std::log(.3f), std::log(.5f)};
-  const JudgedToken second{.draft = 1, .logits = logits, .hidden = {}, .draft_logits = same};
-  const JudgedToken third{.draft = 2, .logits = logits, .hidden = {}, .draft_logits = other};
+  const JudgedToken second{
+      .draft = 1, .logits = logits, .hidden = {}, .draft_logits = same, .target_prob = .3};
+  const JudgedToken third{
+      .draft = 2, .logits = logits, .hidden = {}, .draft_logits = other, .target_prob = .2};
   EXPECT_FALSE(TopKJudge().accepts(second, 1));
   EXPECT_TRUE(TopKJudge().accepts(second, 2));
   EXPECT_FALSE(TopKJudge().accepts(third, 2));
@@ -223,8 +229,18 @@ TEST(Baselines, FollowTheirDefinitions) {
   EXPECT_TRUE(TypicalJudge().accepts(third, .6));   // d = .4: min(.16, .143) < .2
   EXPECT_FALSE(TypicalJudge().accepts(third, .4));  // d = .6: min(.36, .214) > .2
   const float sure[] = {std::log(.95f), std::log(.05f)};
-  EXPECT_FALSE(
-      KlJudge().accepts({.draft = 1, .logits = sure, .hidden = {}, .draft_logits = sure}, 10));
+  EXPECT_FALSE(KlJudge().accepts(
+      {.draft = 1, .logits = sure, .hidden = {}, .draft_logits = sure, .target_prob = .05}, 10));
+  // J6 for all: the floor is one of the request's own probabilities, not of these logits.
+  JudgedToken cut = second;
+  cut.target_prob = kJudgeFloor / 2;
+  EXPECT_FALSE(TopKJudge().accepts(cut, 3));
+  EXPECT_FALSE(KlJudge().accepts(cut, 10));
+  EXPECT_FALSE(TypicalJudge().accepts(cut, 1));
+  EXPECT_TRUE(TypicalJudge().accepts(second, 1));
+  const float hidden[] = {1};
+  cut.hidden = hidden;
+  EXPECT_FALSE(LogisticJudge({0}, -5).accepts(cut, .5));
   expect_error(ErrorCode::kInvalidArgument, "coin", [] { baseline_judge("coin"); });
 }
 
@@ -234,8 +250,12 @@ TEST(KlJudge, ComparesWhatBothModelsHave) {
   const float logits[] = {std::log(.4f), std::log(.24f), std::log(.16f), std::log(.2f)};
   const float draft[] = {std::log(.2f), std::log(.3f), std::log(.5f)};
   const auto accepts = [&](std::span<const float> draft_logits, double threshold) {
-    return KlJudge().accepts(
-        {.draft = 2, .logits = logits, .hidden = {}, .draft_logits = draft_logits}, threshold);
+    return KlJudge().accepts({.draft = 2,
+                              .logits = logits,
+                              .hidden = {},
+                              .draft_logits = draft_logits,
+                              .target_prob = .16},
+                             threshold);
   };
   EXPECT_FALSE(accepts(draft, .2748));  // KL = .3 ln(.5 / .2) = .27489
   EXPECT_TRUE(accepts(draft, .2750));
@@ -310,6 +330,52 @@ TEST(Judge, BudgetsEndItsPower) {
   exact.judge_threshold = 0;
   EXPECT_EQ(run(yes_judge(), 1, random_tokens(), 4, params, exact).usage.judged, 0);
   EXPECT_GT(judged.usage.logprob_deficit, 0);
+}
+
+// Whatever a judge says: only what the request's sampling could draw.
+TEST(Judge, PassesNothingThatSamplingExcludes) {
+  LoadedModel target(golden_path("tiny/qwen2-tied-mqa"), 1);
+  const auto vocab = static_cast<std::size_t>(target.config().vocab_size);
+  SamplingParams sampled = greedy(40);
+  sampled.temperature = 0.8;
+  SamplingParams top_k = sampled, top_p = sampled, min_p = sampled, sharp = sampled;
+  top_k.top_k = 20;
+  top_p.top_p = 0.5;
+  min_p.min_p = 0.1;
+  sharp.top_k = 1;
+  int64_t accepted = 0;
+  for (const SamplingParams& params : {top_k, top_p, min_p, sharp}) {
+    SCOPED_TRACE(testing::Message() << params.top_k << " " << params.top_p << " " << params.min_p);
+    const Judged judged = run(yes_judge(), 1, random_tokens(), 4, params);
+    EXPECT_GT(judged.usage.judged, 0);
+    if (params.top_k == 1) {
+      EXPECT_EQ(judged.usage.judge_accepted, 0);
+    }
+    accepted += judged.usage.judge_accepted;
+    std::vector<int32_t> ids = random_prompt(9, 5);
+    for (const int32_t token : judged.record.tokens) {
+      SequenceRunner runner(target, 128);
+      const std::vector<float> all = runner.feed(ids).logits;
+      const auto row = std::span(all).last(vocab);
+      const double best = *std::max_element(row.begin(), row.end());
+      double total = 0, before = 0;  // of all, and of the more probable ones
+      int64_t rank = 0;
+      const double own = row[static_cast<std::size_t>(token)];
+      for (const double logit : row) {
+        const double weight = std::exp((logit - best) / params.temperature);
+        total += weight;
+        if (logit <= own) continue;
+        before += weight;
+        ++rank;
+      }
+      EXPECT_LT(rank, params.top_k > 0 ? params.top_k : std::ssize(row));
+      EXPECT_LT(before, params.top_p * total);
+      // Weights are of floats: a few ulp.
+      EXPECT_GE(std::exp((own - best) / params.temperature), params.min_p * (1 - 1e-5));
+      ids.push_back(token);
+    }
+  }
+  EXPECT_GT(accepted, 0);
 }
 
 TEST(Judge, WrongRequestsAreRefused) {

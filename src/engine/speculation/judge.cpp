@@ -12,11 +12,6 @@ namespace {
 
 constexpr double kUndecided = 0.9;  // of KlJudge: above, the target is sure and stays exact
 
-double softmax_at(std::span<const float> logits, int32_t token) {
-  const auto logit = static_cast<double>(logits[static_cast<std::size_t>(token)]);
-  return std::exp(logit - log_sum_exp(logits));
-}
-
 }  // namespace
 
 double LogisticJudge::score(std::span<const float> hidden) const {
@@ -28,7 +23,7 @@ double LogisticJudge::score(std::span<const float> hidden) const {
 }
 
 bool LogisticJudge::accepts(const JudgedToken& token, double threshold) const {
-  if (!(threshold > 0) || softmax_at(token.logits, token.draft) < floor_) return false;
+  if (!(threshold > 0) || token.target_prob < floor_) return false;
   const double limit = threshold < 1 ? std::log(threshold / (1 - threshold))
                                      : std::numeric_limits<double>::infinity();
   return score(token.hidden) < limit;  // false for NaN
@@ -46,8 +41,7 @@ bool TopKJudge::accepts(const JudgedToken& token, double threshold) const {
                            (token.logits[i] == logit && static_cast<int32_t>(i) < token.draft);
     rank += is_before;
   }
-  return static_cast<double>(rank) < threshold &&
-         softmax_at(token.logits, token.draft) >= kJudgeFloor;
+  return static_cast<double>(rank) < threshold && token.target_prob >= kJudgeFloor;
 }
 
 bool KlJudge::accepts(const JudgedToken& token, double threshold) const {
@@ -67,8 +61,7 @@ bool KlJudge::accepts(const JudgedToken& token, double threshold) const {
     // Where q is 0 and p is not, the divergence is infinite, and so is this.
     if (p > 0) divergence += p * (log_p - static_cast<double>(draft_logits[i]) + q_total);
   }
-  return divergence < threshold && most <= kUndecided &&
-         softmax_at(token.logits, token.draft) >= kJudgeFloor;
+  return divergence < threshold && most <= kUndecided && token.target_prob >= kJudgeFloor;
 }
 
 bool TypicalJudge::accepts(const JudgedToken& token, double threshold) const {
@@ -81,8 +74,9 @@ bool TypicalJudge::accepts(const JudgedToken& token, double threshold) const {
     if (p > 0) entropy -= p * log_p;
   }
   const double d = std::max(0.0, 1 - threshold);
-  const double p = softmax_at(token.logits, token.draft);
-  return p > std::min(d * d, d * std::exp(-entropy)) && p >= kJudgeFloor;
+  const auto logit = static_cast<double>(token.logits[static_cast<std::size_t>(token.draft)]);
+  const double p = std::exp(logit - total);
+  return p > std::min(d * d, d * std::exp(-entropy)) && token.target_prob >= kJudgeFloor;
 }
 
 std::unique_ptr<Judge> baseline_judge(const std::string& name) {

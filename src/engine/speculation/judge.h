@@ -28,6 +28,9 @@ struct JudgedToken {
   std::span<const float> hidden;  // [hidden_size] of the row whose input the draft token is
   // [common ids] the draft model's, before the transforms; empty when it keeps none.
   std::span<const float> draft_logits;
+  // Of the draft token under the request's sampling, with top-k, top-p and min-p; at temperature 0,
+  // which draws nothing, behind mask, biases and penalties alone.
+  double target_prob = 0;
 };
 
 class Judge {
@@ -44,7 +47,7 @@ class Judge {
   }
 };
 
-// Guard of every judge: tokens less probable than this under the target are never accepted.
+// Guard of every judge: tokens with a smaller target_prob are never accepted.
 inline constexpr double kJudgeFloor = 1e-4;
 
 // weight [hidden_size] with the standardization folded in: P(important) = sigmoid(weight . h +
