@@ -95,9 +95,10 @@ std::optional<double> wanted_threshold(const RequestFields& fields) {
   return fields.number("judge_threshold", 0, kMaxDouble);
 }
 
-// The threshold that the request asks for; nothing when it leaves that to the server.
-std::optional<double> judge_threshold(const RequestFields& fields,
-                                      const ServedSpeculation& served) {
+// The threshold that the request asks for; nothing when it leaves that to the server, whose own is
+// `current` by now.
+std::optional<double> judge_threshold(const RequestFields& fields, const ServedSpeculation& served,
+                                      double current) {
   const std::optional<std::string> judge = fields.string("judge");
   if (judge && *judge != served.judge) {
     bad_field("speculative.judge", "the judge '", judge->substr(0, 60), "' is not served here; ",
@@ -133,6 +134,8 @@ std::optional<double> judge_threshold(const RequestFields& fields,
   if (threshold) return threshold;
   if (recall) return threshold_of_recall(*recall, served);
   if (!judge) return std::nullopt;
+  // Lowered by an alarm (judge_shadow.h): for requests that name the judge no less.
+  if (current < served.judge_threshold) return current;
   if (served.named_threshold > 0) return served.named_threshold;
   bad_field("speculative.judge_threshold", "the judge '", served.judge,
             "' has no threshold of its own; give speculative.judge_threshold");
@@ -149,7 +152,7 @@ SpeculativeParams speculative_params(const RequestFields& fields, const ServedSp
   const RequestFields inner(*value, "speculative.");
   refuse_unknown(inner);
   params.num_tokens = num_tokens(inner, served);
-  const std::optional<double> wanted = judge_threshold(inner, served);
+  const std::optional<double> wanted = judge_threshold(inner, served, threshold);
   const bool wants_judge = wanted.value_or(0) > 0;
   if (wanted) params.judge_threshold = *wanted;
   if (params.num_tokens == 0) {

@@ -7,9 +7,10 @@
 
 namespace lathe {
 
-// threshold: of requests that do not name a judge. Sets sampling.coupled where the request wants
-// a deterministic answer. Nothing is silently exact or silently lossy: an unknown judge, a field
-// that is not known, or what this server does not have, throws ApiError 400.
+// threshold: of requests that do not name a judge, as it is now: when an alarm has lowered it, also
+// of those that name the judge and no threshold. Sets sampling.coupled where the request wants a
+// deterministic answer. Nothing is silently exact or silently lossy: an unknown judge, a field that
+// is not known, or what this server does not have, throws ApiError 400.
 SpeculativeParams speculative_params(const RequestFields& fields, const ServedSpeculation& served,
                                      double threshold, SamplingParams& sampling);
 

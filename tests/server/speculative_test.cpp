@@ -5,6 +5,7 @@
 
 #include "engine/speculation_cases.h"
 #include "server/served_tiny.h"
+#include "server/speculative_fields.h"
 
 namespace lathe {
 namespace {
@@ -305,6 +306,29 @@ TEST(Speculative, WrongFieldsAreRefused) {
     const Json answer = plain.answer(kChat, speculative(fields));
     EXPECT_FALSE(answer["usage"].contains("speculative"));
   }
+}
+
+// Whoever leaves the threshold to the server gets the lowered one, with the judge's name or
+// without.
+TEST(Speculative, AnAlarmIsForRequestsThatNameTheJudgeToo) {
+  ServedSpeculation served;
+  served.method = "ngram";
+  served.judge = "yes";
+  served.judge_threshold = served.named_threshold = 0.5;
+  const auto threshold = [&](const Json& fields, double current) {
+    const Json body = {{"speculative", fields}};
+    SamplingParams sampling;
+    return speculative_params(RequestFields(body), served, current, sampling).judge_threshold;
+  };
+  for (const double current : {0.5, 0.1, 0.0}) {
+    EXPECT_EQ(threshold(Json::object(), current), current);
+    EXPECT_EQ(threshold({{"judge", "yes"}}, current), current);
+    // A client's own is the client's business.
+    EXPECT_EQ(threshold({{"judge", "yes"}, {"judge_threshold", 0.7}}, current), 0.7);
+  }
+  // A server that is exact unless asked has its judge's own threshold for those who name it.
+  served.judge_threshold = 0;
+  EXPECT_EQ(threshold({{"judge", "yes"}}, 0), 0.5);
 }
 
 double metric(TinyApi& api, const std::string& start) {
