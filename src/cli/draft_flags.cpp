@@ -8,7 +8,9 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "cli/judge_target.h"
 #include "cli/key_means.h"
+#include "cli/output.h"
 #include "engine/speculation/model_drafter.h"
 #include "engine/speculation/ngram_drafter.h"
 #include "formats/requantized_checkpoint.h"
@@ -29,8 +31,10 @@ double acceptance(const SpeculationUsage& usage) {
                                   static_cast<double>(usage.drafted);
 }
 
-// Throws for a judge that was not made for this checkpoint, and what read_judge_file() throws.
-ChosenJudge choose_judge(const DraftFlags& flags, const Checkpoint& target) {
+// Throws for a judge that was not made for this model as it runs here, and what read_judge_file()
+// throws.
+ChosenJudge choose_judge(const DraftFlags& flags, const LoadedModel& target,
+                         const ModelFlags& model_flags) {
   if (flags.judge.empty()) {
     if (flags.judge_threshold == -1) return {};
     fail(ErrorCode::kInvalidArgument, "--judge-threshold needs --judge");
@@ -54,7 +58,12 @@ ChosenJudge choose_judge(const DraftFlags& flags, const Checkpoint& target) {
     return {.name = flags.judge, .threshold = flags.judge_threshold, .file = std::nullopt};
   }
   JudgeFile file = read_judge_file(flags.judge);
-  check_judge_target(file, flags.judge, target);
+  const std::string unknown = check_judge_target(
+      file, flags.judge, judge_target_of(target, model_flags), target.checkpoint().path());
+  if (!unknown.empty()) {
+    print_warning(str(flags.judge, ": of an older fit-judge: it does not say for which ", unknown,
+                      " it was made"));
+  }
   const double threshold =
       flags.judge_threshold >= 0 ? flags.judge_threshold : file.default_threshold;
   return {.name = std::filesystem::path(flags.judge).stem().string(),
@@ -111,7 +120,7 @@ LoadedDraft::LoadedDraft(const DraftFlags& flags, const LoadedModel& target,
                          const ModelFlags& model_flags, Exec& exec, const LoadOptions& options)
     : flags_(flags),
       options_(speculation_options(flags)),
-      judge_(choose_judge(flags, target.checkpoint())),  // before anything is loaded
+      judge_(choose_judge(flags, target, model_flags)),  // before anything is loaded
       exec_(exec),
       kv_format_(target.kv().live_format()) {
   if (empty() || flags.draft == "ngram") return;

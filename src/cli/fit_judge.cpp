@@ -17,6 +17,7 @@
 #include "cli/flags.h"
 #include "cli/format.h"
 #include "cli/judge_report.h"
+#include "cli/judge_target.h"
 #include "cli/judge_task.h"
 #include "cli/loaded_model.h"
 #include "cli/output.h"
@@ -194,7 +195,7 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
   const int64_t hidden_size = target.model().config().hidden_size;
   const std::string work = flags.work.empty() ? flags.output + ".mining" : flags.work;
   const int64_t num_questions = std::ssize(task.mining().prompts);
-  const JudgeTarget fingerprint = judge_target(target.checkpoint());
+  const JudgeTarget fingerprint = judge_target_of(target, flags.model);
   const std::string dataset_sha256 = sha256_hex_of_file(flags.task.data);
   std::optional<MiningJournal> journal;
   open_journal(work, identity(flags, fingerprint, target, draft, dataset_sha256), hidden_size,

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/sha256.h"
+#include "formats/kv_codec_file.h"
 #include "formats/safetensors.h"
 #include "formats/safetensors_writer.h"
 
@@ -13,6 +14,8 @@ namespace lathe {
 namespace {
 
 constexpr int64_t kMaxDim = 1 << 20;
+// 1: the target's tokenizer, precision, cache and most of its weights are not said.
+constexpr int kSchema = 2;
 
 std::span<const std::byte> bytes_of(const void* data, int64_t size) {
   return {static_cast<const std::byte*>(data), static_cast<std::size_t>(size)};
@@ -75,6 +78,40 @@ std::vector<double> certified_thresholds(const Json& json, const std::string& pa
   return thresholds;
 }
 
+// Returns the name of the format.
+std::string add_linear(Sha256& hash, const Checkpoint& checkpoint, const std::string& module) {
+  const LinearWeights weights = checkpoint.load_linear(module, DType::kBF16);
+  if (!weights.quantized) {
+    hash.update(bytes_of(weights.dense.data(), weights.dense.num_bytes()));
+    return "dense";
+  }
+  const QuantizedMatrix& matrix = *weights.quantized;
+  hash.update(bytes_of(matrix.codes.data(), matrix.codes.size()));
+  hash.update(bytes_of(matrix.scales.data(), matrix.scales.size()));
+  return weight_format_name(matrix.format);
+}
+
+// A judge reads the target's last hidden state at the draft token and nothing else, whoever drafts.
+Json only_features(std::size_t dim) {
+  Json list = Json::array();
+  list.push_back(
+      {{"name", "h_target"}, {"dim", dim}, {"position", "draft_token"}, {"norm", "post_final"}});
+  return list;
+}
+
+void read_target(const Json& json, bool is_first_schema, const std::string& path,
+                 JudgeTarget& target) {
+  target.config_sha256 = text_field(json, "config_sha256", path);
+  target.weights_sha256 = text_field(json, "weights_fingerprint", path);
+  target.weight_format = text_field(json, "weight_format", path);
+  if (is_first_schema) return;
+  target.layers_sha256 = text_field(json, "layers_fingerprint", path);
+  target.tokenizer_sha256 = text_field(json, "tokenizer_sha256", path);
+  target.compute = text_field(json, "compute", path);
+  target.kv_format = text_field(json, "kv_format", path);
+  target.name = text_field(json, "name", path);
+}
+
 }  // namespace
 
 JudgeTarget judge_target(const Checkpoint& checkpoint) {
@@ -82,35 +119,40 @@ JudgeTarget judge_target(const Checkpoint& checkpoint) {
   target.hidden_size = checkpoint.config().hidden_size;
   const std::string config = checkpoint.auxiliary_file("config.json").value_or("");
   target.config_sha256 = sha256_hex(bytes_of(config.data(), std::ssize(config)));
-  Sha256 hash;
-  for (const char* module :
-       {"model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"}) {
-    const LinearWeights weights = checkpoint.load_linear(module, DType::kBF16);
-    if (weights.quantized) {
-      const QuantizedMatrix& matrix = *weights.quantized;
-      target.weight_format = weight_format_name(matrix.format);
-      hash.update(bytes_of(matrix.codes.data(), matrix.codes.size()));
-      hash.update(bytes_of(matrix.scales.data(), matrix.scales.size()));
-    } else {
-      target.weight_format = "dense";
-      hash.update(bytes_of(weights.dense.data(), weights.dense.num_bytes()));
-    }
+  Sha256 first;
+  target.weight_format = add_linear(first, checkpoint, "model.layers.0.self_attn.q_proj");
+  add_linear(first, checkpoint, "model.layers.0.self_attn.o_proj");
+  target.weights_sha256 = first.hex_digest();
+  // A fine-tune may leave the first layer alone, and attention too.
+  Sha256 rest;
+  const std::string common = kv_model_fingerprint(checkpoint);
+  rest.update(bytes_of(common.data(), std::ssize(common)));
+  const ModelConfig& shape = checkpoint.config();
+  const std::string last = str("model.layers.", shape.num_layers - 1, ".");
+  add_linear(rest, checkpoint, last + "self_attn.q_proj");
+  add_linear(rest, checkpoint, last + "self_attn.o_proj");
+  if (shape.num_experts == 0) {
+    add_linear(rest, checkpoint, "model.layers.0.mlp.down_proj");
+    add_linear(rest, checkpoint, last + "mlp.down_proj");
   }
-  target.weights_sha256 = hash.hex_digest();
+  target.layers_sha256 = rest.hex_digest();
   return target;
 }
 
 void write_judge_file(const std::string& path, const JudgeFile& judge) {
   Json json = parse_json(judge.metadata, "judge metadata");
-  json["schema"] = 1;
+  json["schema"] = kSchema;
   json["kind"] = "logistic";
-  json["features"] = {{{"name", "h_target"},
-                       {"dim", judge.weight.size()},
-                       {"position", "draft_token"},
-                       {"norm", "post_final"}}};
-  json["target"]["config_sha256"] = judge.target.config_sha256;
-  json["target"]["weights_fingerprint"] = judge.target.weights_sha256;
-  json["target"]["weight_format"] = judge.target.weight_format;
+  json["features"] = only_features(judge.weight.size());
+  json["target"] = {{"name", judge.target.name},
+                    {"config_sha256", judge.target.config_sha256},
+                    {"tokenizer_sha256", judge.target.tokenizer_sha256},
+                    {"weights_fingerprint", judge.target.weights_sha256},
+                    {"layers_fingerprint", judge.target.layers_sha256},
+                    {"weight_format", judge.target.weight_format},
+                    {"compute", judge.target.compute},
+                    {"kv_format", judge.target.kv_format}};
+  json["draft"] = "any";
   json["default_threshold"] = judge.default_threshold;
   const std::vector<float> bias = {judge.bias};
   const std::pair<const char*, const std::vector<float>*> vectors[] = {
@@ -143,9 +185,10 @@ JudgeFile read_judge_file(const std::string& path) {
     fail(ErrorCode::kCorruptData, path, ": is no judge (no 'judge' in its metadata)");
   }
   const Json json = parse_json(judge.metadata, path);
-  if (number_field(json, "schema", path) != 1 || text_field(json, "kind", path) != "logistic") {
-    fail(ErrorCode::kUnsupported, path, ": a judge of schema ", number_field(json, "schema", path),
-         ", kind '", text_field(json, "kind", path), "'; lathe reads schema 1, logistic");
+  const double schema = number_field(json, "schema", path);
+  if ((schema != 1 && schema != kSchema) || text_field(json, "kind", path) != "logistic") {
+    fail(ErrorCode::kUnsupported, path, ": a judge of schema ", schema, ", kind '",
+         text_field(json, "kind", path), "'; lathe reads schemas 1 and ", kSchema, ", logistic");
   }
   judge.weight = read_vector(file, "weight");
   judge.mean = read_vector(file, "mean");
@@ -173,35 +216,53 @@ JudgeFile read_judge_file(const std::string& path) {
          "; it must be in [0, 1]");
   }
   judge.certified = certified_thresholds(json, path);
-  const Json& target = field(json, "target", path);
-  judge.target = {.config_sha256 = text_field(target, "config_sha256", path),
-                  .weights_sha256 = text_field(target, "weights_fingerprint", path),
-                  .weight_format = text_field(target, "weight_format", path),
-                  .hidden_size = static_cast<int64_t>(dim)};
+  if (schema != 1 && field(json, "features", path) != only_features(dim)) {
+    fail(ErrorCode::kUnsupported, path, ": a judge of other features than the ", dim,
+         " numbers of the target's last hidden state at the draft token");
+  }
+  if (schema != 1 && field(json, "draft", path) != "any") {
+    fail(ErrorCode::kUnsupported, path,
+         ": a judge for one draft model only; lathe reads those for "
+         "any");
+  }
+  read_target(field(json, "target", path), schema == 1, path, judge.target);
+  judge.target.hidden_size = static_cast<int64_t>(dim);
   return judge;
 }
 
-void check_judge_target(const JudgeFile& judge, const std::string& path,
-                        const Checkpoint& checkpoint) {
-  const JudgeTarget actual = judge_target(checkpoint);
+std::string check_judge_target(const JudgeFile& judge, const std::string& path,
+                               const JudgeTarget& actual, const std::string& model) {
+  const auto short_of = [](const std::string& digest) { return digest.substr(0, 12); };
   const auto refuse = [&](const char* what, const std::string& has, const std::string& is) {
-    fail(ErrorCode::kInvalidArgument, path, ": was made for another model than ", checkpoint.path(),
-         ": ", what, " ", has, ", the model's is ", is, "; train one with fit-judge");
+    fail(ErrorCode::kInvalidArgument, path, ": was made for another model than ", model, ": ", what,
+         " ", has, ", the model's is ", is, "; train one with fit-judge");
   };
-  if (judge.target.hidden_size != actual.hidden_size) {
-    refuse("hidden size", str(judge.target.hidden_size), str(actual.hidden_size));
+  const JudgeTarget& made_for = judge.target;
+  if (made_for.hidden_size != actual.hidden_size) {
+    refuse("hidden size", str(made_for.hidden_size), str(actual.hidden_size));
   }
-  if (judge.target.weight_format != actual.weight_format) {
-    refuse("weight format", judge.target.weight_format, actual.weight_format);
+  if (made_for.weight_format != actual.weight_format) {
+    refuse("weight format", made_for.weight_format, actual.weight_format);
   }
-  if (judge.target.config_sha256 != actual.config_sha256) {
-    refuse("configuration", judge.target.config_sha256.substr(0, 12),
-           actual.config_sha256.substr(0, 12));
-  }
-  if (judge.target.weights_sha256 != actual.weights_sha256) {
-    refuse("weights", judge.target.weights_sha256.substr(0, 12),
-           actual.weights_sha256.substr(0, 12));
-  }
+  std::string unknown;
+  const auto compare = [&](const char* what, const std::string& has, const std::string& is) {
+    if (has.empty()) unknown += str(unknown.empty() ? "" : ", ", what);
+    if (!has.empty() && has != is) refuse(what, short_of(has), short_of(is));
+  };
+  compare("configuration", made_for.config_sha256, actual.config_sha256);
+  compare("tokenizer", made_for.tokenizer_sha256, actual.tokenizer_sha256);
+  compare("weights", made_for.weights_sha256, actual.weights_sha256);
+  compare("other layers' weights", made_for.layers_sha256, actual.layers_sha256);
+  const auto compare_run = [&](const char* what, const char* flag, const std::string& has,
+                               const std::string& is) {
+    if (has.empty()) unknown += str(unknown.empty() ? "" : ", ", what);
+    if (has.empty() || has == is) return;
+    fail(ErrorCode::kInvalidArgument, path, ": was trained on ", model, " with ", flag, " ", has,
+         ", and hidden states are others with ", flag, " ", is, "; use that, or train one so");
+  };
+  compare_run("precision", "--dtype", made_for.compute, actual.compute);
+  compare_run("cache format", "--kv", made_for.kv_format, actual.kv_format);
+  return unknown;
 }
 
 }  // namespace lathe

@@ -84,5 +84,39 @@ TEST_F(FitJudge, ASecondRunHasNothingLeftToMine) {
   EXPECT_NE(text.out.find("this run: 0 questions"), std::string::npos) << text.out;
 }
 
+// J11: a judge goes with the model that it was trained on, run as it was run then.
+TEST_F(FitJudge, AJudgeIsForOneModelAsItRan) {
+  // Outcomes that change with nearly every token.
+  write_file_atomically(
+      directory_ + "/check.sh",
+      "while read -r line; do echo \"{\\\"outcome\\\": \\\"$((${#line} % 2))\\\"}\"; done\n");
+  std::string items;
+  for (int i = 0; i < 120; ++i) {
+    const std::string many(static_cast<std::size_t>(10 + i % 31), static_cast<char>('0' + i % 75));
+    items += dump_json({{"prompt", many + " and so on {x}"}}) + "\n";
+  }
+  write_file_atomically(directory_ + "/items.jsonl", items);
+  std::vector<std::string> fit = mining("trained");
+  std::erase(fit, "--mine-only");
+  const ProgramResult fitted = run_lathe(fit);
+  ASSERT_EQ(fitted.exit_code, 0) << fitted.err;
+  const auto ask = [&](const std::string& model, const std::vector<std::string>& flags) {
+    std::vector<std::string> words = {"generate", model,   "Hello",   "--max-tokens",       "8",
+                                      "--draft",  "ngram", "--judge", directory_ + "/judge"};
+    words.insert(words.end(), flags.begin(), flags.end());
+    return run_lathe(words);
+  };
+  const ProgramResult same = ask(tiny_checkpoint(), {});
+  EXPECT_EQ(same.exit_code, 0) << same.err;
+  EXPECT_EQ(same.err, "");
+  const auto expect_refused = [](const ProgramResult& result, const char* part) {
+    EXPECT_EQ(result.exit_code, 2);
+    EXPECT_NE(result.err.find(part), std::string::npos) << result.err;
+  };
+  expect_refused(ask(tiny_checkpoint(), {"--kv", "int8"}), "with --kv bf16");
+  expect_refused(ask(tiny_checkpoint(), {"--dtype", "fp32"}), "with --dtype auto");
+  expect_refused(ask(draft_, {}), "weight format dense");
+}
+
 }  // namespace
 }  // namespace lathe

@@ -274,8 +274,15 @@ class JudgeFileTest : public ::testing::Test {
     const Mined mined = planted(40, 8, 2);
     ThreadPool threads(1);
     FittedJudge fitted = fit_judge(mined.questions, mined.features, 8, Json::object(), {}, threads);
-    fitted.file.target = {
-        .config_sha256 = "c", .weights_sha256 = "w", .weight_format = "mxfp4", .hidden_size = 8};
+    fitted.file.target = {.config_sha256 = "c",
+                          .weights_sha256 = "w",
+                          .weight_format = "mxfp4",
+                          .hidden_size = 8,
+                          .layers_sha256 = "l",
+                          .tokenizer_sha256 = "t",
+                          .compute = "auto",
+                          .kv_format = "bf16",
+                          .name = "tiny"};
     return fitted.file;
   }
   TemporaryDirectory directory_;
