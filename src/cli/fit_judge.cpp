@@ -180,7 +180,7 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
   check_draft_vocabulary(target, draft);
   std::size_t longest = 0;
   for (const auto& prompt : task.mining().prompts) longest = std::max(longest, prompt.size());
-  const int64_t sequence = static_cast<int64_t>(longest) + flags.max_tokens;
+  const int64_t sequence = static_cast<int64_t>(longest) + flags.max_tokens + 1;
   const int64_t blocks = (sequence / kBlockSize + 2) * kBlockSize;
   const EngineOptions options = resolve(
       {.max_num_seqs = flags.batch,

@@ -41,11 +41,11 @@ JudgeMiner::JudgeMiner(Engine& engine, Model& draft, KvFormat kv_format, const M
     longest = std::max(longest, prompt.size());
   }
   const int64_t max_tokens = static_cast<int64_t>(longest) + options.max_new_tokens;
-  if (max_tokens > engine.options().max_sequence_tokens ||
-      max_tokens > draft.config().max_position_embeddings) {
+  const int64_t room =
+      std::min(engine.options().max_sequence_tokens - 1, draft.config().max_position_embeddings);
+  if (max_tokens > room) {
     fail(ErrorCode::kInvalidArgument, "the longest prompt and max_new_tokens are ", max_tokens,
-         " tokens; the models take ",
-         std::min(engine.options().max_sequence_tokens, draft.config().max_position_embeddings));
+         " tokens; the models take ", room);
   }
   draft_cache_ = draft.make_cache(kv_format, options.max_live * blocks_for(max_tokens) * kBlockSize,
                                   max_tokens);
@@ -115,8 +115,13 @@ void JudgeMiner::submit(Live& live, std::vector<int32_t> prefix, int64_t max_tok
 void JudgeMiner::advance(Live& live) {
   std::vector<int32_t> answer = live.prefix;
   const bool cut_by_draft = !answer.empty() && ends(answer.back());
-  if (!cut_by_draft) answer.insert(answer.end(), live.tokens.begin(), live.tokens.end());
-  const bool truncated = !cut_by_draft && live.reason == FinishReason::kLength;
+  // The draft's token was the last that the limit allows: what follows was asked for its hidden
+  // state alone.
+  const bool is_full = !cut_by_draft && std::ssize(answer) >= options_.max_new_tokens;
+  if (!cut_by_draft && !is_full) {
+    answer.insert(answer.end(), live.tokens.begin(), live.tokens.end());
+  }
+  const bool truncated = is_full || (!cut_by_draft && live.reason == FinishReason::kLength);
   Outcome outcome;
   if (!truncated) outcome = task_.outcome(live.question, text_of(answer));
   if (!live.search) {

@@ -44,7 +44,8 @@ struct MinedQuestion {
 
 class JudgeMiner {
  public:
-  // engine: the target's, for at least max_live sequences of the longest prompt + max_new_tokens.
+  // engine: the target's, for at least max_live sequences of the longest prompt + max_new_tokens +
+  // 1 (the hidden state at an answer's last token comes with a token behind it, which is dropped).
   // draft: token ids as the target's. Borrows all.
   JudgeMiner(Engine& engine, Model& draft, KvFormat kv_format, const MiningTask& task,
              const MiningOptions& options, Exec& exec);

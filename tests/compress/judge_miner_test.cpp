@@ -22,9 +22,10 @@ namespace {
 
 constexpr int64_t kMaxNew = 40;
 
-EngineOptions mining_options(bool prefix_cache) {
+EngineOptions mining_options(bool prefix_cache, int64_t max_sequence_tokens) {
   EngineOptions options = small_options();
   options.prefix_cache = prefix_cache;
+  options.max_sequence_tokens = max_sequence_tokens;
   return options;
 }
 
@@ -88,8 +89,9 @@ class ChoosingModel : public Model {
 };
 
 struct MiningSetup {
-  explicit MiningSetup(bool prefix_cache = true, bool speculation = false)
-      : tiny(mining_options(prefix_cache), talkative_model(), 2),
+  explicit MiningSetup(bool prefix_cache = true, bool speculation = false,
+                       int64_t max_sequence_tokens = 0)
+      : tiny(mining_options(prefix_cache, max_sequence_tokens), talkative_model(), 2),
         coarse(requantized_checkpoint(*tiny.loaded.checkpoint, weight_format_from_name("mxfp4"))),
         draft(Model::load(*coarse, {.dense_dtype = DType::kF32, .compute = ComputeType::kF32},
                           tiny.loaded.owned.exec)) {
@@ -98,13 +100,14 @@ struct MiningSetup {
     }
   }
   std::map<int64_t, MinedQuestion> mine(const MiningTask& task, int64_t max_live,
-                                        Model* other_draft = nullptr) {
+                                        Model* other_draft = nullptr,
+                                        int64_t max_new_tokens = kMaxNew) {
     std::vector<int64_t> questions;
     for (std::size_t i = 0; i < task.prompts.size(); ++i) {
       questions.push_back(static_cast<int64_t>(i));
     }
     JudgeMiner miner(tiny.engine, other_draft != nullptr ? *other_draft : *draft, KvFormat::kF32,
-                     task, {.max_new_tokens = kMaxNew, .max_live = max_live},
+                     task, {.max_new_tokens = max_new_tokens, .max_live = max_live},
                      tiny.loaded.owned.exec);
     std::map<int64_t, MinedQuestion> mined;
     miner.run(questions, [&](const MinedQuestion& q) { mined[q.question] = q; });
@@ -154,7 +157,8 @@ class Plain {
   Exec& exec_;
 };
 
-MinedQuestion mine_serially(MiningSetup& setup, const MiningTask& task, int64_t question) {
+MinedQuestion mine_serially(MiningSetup& setup, const MiningTask& task, int64_t question,
+                            int64_t max_new_tokens = kMaxNew) {
   Plain target(*setup.tiny.loaded.model, setup.tiny.loaded.owned.exec);
   Plain draft(*setup.draft, setup.tiny.loaded.owned.exec);
   const std::vector<int32_t>& prompt = task.prompts[static_cast<std::size_t>(question)];
@@ -167,16 +171,17 @@ MinedQuestion mine_serially(MiningSetup& setup, const MiningTask& task, int64_t 
   // Goes on until a stop letter appears in the new text, or the limit.
   const auto go_on = [&](std::vector<int32_t> answer) {
     const std::size_t begin = answer.size();
-    for (;;) {
+    truncated = true;
+    while (std::ssize(answer) < max_new_tokens) {
       answer.push_back(target.choices(join(answer), nullptr).back());
       const std::span<const int32_t> added = std::span<const int32_t>(answer).subspan(begin);
       const std::string text = setup.tiny.tokenizer.decode(added, true);
-      const bool stops = cut_at_stop(text, task.stop).size() < text.size();
-      if (stops || std::ssize(answer) >= kMaxNew) {
-        truncated = !stops;
-        return answer;
+      if (cut_at_stop(text, task.stop).size() < text.size()) {
+        truncated = false;
+        break;
       }
     }
+    return answer;
   };
   const auto outcome_of = [&](const std::vector<int32_t>& answer) -> Outcome {
     if (truncated) return std::nullopt;
@@ -249,6 +254,33 @@ TEST(JudgeMiner, AnyCompanyGivesTheSerialRecords) {
       }
     }
   }
+}
+
+// M6: where the draft's token is the last that the limit allows, nothing may follow it. Each
+// question by itself, in an engine that has room for no more, with the length of its answer as the
+// limit.
+TEST(JudgeMiner, NoAnswerIsLongerThanTheLimit) {
+  const MiningTask all = make_task();
+  MiningSetup reference;
+  int64_t full = 0;
+  for (const auto& [question, q] : reference.mine(all, 4)) {
+    SCOPED_TRACE(question);
+    const int64_t limit = std::ssize(q.answer);
+    if (limit < 2) continue;
+    MiningTask task = all;
+    task.prompts = {all.prompts[static_cast<std::size_t>(question)]};
+    MiningSetup setup(true, false, std::ssize(task.prompts[0]) + limit + 1);
+    const MinedQuestion mined = setup.mine(task, 1, nullptr, limit).at(0);
+    expect_same(mined, mine_serially(reference, task, 0, limit));
+    EXPECT_LE(std::ssize(mined.answer), limit);
+    for (const MinedToken& token : mined.tokens) {
+      if (token.position < limit - 1) continue;
+      EXPECT_EQ(token.position, limit - 1);
+      EXPECT_TRUE(token.important && token.truncated);
+      ++full;
+    }
+  }
+  EXPECT_GT(full, 0);
 }
 
 TEST(JudgeMiner, DraftsMayChooseByThemselves) {
