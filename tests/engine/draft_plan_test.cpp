@@ -182,6 +182,32 @@ TEST(StepTimes, AreLinearBetweenPoints) {
   EXPECT_EQ(times.at(6), 30);
 }
 
+// Where drafts cost little and nearly all pass, windows are as long as they may be: 64 tokens for a
+// few sequences, fewer for each of many.
+TEST(DraftPlan, LongWindowsAreForFewSequences) {
+  for (const auto& [num_sequences, longest] : {std::pair{1, 64}, {4, 64}, {8, 32}, {32, 16}}) {
+    SCOPED_TRACE(num_sequences);
+    std::vector<int64_t> asked;
+    auto drafter = std::make_unique<ScriptedDrafter>([&](const Sequence&, int64_t max_tokens) {
+      asked.push_back(max_tokens);
+      return std::vector<int32_t>();
+    });
+    Speculator speculator(std::move(drafter), {}, StepTimes({1, 128}, {1, 1}), num_sequences);
+    std::vector<Sequence> sequences(static_cast<std::size_t>(num_sequences));
+    std::vector<Sequence*> running;
+    for (Sequence& sequence : sequences) {
+      sequence.tokens = {1, 2};
+      sequence.prompt_size = 1;
+      sequence.max_new_tokens = 1000;
+      sequence.kv.num_tokens = 1;
+      for (int i = 0; i < 1000; ++i) speculator.learn(sequence, 64, 64);
+      running.push_back(&sequence);
+    }
+    speculator.propose(running, /*max_rows=*/1 << 20);
+    EXPECT_EQ(asked, std::vector<int64_t>(sequences.size(), longest));
+  }
+}
+
 // The engine with measured costs: exact all the same, and it terminates.
 TEST(DraftPlan, TheEngineChoosesLengths) {
   TinyEngine tiny;

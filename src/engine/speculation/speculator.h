@@ -14,8 +14,8 @@ struct SpeculationOptions {
   // Draft tokens of a step, at most; -1: chosen step by step from measured times and acceptance,
   // none where that is predicted to be slower.
   int64_t num_tokens = -1;
-  // The longest window when it is chosen.
-  int64_t max_auto_tokens = 16;
+  // The longest window when it is chosen; with many sequences at once it is shorter.
+  int64_t max_auto_tokens = kMaxDraftTokens;
 };
 // Throws kInvalidArgument, naming the field, the value and the range.
 void validate(const SpeculationOptions& options);
