@@ -1,9 +1,11 @@
 // lathe chat: a conversation in the terminal, or over pipes a line a turn.
+#include <algorithm>
 #include <cstdio>
-#include <functional>
 #include <iostream>
 #include <memory>
 #include <random>
+#include <string_view>
+#include <vector>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -40,13 +42,29 @@ struct ChatFlags {
   DraftFlags draft;
   std::string path;
   std::string system;
+  std::string schema;
   int64_t context = 0;
   int64_t cache_tokens = 0;
   std::string server;
   std::string api_key;
 };
 
-using GivenFlags = std::function<bool(const char* name)>;
+// The flags that were on the command line, by their long names.
+class GivenFlags {
+ public:
+  explicit GivenFlags(const CLI::App& command) {
+    for (const CLI::Option* option : command.get_options()) {
+      if (option->count() > 0) names_.push_back(option->get_name());
+    }
+  }
+  bool operator()(std::string_view name) const {
+    return std::find(names_.begin(), names_.end(), name) != names_.end();
+  }
+  const std::vector<std::string>& names() const { return names_; }
+
+ private:
+  std::vector<std::string> names_;
+};
 
 class Chat {
  public:
@@ -171,12 +189,46 @@ void converse(const ChatFlags& flags, LineReader& reader, ChatModel model,
   }
 }
 
-void chat_with_server(const ChatFlags& flags, const SamplingParams& params) {
+// What a server cannot be told in a request, or decides for all of them.
+void refuse_local_flags(const GivenFlags& given) {
+  static constexpr std::string_view kKnown[] = {
+      "MODEL",   "--server", "--api-key", "--system", "--schema",     "--temperature", "--top-p",
+      "--top-k", "--min-p",  "--seed",    "--stop",   "--max-tokens", "--json"};
+  for (const std::string& name : given.names()) {
+    if (std::find(std::begin(kKnown), std::end(kKnown), name) != std::end(kKnown)) continue;
+    fail(ErrorCode::kInvalidArgument, name,
+         " is for a model in this process; leave it out with --server, which has its own");
+  }
+}
+
+// Only what was asked for: the server has defaults of its own.
+Json request_fields(const std::string& model, const ChatFlags& flags, const GivenFlags& given) {
+  const SamplingParams& params = flags.params;
+  Json fields = {{"model", model}};
+  if (given("--temperature")) fields["temperature"] = params.temperature;
+  if (given("--top-p")) fields["top_p"] = params.top_p;
+  if (given("--top-k")) fields["top_k"] = params.top_k;
+  if (given("--min-p")) fields["min_p"] = params.min_p;
+  if (given("--seed")) fields["seed"] = 0;  // the session's
+  if (params.max_tokens > 0) fields["max_tokens"] = params.max_tokens;
+  if (!params.stop.empty()) fields["stop"] = params.stop;
+  if (!flags.schema.empty()) {
+    fields["response_format"] = {
+        {"type", "json_schema"},
+        {"json_schema", {{"name", "answer"}, {"schema", read_schema(flags.schema)}}}};
+  }
+  return fields;
+}
+
+void chat_with_server(const ChatFlags& flags, const SamplingParams& params,
+                      const GivenFlags& given) {
+  refuse_local_flags(given);
   const ApiClient client(flags.server, flags.api_key);
-  const std::string model = flags.path.empty() ? client.first_model() : flags.path;
+  Json fields = request_fields(flags.path, flags, given);
+  if (flags.path.empty()) fields["model"] = client.first_model();
   LineReader reader;
-  converse(flags, reader, server_chat_model(client, model), params, 0,
-           str(model, " at ", flags.server));
+  converse(flags, reader, server_chat_model(client, fields), params, 0,
+           str(fields["model"].get<std::string>(), " at ", flags.server));
 }
 
 // What the flags leave open, as the model's authors recommend it.
@@ -195,11 +247,12 @@ void run_chat(const ChatFlags& flags, const GivenFlags& given) {
   SamplingParams params = flags.params;
   if (!given("--seed")) params.seed = std::random_device()();
   check_sampling_flags(params);
-  if (!flags.server.empty()) return chat_with_server(flags, params);
+  if (!flags.server.empty()) return chat_with_server(flags, params, given);
   if (flags.path.empty()) {
     fail(ErrorCode::kInvalidArgument,
          "give a MODEL, or --server URL to talk with a running server");
   }
+  const std::shared_ptr<const Grammar> grammar = schema_grammar(flags.schema);
   Runtime runtime(flags.common);
   LineReader reader;
   KvParking parking(flags.model, flags.kv);
@@ -218,7 +271,8 @@ void run_chat(const ChatFlags& flags, const GivenFlags& given) {
   draft.attach(engine);
   parking.attach(engine, loaded.model(), loaded.checkpoint(), runtime.exec());
   params = with_model_defaults(params, given, loaded.checkpoint());
-  converse(flags, reader, local_chat_model(loaded, engine), params, options.max_sequence_tokens,
+  converse(flags, reader, local_chat_model(loaded, engine, token_grammar(grammar, loaded)), params,
+           options.max_sequence_tokens,
            str(flags.path, ", ", options.max_sequence_tokens, " tokens of context"));
 }
 
@@ -237,6 +291,7 @@ void add_chat_command(CLI::App& app, Invocation& invocation) {
   command->add_option("--api-key", flags->api_key, "The key that the server wants")
       ->type_name("KEY");
   command->add_option("--system", flags->system, "System message")->type_name("TEXT");
+  add_schema_flag(*command, flags->schema);
   command->add_option("--context", flags->context, "Tokens of the conversation; 0: the model's")
       ->type_name("TOKENS");
   command->add_option("--cache-tokens", flags->cache_tokens, kCacheTokensHelp)->type_name("TOKENS");
@@ -248,13 +303,13 @@ void add_chat_command(CLI::App& app, Invocation& invocation) {
   command->footer(
       std::string(kHelp) +
       "\nWhere no flag says otherwise, a model's generation_config.json sets temperature, "
-      "top-p, top-k, min-p and the repetition penalty.\n"
+      "top-p, top-k, min-p and the repetition penalty. With --server that is the server's to say: "
+      "it is "
+      "sent the flags that were given, and those of a model in this process are refused.\n"
       "\nExample:\n  lathe chat smollm2.gguf --system \"Be brief.\"\n"
       "  lathe chat --server http://localhost:8000");
   command->callback([flags, command, &invocation] {
-    invocation.run = [flags, command] {
-      run_chat(*flags, [command](const char* name) { return command->count(name) > 0; });
-    };
+    invocation.run = [flags, command] { run_chat(*flags, GivenFlags(*command)); };
   });
 }
 

@@ -8,32 +8,27 @@
 
 namespace lathe {
 
-ChatModel local_chat_model(const LoadedModel& loaded, Engine& engine) {
+ChatModel local_chat_model(const LoadedModel& loaded, Engine& engine,
+                           std::shared_ptr<const TokenGrammar> grammar) {
   if (!loaded.has_chat_template()) {
     fail(ErrorCode::kUnsupported, loaded.checkpoint().path(),
          " has no chat template: it is not a chat model; 'lathe generate --raw' continues text");
   }
-  return [&loaded, &engine](const Json& messages, const SamplingParams& params,
-                            const std::function<bool(std::string_view)>& on_text) {
-    const Generation generation =
-        generate(engine, loaded.encode_conversation(messages, ""), params, on_text);
+  return [&loaded, &engine, grammar = std::move(grammar)](
+             const Json& messages, const SamplingParams& params,
+             const std::function<bool(std::string_view)>& on_text) {
+    const Generation generation = generate(engine, loaded.encode_conversation(messages, ""), params,
+                                           on_text, answer_constraint(grammar));
     return ChatReply{generation.text, generation.finish_reason, generation.usage};
   };
 }
 
-ChatModel server_chat_model(const ApiClient& client, const std::string& model) {
-  return [client, model](const Json& messages, const SamplingParams& params,
-                         const std::function<bool(std::string_view)>& on_text) {
-    Json body = {{"model", model},
-                 {"messages", messages},
-                 {"temperature", params.temperature},
-                 {"top_p", params.top_p},
-                 {"seed", static_cast<int64_t>(params.seed)}};
-    // What OpenAI's own API does not know is sent only when it was asked for.
-    if (params.top_k > 0) body["top_k"] = params.top_k;
-    if (params.min_p > 0) body["min_p"] = params.min_p;
-    if (params.max_tokens > 0) body["max_tokens"] = params.max_tokens;
-    if (!params.stop.empty()) body["stop"] = params.stop;
+ChatModel server_chat_model(const ApiClient& client, const Json& fields) {
+  return [client, fields](const Json& messages, const SamplingParams& params,
+                          const std::function<bool(std::string_view)>& on_text) {
+    Json body = fields;
+    body["messages"] = messages;
+    if (body.contains("seed")) body["seed"] = static_cast<int64_t>(params.seed);
     const ServerReply reply = client.chat(body, on_text);
     return ChatReply{reply.text, reply.reason, reply.usage};
   };

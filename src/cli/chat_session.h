@@ -2,12 +2,14 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "cli/loaded_model.h"
+#include "cli/schema_flag.h"
 #include "engine/generate.h"
 #include "server/api_client.h"
 
@@ -24,10 +26,13 @@ using ChatModel =
     std::function<ChatReply(const nlohmann::ordered_json& messages, const SamplingParams& params,
                             const std::function<bool(std::string_view)>& on_text)>;
 
-// Borrows both. Throws kUnsupported when the model has no chat template.
-ChatModel local_chat_model(const LoadedModel& loaded, Engine& engine);
-// model: the name that the server knows it by.
-ChatModel server_chat_model(const ApiClient& client, const std::string& model);
+// grammar: of every answer; null: any text. Borrows model and engine. Throws kUnsupported when the
+// model has no chat template.
+ChatModel local_chat_model(const LoadedModel& loaded, Engine& engine,
+                           std::shared_ptr<const TokenGrammar> grammar);
+// fields: of every request, `model` among them. What they leave open the server decides; a `seed`
+// among them is the session's, which changes with every answer.
+ChatModel server_chat_model(const ApiClient& client, const nlohmann::ordered_json& fields);
 
 class ChatSession {
  public:

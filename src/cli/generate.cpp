@@ -17,9 +17,8 @@
 #include "cli/loaded_model.h"
 #include "cli/output.h"
 #include "cli/sampling_flags.h"
-#include "engine/grammar_constraint.h"
+#include "cli/schema_flag.h"
 #include "eval/json_lines.h"
-#include "grammar/json_schema.h"
 
 namespace lathe {
 namespace {
@@ -76,13 +75,6 @@ std::vector<int32_t> prompt_ids(const LoadedModel& loaded, const GenerateFlags& 
   return ids;
 }
 
-// Null without --schema.
-std::shared_ptr<const Grammar> schema_grammar(const GenerateFlags& flags) {
-  if (flags.schema.empty()) return nullptr;
-  return with_context("--schema " + flags.schema,
-                      [&] { return json_schema_grammar(read_json_file(flags.schema, 1 << 20)); });
-}
-
 void run_generate(const GenerateFlags& flags) {
   Runtime runtime(flags.common);
   KvParking parking(flags.model, flags.kv);
@@ -91,7 +83,7 @@ void run_generate(const GenerateFlags& flags) {
   const EngineOptions wanted = {
       .max_num_seqs = 1, .max_sequence_tokens = flags.context, .cache_tokens = flags.cache_tokens};
   name_flags([&] { validate(wanted); });
-  const std::shared_ptr<const Grammar> grammar = schema_grammar(flags);
+  const std::shared_ptr<const Grammar> grammar = schema_grammar(flags.schema);
   Checkpoint::open(flags.path);  // before a prompt is waited for
   const std::string prompt_read = prompt_text(flags);
   const LoadedModel loaded(flags.path, parking.model_flags(), runtime.exec(),
@@ -99,12 +91,7 @@ void run_generate(const GenerateFlags& flags) {
   const LoadedDraft draft(flags.draft, loaded, parking.model_flags(), runtime.exec(),
                           {.quiet = true, .max_sequence_tokens = flags.context});
   std::vector<int32_t> prompt = prompt_ids(loaded, flags, prompt_read);
-  std::unique_ptr<TokenConstraint> constraint;
-  if (grammar != nullptr) {
-    constraint = make_grammar_constraint(std::make_shared<TokenGrammar>(
-        grammar,
-        std::make_shared<TokenTrie>(loaded.tokenizer(), loaded.model().config().eos_token_ids)));
-  }
+  std::unique_ptr<TokenConstraint> constraint = answer_constraint(token_grammar(grammar, loaded));
   parking.load(loaded.checkpoint());
   const EngineOptions options =
       loaded.kv().engine_options(wanted, loaded.model().config(), runtime.exec());
@@ -172,10 +159,7 @@ void add_generate_command(CLI::App& app, Invocation& invocation) {
   command->add_option("--prompt-file", flags->prompt_file, "Read the prompt from a file")
       ->type_name("FILE");
   command->add_option("--system", flags->system, "System message")->type_name("TEXT");
-  command
-      ->add_option("--schema", flags->schema,
-                   "A JSON schema that the answer must satisfy (docs/structured-output.md)")
-      ->type_name("FILE");
+  add_schema_flag(*command, flags->schema);
   command->add_flag("--raw", flags->raw, "Continue the text itself, without the chat template");
   command->add_flag("--stats", flags->stats, "Print times on standard error");
   command->add_option("--context", flags->context, "Longest prompt and answer; 0: the model's")

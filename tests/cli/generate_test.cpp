@@ -217,6 +217,25 @@ TEST(Chat, TakesWhatFlagsLeaveOpenFromTheModelsRecommendation) {
   EXPECT_NE(answer("1", {"--temperature", "5"}), answer("2", {"--temperature", "5"}));
 }
 
+TEST(Chat, AnswersFollowASchema) {
+  const std::string file = temporary_directory() + "/chat_schema.json";
+  write_file_atomically(file, R"({"enum": [1, "two"]})");
+  const ProgramResult result = run_lathe(
+      {"chat", tiny_checkpoint(), "--schema", file, "--seed", "1", "--json"}, "hi\nand again\n");
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  for (std::size_t begin = 0; begin < result.out.size();) {
+    const std::size_t end = result.out.find('\n', begin);
+    const Json line = parse_json(result.out.substr(begin, end - begin), "line");
+    const std::string content = line["content"].get<std::string>();
+    EXPECT_TRUE(content == "1" || content == "\"two\"") << content;
+    begin = end + 1;
+  }
+  write_file_atomically(file, "{");
+  const ProgramResult bad = run_lathe({"chat", tiny_checkpoint(), "--schema", file}, "hi\n");
+  EXPECT_NE(bad.exit_code, 0);
+  EXPECT_NE(bad.err.find("not valid JSON"), std::string::npos) << bad.err;
+}
+
 TEST(Chat, NeedsATemplate) {
   const ProgramResult result = run_lathe({"chat", tiny_weights_only()});
   EXPECT_EQ(result.exit_code, 1);

@@ -55,6 +55,17 @@ class ChatWithServer(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("tokens of context used", done.stdout)
 
+    def test_an_answer_follows_a_schema(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump({"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"],
+                       "additionalProperties": False}, file)
+            file.flush()
+            done = chat("--server", self.server.url, "--api-key", "k1", "--schema", file.name, "--json", "--seed", "1",
+                        lines="hello\n/regen\n")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for line in done.stdout.splitlines():
+            self.assertIn(json.loads(json.loads(line)["content"])["a"], (1, 2))
+
     def test_errors_are_one_line(self):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -69,6 +80,41 @@ class ChatWithServer(unittest.TestCase):
         # A model that is not there ends the turn, not the conversation.
         done = chat("other", "--server", self.server.url, "--api-key", "k1")
         self.assertIn("'other' is not served here", done.stdout)
+
+    def test_sends_what_was_said_and_nothing_else(self):
+        """The server's own defaults stand for what no flag says."""
+        always = {"model": "m", "stream": True, "stream_options": {"include_usage": True},
+                  "messages": [{"role": "user", "content": "hello"}]}
+        cases = (((), {}), (("--seed", "7"), {"seed": 7}), (("--temperature", "0.5"), {"temperature": 0.5}),
+                 (("--top-p", "1", "--top-k", "0", "--min-p", "0"), {"top_p": 1, "top_k": 0, "min_p": 0}),
+                 (("--max-tokens", "3", "--stop", "x"), {"max_tokens": 3, "stop": ["x"]}))
+        for flags, expected in cases:
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                listener.listen()
+                received = []
+
+                def serve():
+                    connection, _ = listener.accept()
+                    with connection:
+                        data = b""
+                        while b"\r\n\r\n" not in data or not data.endswith(b"}"):
+                            data += connection.recv(65536)
+                        received.append(json.loads(data.partition(b"\r\n\r\n")[2]))
+                        connection.sendall(b"HTTP/1.1 500 X\r\nContent-Length: 3\r\n\r\nbad")
+                thread = threading.Thread(target=serve)
+                thread.start()
+                chat("m", "--server", f"http://127.0.0.1:{listener.getsockname()[1]}", *flags)
+                thread.join()
+            self.assertEqual(received, [{**always, **expected}])
+
+    def test_flags_of_a_model_in_this_process_are_refused(self):
+        for flags in (("--draft", "ngram"), ("--draft-tokens", "3"), ("--judge", "top-k"), ("--judge-threshold", "1"),
+                      ("--kv", "int8"), ("--context", "100"), ("--coupled",), ("--device", "cpu"), ("--threads", "1"),
+                      ("--dtype", "fp32"), ("--park-kv", "aqua2")):
+            done = chat("--server", self.server.url, "--api-key", "k1", *flags)
+            self.assertEqual((done.returncode, done.stdout, done.stderr.count("\n")), (2, "", 1), (flags, done.stderr))
+            self.assertIn(flags[0], done.stderr)
 
     def test_servers_that_misbehave(self):
         """What a broken server may send: none of it hangs or crashes the client."""
