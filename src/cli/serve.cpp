@@ -43,6 +43,7 @@ struct ServeFlags {
   EngineOptions engine;
   std::vector<std::string> api_keys;
   std::string api_key_file;
+  bool metrics_without_key = false;
   std::string tls_cert, tls_key;
   int64_t max_embedding_tokens = 8192;
   std::string pooling = "last";
@@ -228,7 +229,7 @@ std::unique_ptr<JudgeShadow> make_shadow(const ServeFlags& flags, const ServedSp
 
 void run_serve(ServeFlags flags) {
   check(flags);
-  const AccessRules access(flags.api_keys, flags.http.host);
+  const AccessRules access(flags.api_keys, flags.http.host, flags.metrics_without_key);
   std::optional<TlsContext> tls;
   if (!flags.tls_cert.empty()) tls.emplace(flags.tls_cert, flags.tls_key);
   const TerminationSignals signals;
@@ -327,6 +328,9 @@ void add_serve_command(CLI::App& app, Invocation& invocation) {
       ->take_all()
       ->allow_extra_args(false);
   command->add_option("--api-key-file", flags->api_key_file, "Keys, one a line")->type_name("FILE");
+  command->add_flag(
+      "--metrics-without-key", flags->metrics_without_key,
+      "Answer /metrics to whoever can reach it, as vLLM does; Prometheus sends no key");
   command->add_option("--tls-cert", flags->tls_cert, "Serve HTTPS with this certificate (PEM)")
       ->type_name("FILE");
   command->add_option("--tls-key", flags->tls_key, "The certificate's key (PEM)")

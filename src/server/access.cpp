@@ -67,8 +67,9 @@ bool is_loopback_name(std::string_view host) {
          host.find_first_not_of("0123456789.") == std::string_view::npos;
 }
 
-AccessRules::AccessRules(const std::vector<std::string>& keys, std::string bind_host)
-    : bind_host_(std::move(bind_host)) {
+AccessRules::AccessRules(const std::vector<std::string>& keys, std::string bind_host,
+                         bool metrics_without_key)
+    : bind_host_(std::move(bind_host)), metrics_without_key_(metrics_without_key) {
   for (const std::string& key : keys) {
     const bool printable =
         std::all_of(key.begin(), key.end(), [](char c) { return c > 0x20 && c < 0x7f; });

@@ -128,7 +128,9 @@ std::optional<HttpResponse> Api::check_head(const HttpRequest& request) {
                      "the Host header does not name this machine; without --api-key only "
                      "localhost is served");
     }
-    if (!is_health && !access_.has_key(request.authorization)) {
+    const bool is_open = is_health || (route != nullptr && route->id == RouteId::kMetrics &&
+                                       !access_.metrics_need_key());
+    if (!is_open && !access_.has_key(request.authorization)) {
       throw ApiError(401,
                      request.authorization.empty()
                          ? "an API key is needed: Authorization: Bearer KEY"

@@ -213,11 +213,24 @@ void Choices::note(const ChoiceNews& news) {
   metrics_.inference_time.observe(total - queued);
   metrics_.prompt_tokens.observe(static_cast<double>(news.usage.prompt_tokens));
   metrics_.generation_tokens.observe(generated);
+  note_longest(news.choice);
   if (!progress.first_token) return;
   const double decode = seconds(now - *progress.first_token);
   metrics_.prefill_time.observe(total - queued - decode);
   metrics_.decode_time.observe(decode);
   if (generated > 1) metrics_.time_per_output_token.observe(decode / (generated - 1));
+}
+
+// Of the n choices of a prompt, when the last of them has ended.
+void Choices::note_longest(int64_t choice) {
+  const std::span<const Progress> siblings = std::span<const Progress>(progress_).subspan(
+      static_cast<std::size_t>(choice / n_ * n_), static_cast<std::size_t>(n_));
+  int64_t longest = 0;
+  for (const Progress& progress : siblings) {
+    if (!progress.ended) return;
+    longest = std::max(longest, progress.usage.completion_tokens);
+  }
+  metrics_.max_generation_tokens.observe(static_cast<double>(longest));
 }
 
 std::unique_ptr<ShadowJob> Choices::shadow_job(const Request& request) const {

@@ -82,6 +82,7 @@ class Choices {
   };
   std::unique_ptr<ShadowJob> shadow_job(const Request& request) const;
   void note(const ChoiceNews& news);
+  void note_longest(int64_t choice);
   void note_shadow(Progress& progress, const ChoiceNews& news);
   void abort_all();
 

@@ -38,6 +38,7 @@ ServerMetrics::ServerMetrics(std::string model_name, int64_t max_sequence_tokens
       decode_time(request_bounds()),
       prompt_tokens(buckets_1_2_5(max_sequence_tokens)),
       generation_tokens(buckets_1_2_5(max_sequence_tokens)),
+      max_generation_tokens(buckets_1_2_5(max_sequence_tokens)),
       params_n({1, 2, 5, 10, 20}),
       params_max_tokens(buckets_1_2_5(max_sequence_tokens)),
       model_name_(std::move(model_name)),
@@ -106,6 +107,8 @@ std::string ServerMetrics::text(const EngineStats& engine, const HttpServerStats
   histogram("vllm:request_decode_time_seconds", "From the first token to the last.", decode_time);
   histogram("vllm:request_prompt_tokens", "Tokens of a prompt.", prompt_tokens);
   histogram("vllm:request_generation_tokens", "Tokens generated for a choice.", generation_tokens);
+  histogram("vllm:request_max_num_generation_tokens",
+            "Tokens generated for the longest of a prompt's n choices.", max_generation_tokens);
   histogram("vllm:request_params_n", "The parameter n.", params_n);
   histogram("vllm:request_params_max_tokens", "The parameter max_tokens, where given.",
             params_max_tokens);

@@ -47,6 +47,7 @@ class ServerMetrics {
   Histogram decode_time;
   Histogram prompt_tokens;
   Histogram generation_tokens;
+  Histogram max_generation_tokens;  // the most of a prompt's n choices
   Histogram params_n;
   Histogram params_max_tokens;
 

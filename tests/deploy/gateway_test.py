@@ -36,7 +36,7 @@ class Replica:
     def start(self):
         self.process = subprocess.Popen(
             [PROGRAM, "serve", self.model, "--served-model-name", "tiny", "--port", str(self.port), "--json", "--threads",
-             "1", "--log", "off"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+             "1", "--log", "off", "--max-num-seqs", "1", "--max-queue", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.process.stdout.readline(), "a replica did not start"
 
     def stop(self):
@@ -52,14 +52,15 @@ class Gateway(unittest.TestCase):
         folder = pathlib.Path(cls.temporary.name)
         folder.chmod(0o755)
         (folder / "tiny").mkdir()
-        model = serving.make_tiny_model(folder / "tiny")
+        model = serving.make_tiny_model(folder / "tiny", context=32768)
         cls.replicas = [Replica(model, free_port()) for _ in range(2)]
         cls.port = free_port()
         text = (ROOT / "deploy/gateway/nginx.conf").read_text()
-        servers = "".join(f"    server 127.0.0.1:{r.port} max_fails=1 fail_timeout=1s;\n" for r in cls.replicas)
-        text, found = re.subn(r"(# lathe:replicas[^\n]*\n).*?( *# lathe:end)", rf"\1{servers}\2", text, flags=re.S)
+        ports = iter([r.port for r in cls.replicas] * 2)
+        text, found = re.subn(r"server 127.0.0.1:800\d (max_fails=\d)(?: fail_timeout=10s)?;",
+                              lambda match: f"server 127.0.0.1:{next(ports)} {match[1]} fail_timeout=1s;", text)
         text, heard = re.subn(r"listen 127\.0\.0\.1:8000;", f"listen 127.0.0.1:{cls.port};", text)
-        assert found == heard == 1
+        assert (found, heard) == (4, 1)
         (folder / "nginx.conf").write_text("user root;\n" * (os.geteuid() == 0) + text)
         cls.command = [NGINX, "-p", str(folder), "-c", "nginx.conf", "-e", "error.log"]
         cls.nginx = subprocess.Popen([*cls.command, "-g", "daemon off;"], stderr=subprocess.DEVNULL)
@@ -78,7 +79,7 @@ class Gateway(unittest.TestCase):
         cls.temporary.cleanup()
 
     def ask(self, prefix=None, key=None, path="/v1/completions"):
-        """(status, the replica that answered, the answer)"""
+        """(status, the replicas that were tried, the answer)"""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         headers = {"Content-Type": "application/json"}
         if prefix is not None:
@@ -137,7 +138,7 @@ class Gateway(unittest.TestCase):
                 status, replica, _ = self.ask(prefix)
                 self.assertEqual(status, 200)
                 # The last of those that were tried.
-                self.assertEqual(replica.split(", ")[-1], f"127.0.0.1:{self.replicas[1].port}")
+                self.assertEqual(re.split(", | : ", replica)[-1], f"127.0.0.1:{self.replicas[1].port}")
         finally:
             gone.start()
         # Each of nginx's workers finds it again by itself, a second or two after it failed (fail_timeout).
@@ -145,6 +146,47 @@ class Gateway(unittest.TestCase):
         while {prefix: self.ask(prefix)[1] for prefix in prefixes} != before:
             self.assertLess(time.monotonic(), end, "its prefixes did not come back")
             time.sleep(0.2)
+
+    def fill(self, replica):
+        """Two endless streams: one runs, one waits, and there is room for no more. They end when they are closed."""
+        streams = []
+        for count in ("running", "waiting"):
+            connection = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=60)
+            connection.request("POST", "/v1/completions", json.dumps(
+                {"prompt": "hello", "max_tokens": 30000, "stream": True, "ignore_eos": True}),
+                {"Content-Type": "application/json"})
+            streams.append(connection)
+            end = time.monotonic() + 30
+            while self.metric(replica, f"vllm:num_requests_{count}") != 1:
+                self.assertLess(time.monotonic(), end, f"nothing is {count}")
+        return streams
+
+    def metric(self, replica, name):
+        connection = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=60)
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read().decode()
+        connection.close()
+        return float(re.search(rf"^{name}{{.*}} (\S+)$", text, re.M)[1])
+
+    def test_a_full_replica_sends_requests_to_the_other_and_keeps_its_prefixes(self):
+        full, other = (f"127.0.0.1:{replica.port}" for replica in self.replicas)
+        at_home = [prefix for prefix in (f"conversation {i}" for i in range(16)) if self.ask(prefix)[1] == full]
+        streams = self.fill(self.replicas[0])
+        try:
+            for prefix in at_home:
+                status, tried, _ = self.ask(prefix)
+                self.assertEqual((status, tried.split(" : ")[0]), (200, full))
+                self.assertEqual(re.split(", | : ", tried)[-1], other)
+            streams += self.fill(self.replicas[1])
+            status, _, body = self.ask(at_home[0])
+            self.assertEqual(status, 429, body)
+            self.assertIn("error", json.loads(body))
+        finally:
+            for connection in streams:
+                connection.close()
+        end = time.monotonic() + 30
+        while self.ask(at_home[0])[:2] != (200, full):
+            self.assertLess(time.monotonic(), end, "it stayed full")
 
     def test_metrics_are_those_of_a_replica(self):
         self.assertEqual(self.ask(path="/metrics")[0], 404)

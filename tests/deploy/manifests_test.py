@@ -89,7 +89,25 @@ class Manifests(unittest.TestCase):
     def test_the_gateway_knows_every_replica(self):
         replicas = next(o for o in self.objects("lathe.yaml") if o["kind"] == "StatefulSet")
         servers = re.findall(r"server (\S+):(\d+) ", self.gateway())
-        self.assertEqual(servers, [(f"lathe-{i}.lathe", "8000") for i in range(replicas["spec"]["replicas"])])
+        everyone = [(f"lathe-{i}.lathe", "8000") for i in range(replicas["spec"]["replicas"])]
+        self.assertEqual(servers, 2 * everyone)  # replicas, and others
+
+    def test_the_gateway_does_what_the_one_alone_does(self):
+        def directives(text):
+            text = re.sub(r"#[^\n]*", "", text)
+            return sorted(re.findall(r"(?:proxy_next_upstream|proxy_intercept_errors|error_page)[^;{]*;", text))
+        self.assertEqual(directives(self.gateway()), directives((ROOT / "deploy/gateway/nginx.conf").read_text()))
+
+    def test_metrics_that_are_scraped_need_no_key(self):
+        for item in self.objects("lathe.yaml"):
+            annotations = item.get("spec", {}).get("template", {}).get("metadata", {}).get("annotations", {})
+            if annotations.get("prometheus.io/scrape") == "true":
+                command = item["spec"]["template"]["spec"]["containers"][0]["command"]
+                self.assertIn("--api-key-file", command)
+                self.assertIn("--metrics-without-key", command)
+                break
+        else:
+            self.fail("nothing is scraped")
 
     def test_nginx_accepts_the_gateway(self):
         nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/bin")

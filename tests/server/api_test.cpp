@@ -478,6 +478,9 @@ TEST(Api, CountsWhatItDoes) {
   EXPECT_EQ(value("vllm:time_to_first_token_seconds_count"), "2");
   EXPECT_EQ(value("vllm:inter_token_latency_seconds_count"), "8");
   EXPECT_EQ(value("vllm:request_generation_tokens_sum"), "10");
+  // The longest of the two, once.
+  EXPECT_EQ(value("vllm:request_max_num_generation_tokens_count"), "1");
+  EXPECT_EQ(value("vllm:request_max_num_generation_tokens_sum"), "5");
   EXPECT_EQ(value("vllm:num_requests_running"), "0");
 }
 

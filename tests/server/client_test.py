@@ -157,8 +157,15 @@ class Keys(unittest.TestCase):
                 self.assertEqual([status(None), status("Bearer "), status("Bearer third"), status("first")], [401] * 4)
                 self.assertEqual([status(None, p) for p in ("/health", "/", "/metrics", "/openapi.json", "/x")],
                                  [200, 401, 401, 401, 401])
+                self.assertEqual(server.request("GET", "/metrics", headers={"Authorization": "Bearer first"})[0], 200)
                 challenge = server.request("GET", "/")[1]["WWW-Authenticate"]
                 self.assertTrue(challenge.startswith("Basic "))
+
+
+    def test_metrics_may_be_open(self):
+        with serving.Server("--api-key", "k", "--host", "0.0.0.0", "--metrics-without-key") as server:
+            statuses = [server.request("GET", path)[0] for path in ("/metrics", "/v1/models", "/", "/openapi.json", "/metrics/")]
+            self.assertEqual(statuses, [200, 401, 401, 401, 401])
 
 
 @unittest.skipIf(shutil.which("openssl") is None, "openssl is not installed")
