@@ -44,6 +44,8 @@ void add_common_flags(CLI::App& command, CommonFlags& flags) {
       ->type_name("DEVICE");
 }
 
+bool loads_quietly(const CommonFlags& flags) { return flags.json || isatty(STDERR_FILENO) == 0; }
+
 Runtime::Runtime(const CommonFlags& flags)
     : threads_(checked_threads(flags)), exec_{threads_, workspace_, cuda_device(flags.device)} {}
 

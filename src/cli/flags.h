@@ -18,6 +18,9 @@ struct CommonFlags {
   std::string device = "cpu";
 };
 void add_common_flags(CLI::App& command, CommonFlags& flags);
+// Whether a command whose standard error belongs to scripts loads without a word: with --json, and
+// where nobody watches.
+bool loads_quietly(const CommonFlags& flags);
 
 // Threads and scratch memory for one run of a command.
 class Runtime {

@@ -86,10 +86,11 @@ void run_generate(const GenerateFlags& flags) {
   const std::shared_ptr<const Grammar> grammar = schema_grammar(flags.schema);
   Checkpoint::open(flags.path);  // before a prompt is waited for
   const std::string prompt_read = prompt_text(flags);
+  const bool quiet = loads_quietly(flags.common);
   const LoadedModel loaded(flags.path, parking.model_flags(), runtime.exec(),
-                           {.quiet = true, .max_sequence_tokens = flags.context});
+                           {.quiet = quiet, .max_sequence_tokens = flags.context});
   const LoadedDraft draft(flags.draft, loaded, parking.model_flags(), runtime.exec(),
-                          {.quiet = true, .max_sequence_tokens = flags.context});
+                          {.quiet = quiet, .max_sequence_tokens = flags.context});
   std::vector<int32_t> prompt = prompt_ids(loaded, flags, prompt_read);
   std::unique_ptr<TokenConstraint> constraint = answer_constraint(token_grammar(grammar, loaded));
   parking.load(loaded.checkpoint());

@@ -104,7 +104,8 @@ void add_score_command(CLI::App& app, Invocation& invocation) {
   command->callback([flags, &invocation] {
     invocation.run = [flags] {
       Runtime runtime(flags->common);
-      const LoadedModel loaded(flags->path, flags->model, runtime.exec(), {.quiet = true});
+      const LoadedModel loaded(flags->path, flags->model, runtime.exec(),
+                               {.quiet = loads_quietly(flags->common)});
       answer_json_lines(
           [&](const Json& line) { return score_line(loaded, line, flags->gaps, runtime.exec()); });
     };

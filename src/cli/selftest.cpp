@@ -55,7 +55,7 @@ void run_selftest(const SelftestFlags& flags) {
     fail(ErrorCode::kInvalidArgument, "--write: ", flags.path,
          " has no lathe.json to keep a fingerprint in");
   }
-  const LoadedModel loaded(flags.path, flags.model, exec, {.quiet = true});
+  const LoadedModel loaded(flags.path, flags.model, exec, {.quiet = loads_quietly(flags.common)});
   Model& model = loaded.model();
   check_forward(model, live_cache(model, loaded.kv_format()), exec);
   const LogitsFingerprint here =

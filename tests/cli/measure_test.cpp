@@ -65,6 +65,52 @@ TEST(Bench, ReportsCheckedSpeeds) {
   EXPECT_EQ(decode_only["prefill_tokens_per_second"], nullptr);
 }
 
+// As llama-bench has it: comma lists, a row for every prompt and every number of tokens to decode.
+TEST(Bench, TakesLists) {
+  const std::vector<std::string> lists = {"bench", "-p", "0,16,8", "-n",
+                                          "3",     "-b", "1,2",    "--depth",
+                                          "4,9",   "-r", "1",      tiny_checkpoint()};
+  std::vector<std::string> as_json = lists;
+  as_json.emplace_back("--json");
+  const Json results = json_of(as_json);
+  ASSERT_TRUE(results.is_array());
+  std::vector<std::vector<int64_t>> rows;
+  for (const Json& result : results) {
+    EXPECT_EQ(result["checked"], true);
+    const bool is_prefill = result["prompt_tokens"] != 0;
+    EXPECT_EQ(result["generated_tokens"] != 0, !is_prefill);
+    EXPECT_GT(result[is_prefill ? "prefill_tokens_per_second" : "decode_tokens_per_second"], 0);
+    EXPECT_EQ(result[is_prefill ? "decode_tokens_per_second" : "prefill_tokens_per_second"],
+              nullptr);
+    rows.push_back({result["batch"].get<int64_t>(), result["prompt_tokens"].get<int64_t>(),
+                    result["generated_tokens"].get<int64_t>(),
+                    is_prefill ? 0 : result["depth"].get<int64_t>()});
+  }
+  EXPECT_EQ(rows, (std::vector<std::vector<int64_t>>{{1, 16, 0, 0},
+                                                     {1, 8, 0, 0},
+                                                     {1, 0, 3, 4},
+                                                     {1, 0, 3, 9},
+                                                     {2, 16, 0, 0},
+                                                     {2, 8, 0, 0},
+                                                     {2, 0, 3, 4},
+                                                     {2, 0, 3, 9}}));
+  const ProgramResult text = run_lathe(lists);
+  EXPECT_EQ(text.exit_code, 0) << text.err;
+  for (const char* part : {"| batch |", " pp16 |", " pp8 |", " tg3 |"}) {
+    EXPECT_NE(text.out.find(part), std::string::npos) << part << "\n" << text.out;
+  }
+  const auto refused = [](std::vector<std::string> flags, const char* part) {
+    flags.insert(flags.begin(), {"bench", tiny_checkpoint()});
+    const ProgramResult result = run_lathe(flags);
+    EXPECT_EQ(result.exit_code, 2) << result.err;
+    EXPECT_NE(result.err.find(part), std::string::npos) << result.err;
+  };
+  refused({"-b", "1,0"}, "-b 0");
+  refused({"-p", "0,0", "-n", "0"}, "nothing to measure");
+  refused({"-p", "16,x"}, "x");
+  refused({"-n", "4,8", "--draft", "ngram"}, "--draft takes one number");
+}
+
 TEST(Bench, TakesRandomWeightsOfAnyFormat) {
   for (const char* format : {"bf16", "mxfp4", "nvfp4", "int4", "fp8", "mxfp8"}) {
     SCOPED_TRACE(format);
