@@ -235,6 +235,8 @@ void run_compress(CompressFlags flags) {
     print_json(json);
   } else {
     print(summary(flags, report));
+    const std::string note = rotation_note(flags.out);
+    if (!note.empty()) print_line(note);
     warn_of_fallbacks(flags.out, report.linears);
   }
 }

@@ -137,8 +137,13 @@ void run_quantize(QuantizeCommandFlags flags, Communicator& ranks) {
     print_json(json);
     return;
   }
+  const std::string note = rotation_note(flags.out);
+  const auto print_note = [&] {
+    if (!note.empty()) print_line(note);
+  };
   if (result.finished_before) {
     print_line(flags.out + ": finished by an earlier run");
+    print_note();
     warn_of_fallbacks(flags.out, result.reports);
     return;
   }
@@ -153,6 +158,7 @@ void run_quantize(QuantizeCommandFlags flags, Communicator& ranks) {
   }
   if (flags.quantize.emulate) text += "; emulated: fp32 weights, to measure only";
   print_line(text);
+  print_note();
   warn_of_fallbacks(flags.out, result.reports);
 }
 
@@ -175,7 +181,9 @@ void add_quantize_command(CLI::App& app, Invocation& invocation) {
   add_ablation_flags(*command, flags->quantize.ablations);
   add_common_flags(*command, flags->common);
   command->footer(
-      "The result is a Hugging Face directory (compressed-tensors) that vLLM reads as well. Every "
+      "The result is a Hugging Face directory (compressed-tensors). Made with --hadamard 0 it "
+      "loads "
+      "in vLLM as well; rotated ones (mr-gptq's default) need lathe. Every "
       "finished layer is on disk before the next begins: after a crash or Ctrl-C, --resume goes "
       "on. Last, the model is run once, and lathe.json keeps the logits for 'lathe selftest'. "
       "Under mpirun its processes share the calibration, on one machine or several that see IN and "

@@ -139,6 +139,17 @@ QuantizeOptions quantize_options(const QuantizeFlags& flags) {
   return options;
 }
 
+std::string rotation_note(const std::string& directory) {
+  const Json config = read_json_file(directory + "/config.json");
+  const auto quantization = config.find("quantization_config");
+  if (quantization == config.end() || !quantization->is_object()) return "";
+  const auto transforms = quantization->find("transform_config");
+  if (transforms == quantization->end() || transforms->empty()) return "";
+  return "rotated: lathe reads it; vLLM 0.24 refused every such model that was tried, and loads "
+         "what "
+         "--hadamard 0 makes";
+}
+
 QuantizeResult run_quantize_job(const TextModel& source, const std::string& out,
                                 const QuantizeFlags& flags, const std::string& command, bool quiet,
                                 Communicator& ranks, Exec& exec) {

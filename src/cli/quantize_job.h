@@ -41,6 +41,10 @@ DefaultTextParts default_text_parts();
 // Throws kInvalidArgument for names and combinations that cannot be.
 QuantizeOptions quantize_options(const QuantizeFlags& flags);
 
+// A line for people that says which engines read the finished directory, when its layers' inputs
+// are rotated; empty when they are not.
+std::string rotation_note(const std::string& directory);
+
 // Reads the calibration text (the built-in one when none is named) where the method needs some, and
 // quantizes. Ctrl-C stops after the
 // piece of work in hand (kCanceled); --resume goes on. `command`: for the manifest. Rank 0 shows

@@ -1,6 +1,7 @@
 // quantize and compress on the tiny model, down to the files.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -110,6 +111,20 @@ TEST(Quantize, WarnsOfLayersThatFellBack) {
       << result.err;
   EXPECT_EQ(quantized(tiny_checkpoint(), "as-promised").err.find("linear layers"),
             std::string::npos);
+}
+
+// Who has a rotated model, and who has not, is told which engines read it.
+TEST(Quantize, SaysWhoReadsARotatedModel) {
+  for (const char* hadamard : {"0", "32"}) {
+    const std::string out = temporary_directory() + "/rotated" + hadamard;
+    const std::vector<std::string> command = {"quantize", tiny_checkpoint(), out,     "--method",
+                                              "rtn",      "--hadamard",      hadamard};
+    const ProgramResult result = run_lathe(command);
+    ASSERT_EQ(result.exit_code, 0) << result.err;
+    const bool is_rotated = hadamard != std::string("0");
+    EXPECT_EQ(result.out.find("--hadamard 0") != std::string::npos, is_rotated) << result.out;
+    EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), is_rotated ? 2 : 1);
+  }
 }
 
 // Formats and rules that no file can hold are measured through the weights that they stand for.
