@@ -18,6 +18,15 @@ Json model_json(const ServedModel& model) {
           {"max_model_len", model.max_tokens}};
 }
 
+// What a template may rely on.
+void check_tools(const Json& tools) {
+  if (!tools.is_array()) bad_field("tools", "tools must be an array, not ", kind_of(tools));
+  for (std::size_t i = 0; i < tools.size(); ++i) {
+    if (tools[i].is_object()) continue;
+    bad_field("tools", "tools[", i, "] must be an object, not ", kind_of(tools[i]));
+  }
+}
+
 }  // namespace
 
 HttpResponse list_models(const ApiContext& context) {
@@ -43,6 +52,7 @@ HttpResponse tokenize(const ApiContext& context, const HttpRequest& request) {
   std::vector<int32_t> ids;
   if (fields.find("messages") != nullptr) {
     const Json* tools = fields.find("tools");
+    if (tools != nullptr) check_tools(*tools);
     ids = chat_prompt(model, fields, chat_messages(fields),
                       tools != nullptr ? *tools : Json(nullptr));
   } else {

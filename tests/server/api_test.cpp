@@ -212,6 +212,10 @@ TEST(Api, TokenizesAndBack) {
   EXPECT_EQ(ids["token_strs"], Json({"h", "i"}));
   EXPECT_EQ(api.answer("/detokenize", {{"tokens", {104, 105}}})["prompt"], "hi");
   const Json chat = api.answer("/tokenize", {{"messages", {{{"role", "user"}, {"content", "x"}}}}});
+  const Json tools = Json::parse(R"([{"type":"function","function":{"name":"f"}}])");
+  EXPECT_GT(api.answer("/tokenize", {{"messages", {{{"role", "user"}, {"content", "x"}}}},
+                                     {"tools", tools}})["count"],
+            chat["count"]);
   EXPECT_EQ(chat["count"], std::string("user:x;assistant:").size());
 }
 
@@ -335,6 +339,9 @@ TEST(Api, RefusesBadRequestsWithAReason) {
       {"/v1/embeddings", R"({"input":"x","dimensions":100000})", 400, "dimensions"},
       {"/v1/embeddings", R"({"input":")" + std::string(65, 'x') + "\"}", 400, "at most 64"},
       {"/tokenize", "{}", 400, "give prompt or messages"},
+      {"/tokenize", R"({"messages":[{"role":"user","content":"x"}],"tools":5})", 400,
+       "tools must be an array"},
+      {"/tokenize", R"({"messages":[{"role":"user","content":"x"}],"tools":[5]})", 400, "tools[0]"},
       {"/detokenize", R"({"tokens":[300000]})", 400, "vocabulary"},
       {"/detokenize", R"({"tokens":"x"})", 400, "must be an array"},
   };
