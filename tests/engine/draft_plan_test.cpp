@@ -208,6 +208,60 @@ TEST(DraftPlan, LongWindowsAreForFewSequences) {
   }
 }
 
+// As many tokens as may be, at the cost that it is told.
+class CostlyDrafter final : public Drafter {
+ public:
+  explicit CostlyDrafter(double seconds) : seconds_(seconds) {}
+  void propose(std::span<const DraftJob> jobs) override {
+    for (const DraftJob& job : jobs) {
+      for (int64_t i = 0; i < job.max_tokens; ++i) job.sequence->draft.add(1);
+    }
+  }
+  void retire(Sequence&) override {}
+  double seconds(double) const override { return seconds_; }
+
+ private:
+  double seconds_;
+};
+
+// C4: whatever acceptance does, drafting is never slower than none by more than 2 %. It is 0
+// throughout, or switches between 0 and much, `period` cycles each. 20000 tokens, simulated time.
+TEST(DraftPlan, SwitchingAcceptanceCostsNextToNothing) {
+  for (const double draft_cost : {.02, .1, .3}) {
+    for (const double slope : {0.0, .05, .3}) {  // of a step's time by rows
+      const StepTimes times({1, 128}, {1, 1 + 127 * slope});
+      for (const int period : {0, 20, 100, 1000}) {
+        for (const double high : {.8, .95}) {
+          SCOPED_TRACE(testing::Message()
+                       << draft_cost << " " << slope << " " << period << " " << high);
+          Speculator speculator(std::make_unique<CostlyDrafter>(draft_cost), {}, times, 1);
+          Sequence sequence;
+          sequence.tokens = {1, 2};
+          sequence.prompt_size = 1;
+          sequence.max_new_tokens = 1 << 20;
+          sequence.kv.num_tokens = 1;
+          Sequence* const running[] = {&sequence};
+          Rng rng(1);
+          double seconds = 0;
+          int64_t emitted = 0;  // plain decoding: a second each
+          for (int cycle = 0; emitted < 20000; ++cycle) {
+            speculator.propose(running, 1 << 20);
+            const int64_t drafted = sequence.draft.size();
+            const double acceptance = period > 0 && cycle / period % 2 == 1 ? high : 0;
+            int64_t passed = 0;
+            while (passed < drafted && rng.uniform() < acceptance) ++passed;
+            seconds += times.at(static_cast<double>(1 + drafted)) +
+                       draft_cost * static_cast<double>(drafted);
+            emitted += 1 + passed;
+            if (drafted > 0) speculator.learn(sequence, drafted, passed);
+          }
+          EXPECT_LE(seconds, 1.02 * static_cast<double>(emitted));
+        }
+      }
+    }
+  }
+}
+
 // The engine with measured costs: exact all the same, and it terminates.
 TEST(DraftPlan, TheEngineChoosesLengths) {
   TinyEngine tiny;
