@@ -49,10 +49,10 @@ HttpResponse tokenize(const ApiContext& context, const HttpRequest& request) {
   const bool add_special = fields.boolean("add_special_tokens").value_or(true);
   const bool wants_strings = fields.boolean("return_token_strs").value_or(false);
   const std::optional<std::string> prompt = fields.string("prompt");
+  const Json* tools = fields.find("tools");
+  if (tools != nullptr) check_tools(*tools);
   std::vector<int32_t> ids;
   if (fields.find("messages") != nullptr) {
-    const Json* tools = fields.find("tools");
-    if (tools != nullptr) check_tools(*tools);
     ids = chat_prompt(model, fields, chat_messages(fields),
                       tools != nullptr ? *tools : Json(nullptr));
   } else {

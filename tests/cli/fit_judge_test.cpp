@@ -116,6 +116,18 @@ TEST_F(FitJudge, AJudgeIsForOneModelAsItRan) {
   expect_refused(ask(tiny_checkpoint(), {"--kv", "int8"}), "with --kv bf16");
   expect_refused(ask(tiny_checkpoint(), {"--dtype", "fp32"}), "with --dtype auto");
   expect_refused(ask(draft_, {}), "weight format dense");
+  // An older file, which does not say all of that, runs with a warning.
+  std::string bytes = read_file(directory_ + "/judge");
+  const std::string schema = R"(\"schema\":2)";
+  ASSERT_NE(bytes.find(schema), std::string::npos);
+  bytes.replace(bytes.find(schema), schema.size(), R"(\"schema\":1)");
+  write_file_atomically(directory_ + "/judge", bytes);
+  const ProgramResult older = ask(tiny_checkpoint(), {"--kv", "int8"});
+  EXPECT_EQ(older.exit_code, 0) << older.err;
+  EXPECT_EQ(older.out.empty(), false);
+  EXPECT_NE(older.err.find("for which tokenizer, other layers' weights, precision, cache format"),
+            std::string::npos)
+      << older.err;
 }
 
 }  // namespace

@@ -342,6 +342,7 @@ TEST(Api, RefusesBadRequestsWithAReason) {
       {"/tokenize", R"({"messages":[{"role":"user","content":"x"}],"tools":5})", 400,
        "tools must be an array"},
       {"/tokenize", R"({"messages":[{"role":"user","content":"x"}],"tools":[5]})", 400, "tools[0]"},
+      {"/tokenize", R"({"prompt":"x","tools":[5]})", 400, "tools[0]"},
       {"/detokenize", R"({"tokens":[300000]})", 400, "vocabulary"},
       {"/detokenize", R"({"tokens":"x"})", 400, "must be an array"},
   };
