@@ -156,6 +156,32 @@ TEST(KvCodes, TheNearestPointOfAllIsFound) {
   }
 }
 
+// A number that grows by its smallest steps past the last cell of the search, 128 steps of the
+// grid, in either half of the pairs.
+TEST(KvCodes, TheNearestPointIsFoundAtTheEndOfTheCells) {
+  constexpr int64_t kHeadDim = 64;
+  for (const KvElement element : {KvElement::kHiggs4, KvElement::kHiggs3, KvElement::kHiggs2}) {
+    // Others so large that rms times the grid's step, the scale, is 1.
+    const double rms = 1 / double{kv_grid(element).step};
+    const auto others =
+        static_cast<float>(std::sqrt((kHeadDim * rms * rms - 128.0 * 128.0) / (kHeadDim - 1)));
+    for (const int64_t at : {int64_t{0}, kHeadDim / 2}) {
+      float a = 127.99f;
+      for (int step = 0; step < 2000; ++step, a = std::nextafter(a, 256.0f)) {
+        std::vector<float> x(kHeadDim, others);
+        x[std::size_t(at)] = a;
+        kv_rotate(x.data(), kHeadDim);
+        std::vector<std::byte> memory(std::size_t(kv_head_bytes(element, kHeadDim)));
+        kv_store(element, KvPart::kKeys, kHeadDim, x.data(), 0, memory.data());
+        std::vector<float> y(kHeadDim);
+        kv_load(element, KvPart::kKeys, kHeadDim, memory.data(), 0, y.data());
+        // The largest point of the grid is 127 steps away from zero; others are far from it.
+        ASSERT_NEAR(y[std::size_t(at)], a, 0.35 * a) << static_cast<int>(element) << " " << step;
+      }
+    }
+  }
+}
+
 TEST(KvCodes, TokensDoNotTouchEachOther) {
   for (const KvElement element : kCoded) {
     for (const int64_t head_dim : {16, 48, 64, 80, 128}) {

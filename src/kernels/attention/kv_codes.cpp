@@ -196,9 +196,11 @@ struct SearchableGrid {
     };
     constexpr float kLimit = kCellSize * kCells / 2;
     if (x >= -kLimit && x < kLimit && y >= -kLimit && y < kLimit) {
-      const auto cell =
-          static_cast<std::size_t>(static_cast<int>((y + kLimit) / kCellSize) * kCells +
-                                   static_cast<int>((x + kLimit) / kCellSize));
+      // Just below the limit the sum rounds up to what would be a cell more.
+      const auto along = [](float sum) {
+        return std::min(static_cast<int>(sum / kCellSize), kCells - 1);
+      };
+      const auto cell = static_cast<std::size_t>(along(y + kLimit) * kCells + along(x + kLimit));
       for (int32_t c = begin[cell]; c < begin[cell + 1]; ++c) {
         consider(candidates[static_cast<std::size_t>(c)]);
       }

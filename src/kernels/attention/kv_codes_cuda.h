@@ -72,9 +72,13 @@ LATHE_HOST_DEVICE inline int nearest_code(const KvCudaGrid& grid, float x, float
     if (distance < best_distance) best_distance = distance, best = i;
   };
   if (x >= -kLimit && x < kLimit && y >= -kLimit && y < kLimit) {
-    // Multiples of a power of two: no rounding but that of the sum.
-    const int cell = static_cast<int>(sum_rn(y, kLimit) / kCellSize) * kCells +
-                     static_cast<int>(sum_rn(x, kLimit) / kCellSize);
+    // Multiples of a power of two: no rounding but that of the sum, which just below the limit goes
+    // up to what would be a cell more.
+    int column = static_cast<int>(sum_rn(x, kLimit) / kCellSize);
+    int row = static_cast<int>(sum_rn(y, kLimit) / kCellSize);
+    if (column == kCells) --column;
+    if (row == kCells) --row;
+    const int cell = row * kCells + column;
     for (int c = grid.begin[cell]; c < grid.begin[cell + 1]; ++c) consider(grid.candidates[c]);
   } else {
     for (int i = 0; i < 256; ++i) consider(i);
