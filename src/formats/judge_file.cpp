@@ -245,9 +245,13 @@ std::string check_judge_target(const JudgeFile& judge, const std::string& path,
     refuse("weight format", made_for.weight_format, actual.weight_format);
   }
   std::string unknown;
-  const auto compare = [&](const char* what, const std::string& has, const std::string& is) {
+  // Whether the file says something else; what it does not say joins `unknown`.
+  const auto differs = [&](const char* what, const std::string& has, const std::string& is) {
     if (has.empty()) unknown += str(unknown.empty() ? "" : ", ", what);
-    if (!has.empty() && has != is) refuse(what, short_of(has), short_of(is));
+    return !has.empty() && has != is;
+  };
+  const auto compare = [&](const char* what, const std::string& has, const std::string& is) {
+    if (differs(what, has, is)) refuse(what, short_of(has), short_of(is));
   };
   compare("configuration", made_for.config_sha256, actual.config_sha256);
   compare("tokenizer", made_for.tokenizer_sha256, actual.tokenizer_sha256);
@@ -255,8 +259,7 @@ std::string check_judge_target(const JudgeFile& judge, const std::string& path,
   compare("other layers' weights", made_for.layers_sha256, actual.layers_sha256);
   const auto compare_run = [&](const char* what, const char* flag, const std::string& has,
                                const std::string& is) {
-    if (has.empty()) unknown += str(unknown.empty() ? "" : ", ", what);
-    if (has.empty() || has == is) return;
+    if (!differs(what, has, is)) return;
     fail(ErrorCode::kInvalidArgument, path, ": was trained on ", model, " with ", flag, " ", has,
          ", and hidden states are others with ", flag, " ", is, "; use that, or train one so");
   };
