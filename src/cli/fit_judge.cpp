@@ -2,10 +2,13 @@
 #include "compress/fit_judge.h"
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <span>
+#include <system_error>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -38,6 +41,7 @@ struct FitJudgeFlags {
   int64_t batch = 8;
   bool no_prefix_sharing = false;
   bool mine_only = false;
+  std::string shard;
   FitJudgeOptions fit;
 };
 
@@ -122,9 +126,9 @@ std::string report_path(const std::string& output) {
 
 // What is not mined yet, as rank 0 knows from its journal and those that ranks of an earlier run
 // left behind.
-std::vector<int64_t> questions_left(const MiningJournal& journal, int64_t num_questions) {
+std::vector<int64_t> questions_left(std::span<const MinedQuestion> mined, int64_t num_questions) {
   std::vector<char> is_done(static_cast<std::size_t>(num_questions), 0);
-  for (const MinedQuestion& q : journal.questions()) {
+  for (const MinedQuestion& q : mined) {
     if (q.question >= 0 && q.question < num_questions) {
       is_done[static_cast<std::size_t>(q.question)] = 1;
     }
@@ -137,6 +141,40 @@ std::vector<int64_t> questions_left(const MiningJournal& journal, int64_t num_qu
 }
 
 // Opens this rank's journal, behind rank 0, which takes in what ranks of an earlier run left.
+// --shard I/N: question i belongs to shard i % N + 1, which mines it without knowing of the others.
+struct Shard {
+  int64_t number = 0;  // from 1; 0: no shards
+  int64_t count = 0;
+};
+
+constexpr int kMaxShards = 4096;
+
+Shard parse_shard(const std::string& text) {
+  if (text.empty()) return {};
+  Shard shard;
+  const char* end = text.data() + text.size();
+  const auto number = std::from_chars(text.data(), end, shard.number);
+  const bool has_slash = number.ec == std::errc() && number.ptr != end && *number.ptr == '/';
+  const auto count = std::from_chars(has_slash ? number.ptr + 1 : end, end, shard.count);
+  if (count.ec != std::errc() || count.ptr != end || shard.number < 1 ||
+      shard.number > shard.count || shard.count > kMaxShards) {
+    fail(ErrorCode::kInvalidArgument, "--shard ", text,
+         ": must be I/N, 1 <= I <= N <= ", kMaxShards);
+  }
+  return shard;
+}
+
+// What is neither in the journal of `work` nor in this shard's own.
+std::vector<int64_t> questions_of_shard(const Shard& shard, const std::string& work,
+                                        const std::string& identity, const MiningJournal& journal,
+                                        int64_t num_questions) {
+  std::vector<MinedQuestion> mined = MiningJournal::read_questions(work, identity);
+  mined.insert(mined.end(), journal.questions().begin(), journal.questions().end());
+  std::vector<int64_t> left = questions_left(mined, num_questions);
+  std::erase_if(left, [&](int64_t i) { return i % shard.count != shard.number - 1; });
+  return left;
+}
+
 void open_journal(const std::string& work, const std::string& own_identity, int64_t hidden_size,
                   Communicator& ranks, std::optional<MiningJournal>& journal) {
   std::string first = own_identity;
@@ -165,6 +203,10 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
   }
   if (!(flags.fit.recall > 0 && flags.fit.recall <= 1)) {
     fail(ErrorCode::kInvalidArgument, "--recall ", flags.fit.recall, ": above 0, at most 1");
+  }
+  const Shard shard = parse_shard(flags.shard);
+  if (shard.number > 0 && ranks.size() > 1) {
+    fail(ErrorCode::kInvalidArgument, "--shard divides the questions as mpirun does; take one");
   }
   check_live_cache(flags.model, "fit-judge");
   divide_threads(flags.common);
@@ -197,15 +239,21 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
   const int64_t num_questions = std::ssize(task.mining().prompts);
   const JudgeTarget fingerprint = judge_target_of(target, flags.model);
   const std::string dataset_sha256 = sha256_hex_of_file(flags.task.data);
+  const std::string own_identity = identity(flags, fingerprint, target, draft, dataset_sha256);
   std::optional<MiningJournal> journal;
-  open_journal(work, identity(flags, fingerprint, target, draft, dataset_sha256), hidden_size,
-               ranks, journal);
-  std::vector<int64_t> left;
-  if (ranks.rank() == 0) left = questions_left(*journal, num_questions);
-  broadcast_vector(ranks, 0, left);
-  std::vector<int64_t> questions;  // of this rank
-  for (std::size_t i = 0; i < left.size(); ++i) {
-    if (static_cast<int>(i) % ranks.size() == ranks.rank()) questions.push_back(left[i]);
+  std::vector<int64_t> left;       // of all ranks
+  std::vector<int64_t> questions;  // of this one
+  if (shard.number > 0) {
+    const auto rank = static_cast<int>(shard.number);
+    journal.emplace(MiningJournal::directory_of_rank(work, rank), own_identity, hidden_size);
+    left = questions = questions_of_shard(shard, work, own_identity, *journal, num_questions);
+  } else {
+    open_journal(work, own_identity, hidden_size, ranks, journal);
+    if (ranks.rank() == 0) left = questions_left(journal->questions(), num_questions);
+    broadcast_vector(ranks, 0, left);
+    for (std::size_t i = 0; i < left.size(); ++i) {
+      if (static_cast<int>(i) % ranks.size() == ranks.rank()) questions.push_back(left[i]);
+    }
   }
   const auto start = std::chrono::steady_clock::now();
   if (!questions.empty()) {
@@ -224,9 +272,9 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
   if (ranks.rank() != 0) journal.reset();  // its files are rank 0's now
   ranks.barrier();
   if (ranks.rank() != 0) return;
-  journal->absorb_ranks();
-  const auto missing = std::ssize(questions_left(*journal, num_questions));
-  if (missing > 0) {
+  if (shard.number == 0) journal->absorb_ranks();
+  const auto missing = std::ssize(questions_left(journal->questions(), num_questions));
+  if (missing > 0 && shard.number == 0) {
     fail(
         ErrorCode::kIo, work, ": ", missing,
         " questions that other ranks mined did not arrive; ranks need --work on a file system that "
@@ -239,7 +287,7 @@ void run_fit_judge(FitJudgeFlags flags, Communicator& ranks) {
       run.generated_tokens += q.generated_tokens;
     }
   }
-  if (flags.mine_only) {
+  if (flags.mine_only || shard.number > 0) {
     print_mining(flags, work, mining_json(flags, dataset_sha256, mined), run);
     return;
   }
@@ -329,6 +377,11 @@ void add_fit_judge_command(CLI::App& app, Invocation& invocation) {
                     "saves; with --batch 1: one continuation at a time");
   command->add_flag("--mine-only", flags->mine_only,
                     "Stop behind the mining and say what it cost; no judge is trained");
+  command
+      ->add_option("--shard", flags->shard,
+                   "Mine the I-th of N parts of the questions and stop: a process each GPU or "
+                   "machine, with one --work for all; the next run without it trains on all parts")
+      ->type_name("I/N");
   add_model_flags(*command, flags->model);
   add_common_flags(*command, flags->common);
   command->footer(
@@ -338,6 +391,9 @@ void add_fit_judge_command(CLI::App& app, Invocation& invocation) {
       "gsm8k/train.jsonl --questions 500 -o judge.safetensors\n"
       "  lathe fit-judge ... --mine-only --batch 1 --no-prefix-sharing --work slow   # against "
       "--batch 64 --work fast\n"
+      "  lathe fit-judge ... --shard 1/2 --device cuda:0 & lathe fit-judge ... --shard 2/2 "
+      "--device "
+      "cuda:1; wait; lathe fit-judge ...\n"
       "  lathe fit-judge --target big --draft small --task mine.json --data mine.jsonl -o "
       "judge.safetensors        (docs/tasks.md)");
   command->callback([flags, &invocation] {

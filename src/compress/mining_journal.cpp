@@ -1,6 +1,7 @@
 #include "compress/mining_journal.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -26,6 +27,12 @@ int open_for_append(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (fd < 0) fail(ErrorCode::kIo, "cannot open ", path, ": ", std::strerror(errno));
   return fd;
+}
+
+// Where the file system has no locks, nothing is locked.
+void lock(int fd, const std::string& directory) {
+  if (::flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return;
+  fail(ErrorCode::kIo, directory, ": another process is mining into it");
 }
 
 void write_all(int fd, const std::string& what, const void* data, std::size_t size) {
@@ -116,6 +123,13 @@ MiningJournalText parse_mining_journal(std::string_view text, const std::string&
   return journal;
 }
 
+std::vector<MinedQuestion> MiningJournal::read_questions(const std::string& directory,
+                                                         const std::string& identity) {
+  const std::string path = directory + "/journal.jsonl";
+  if (!std::filesystem::exists(path)) return {};
+  return parse_mining_journal(read_file(path, kMaxJournalBytes), identity, path).questions;
+}
+
 MiningJournal::MiningJournal(const std::string& directory, const std::string& identity,
                              int64_t hidden_size)
     : directory_(directory), identity_(identity), hidden_size_(hidden_size) {
@@ -124,6 +138,7 @@ MiningJournal::MiningJournal(const std::string& directory, const std::string& id
   if (error) fail(ErrorCode::kIo, "cannot make ", directory, ": ", error.message());
   try {
     journal_fd_ = open_for_append(directory + "/journal.jsonl");
+    lock(journal_fd_, directory);
     features_fd_ = open_for_append(directory + "/features.f32");
     load();
   } catch (...) {

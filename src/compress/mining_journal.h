@@ -5,7 +5,8 @@
 //
 // Ranks keep a journal each: rank 0 the one of the directory, rank R > 0 one in its folder rank-R,
 // which is taken into the first one and removed when a run ends or the next one starts, whatever
-// its number of ranks.
+// its number of ranks. Shards (fit-judge --shard) are ranks from 1 on without a rank 0. A process
+// locks the journal that it writes.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -34,11 +35,16 @@ class MiningJournal {
  public:
   // directory: made when it is not there. identity: what was mined with what; the first line.
   // Throws kInvalidArgument when the journal there has another, kCorruptData when it contradicts
-  // itself, kIo.
+  // itself, kIo, also where another process writes to it.
   MiningJournal(const std::string& directory, const std::string& identity, int64_t hidden_size);
   ~MiningJournal();
   MiningJournal(const MiningJournal&) = delete;
   MiningJournal& operator=(const MiningJournal&) = delete;
+
+  // The questions of a journal, without their features and without opening it for writing; none
+  // where there is no journal. Throws as the constructor.
+  static std::vector<MinedQuestion> read_questions(const std::string& directory,
+                                                   const std::string& identity);
 
   void append(const MinedQuestion& question);
   // Takes the questions of the journals in rank-* folders in, those that are not here already, and

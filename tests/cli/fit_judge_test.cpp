@@ -1,5 +1,8 @@
 // fit-judge's mining on the tiny model and its 4-bit copy, with a checker that takes every answer.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -85,6 +88,38 @@ TEST_F(FitJudge, ASecondRunHasNothingLeftToMine) {
 }
 
 // J11: a judge goes with the model that it was trained on, run as it was run then.
+TEST_F(FitJudge, ShardsFindTheSame) {
+  const Json whole = mine("whole", {});
+  // One part is mined before the others, and one is asked for again.
+  for (const char* shard : {"2/3", "1/3", "2/3", "3/3"}) mine("parts", {"--shard", shard});
+  const Json parts = mine("parts", {});
+  EXPECT_EQ(parts["run"]["questions"], 0);
+  EXPECT_EQ(parts["mining"], whole["mining"]);
+  EXPECT_EQ(mine("parts", {"--shard", "1/2"})["run"]["questions"], 0);
+  for (const char* shard : {"0/3", "4/3", "1", "1/", "/2", "1/3x", "-1/3", "1/99999"}) {
+    std::vector<std::string> words = mining("parts");
+    words.insert(words.end(), {"--shard", shard});
+    const ProgramResult result = run_lathe(words);
+    EXPECT_EQ(result.exit_code, 2) << shard;
+    EXPECT_NE(result.err.find("--shard"), std::string::npos) << result.err;
+  }
+}
+
+TEST_F(FitJudge, AJournalHasOneWriter) {
+  mine("parts", {"--shard", "1/2"});
+  const int fd = ::open((directory_ + "/parts/rank-1/journal.jsonl").c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_EQ(::flock(fd, LOCK_EX), 0);
+  for (const char* flag : {"--shard=1/2", "--batch=8"}) {
+    std::vector<std::string> words = mining("parts");
+    words.emplace_back(flag);
+    const ProgramResult result = run_lathe(words);
+    EXPECT_EQ(result.exit_code, 1) << result.err;
+    EXPECT_NE(result.err.find("another process is mining"), std::string::npos) << result.err;
+  }
+  ::close(fd);
+  EXPECT_EQ(mine("parts", {})["mining"]["questions"], kQuestions);
+}
+
 TEST_F(FitJudge, AJudgeIsForOneModelAsItRan) {
   // Outcomes that change with nearly every token.
   write_file_atomically(
