@@ -114,7 +114,8 @@ class Sequences {
     if (chooses_) {
       greedy_.resize(logit_rows_.size());
       chosen_.resize(logit_rows_.size());
-      model_.forward_and_sample(batch, *cache_, {.rows = greedy_}, {.tokens = chosen_}, exec_);
+      model_.forward_and_sample(batch, *cache_, {.rows = greedy_}, {.tokens = chosen_}, nullptr,
+                                exec_);
       return;
     }
     model_.forward(batch, *cache_, logit_rows_.empty() ? nullptr : logits_.as<float>(), nullptr,

@@ -208,7 +208,7 @@ void JudgeMiner::update_choices(Live& live) {
     if (chooses_there) {
       draft_.forward_and_sample(batch, *draft_cache_,
                                 {.rows = std::span(greedy).first(logit_rows.size())},
-                                {.tokens = best}, exec_);
+                                {.tokens = best}, nullptr, exec_);
     } else {
       draft_.forward(batch, *draft_cache_, logit_rows.empty() ? nullptr : logits_.as<float>(),
                      nullptr, exec_);

@@ -302,18 +302,13 @@ void Engine::build_batch(std::span<const ScheduledRows> rows) {
       positions_.push_back(positions_.back() + 1);
       token_ids_.push_back(token);
     }
-    // A device chooses one token a sequence, by other random numbers than `coupled` asks for.
+    // A device draws by other random numbers than `coupled` asks for, and keeps its logits.
     const SamplingParams& params = sequence.request.params;
-    if (scheduled.num_drafts > 0 || (params.coupled && params.temperature > 0)) {
-      samples_on_device_ = false;
-    }
     const bool wants_hidden = sequence.request.wants_hidden && sequence.num_output() == 0;
-    const bool is_judged = scheduled.num_drafts > 0 && judge_ != nullptr &&
-                           judge_->needs_hidden() && judge_threshold(choices_.back()) > 0;
-    if (wants_hidden || is_judged) {
-      keeps_hidden_ = true;
-      samples_on_device_ = false;
-    }
+    const bool is_judged = scheduled.num_drafts > 0 && judge_threshold(choices_.back()) > 0;
+    if (params.coupled && params.temperature > 0) samples_on_device_ = false;
+    if (is_judged && judge_->needs_logits()) samples_on_device_ = false;
+    if (wants_hidden || (is_judged && judge_->needs_hidden())) keeps_hidden_ = true;
   }
   sampled_.resize(logit_rows_.size());
   verdicts_.assign(logit_rows_.size(), {});
@@ -327,17 +322,20 @@ bool Engine::forward(std::span<const ScheduledRows> rows) {
                               .logit_rows = logit_rows_};
   const auto num_logits = static_cast<int64_t>(logit_rows_.size());
   try {
-    if (samples_on_device_) {
-      device_sampling_.clear();
-      for (const Choice& choice : choices_) device_sampling_.add(*choice.sequence);
-      model_.forward_and_sample(batch, *cache_, device_sampling_.batch(),
-                                device_sampling_.results(), exec_);
-      return true;
-    }
-    logits_.reserve(num_logits * config().vocab_size * static_cast<int64_t>(sizeof(float)));
     if (keeps_hidden_) {
       hidden_.reserve(num_logits * config().hidden_size * static_cast<int64_t>(sizeof(float)));
     }
+    if (samples_on_device_) {
+      device_sampling_.clear();
+      for (const Choice& choice : choices_) {
+        device_sampling_.add(*choice.sequence, choice.num_drafts);
+      }
+      model_.forward_and_sample(batch, *cache_, device_sampling_.batch(),
+                                device_sampling_.results(),
+                                keeps_hidden_ ? hidden_.as<float>() : nullptr, exec_);
+      return true;
+    }
+    logits_.reserve(num_logits * config().vocab_size * static_cast<int64_t>(sizeof(float)));
     model_.forward(batch, *cache_, logits_.as<float>(),
                    keeps_hidden_ ? hidden_.as<float>() : nullptr, exec_);
     return true;
@@ -353,16 +351,7 @@ bool Engine::forward(std::span<const ScheduledRows> rows) {
 void Engine::sample() {
   const StageTimer timer(profile_, Stage::kSample);
   if (samples_on_device_) {
-    for (std::size_t i = 0; i < choices_.size(); ++i) {
-      Choice& choice = choices_[i];
-      try {
-        sampled_[i] = device_sampling_.take(static_cast<int64_t>(i), *choice.sequence);
-        choice.sequence->advance(sampled_[i].token);
-        choice.num_tokens = 1;
-      } catch (const Error& error) {
-        choice.error = std::make_unique<Error>(error);
-      }
-    }
+    for (Choice& choice : choices_) choose_tokens(choice, nullptr);
     return;
   }
   const auto num_choices = static_cast<int64_t>(choices_.size());
@@ -371,46 +360,51 @@ void Engine::sample() {
   exec_.threads.parallel_for(num_choices, grain, [&](int64_t begin, int64_t end, int) {
     Sampler& sampler = samplers_[static_cast<std::size_t>(begin / grain)];
     for (int64_t i = begin; i < end; ++i) {
-      Choice& choice = choices_[static_cast<std::size_t>(i)];
-      try {
-        choose_tokens(choice, sampler);
-      } catch (const Error& error) {
-        choice.error = std::make_unique<Error>(error);
-      }
+      choose_tokens(choices_[static_cast<std::size_t>(i)], &sampler);
     }
   });
+}
+
+void Engine::choose_tokens(Choice& choice, Sampler* sampler) {
+  try {
+    choose_window(choice, sampler);
+  } catch (const Error& error) {
+    choice.error = std::make_unique<Error>(error);
+  }
 }
 
 // Row after row, until a draft token is rejected; the row behind the last accepted one gives a
 // token of its own. Penalties and constraint move on with each token that is emitted, so a row is
 // judged in the state behind d_1..d_i and nothing has to be taken back.
-void Engine::choose_tokens(Choice& choice, Sampler& sampler) {
+void Engine::choose_window(Choice& choice, Sampler* sampler) {
   Sequence& sequence = *choice.sequence;
   const SamplingParams& params = sequence.request.params;
   TokenConstraint* constraint = sequence.request.constraint.get();
-  const auto vocab_size = static_cast<std::size_t>(config().vocab_size);
   const auto num_top = static_cast<std::size_t>(std::max<int64_t>(0, params.logprobs));
   for (int64_t i = 0; i <= choice.num_drafts; ++i) {
     const std::size_t row = choice.first_row + static_cast<std::size_t>(i);
-    const std::span<float> logits(logits_.as<float>() + row * vocab_size, vocab_size);
     const std::span<TokenLogprob> top =
         std::span(sequence.top).subspan(static_cast<std::size_t>(i) * num_top, num_top);
     const int64_t position = sequence.size() + i;
+    const bool has_draft = i < choice.num_drafts;
+    const int32_t draft = has_draft ? sequence.draft.tokens[static_cast<std::size_t>(i)] : -1;
     Acceptance verdict;
-    if (i < choice.num_drafts) {
-      verdict = sampler.verify(logits, params, sequence.counts, constraint, position,
-                               sequence.draft.tokens[static_cast<std::size_t>(i)],
-                               sequence.draft.distribution(i), top);
+    if (sampler == nullptr) {
+      verdict = device_sampling_.take(static_cast<int64_t>(row), params, position, draft, top);
+    } else if (has_draft) {
+      verdict = sampler->verify(logits_row(row), params, sequence.counts, constraint, position,
+                                draft, sequence.draft.distribution(i), top);
     } else {
-      verdict.sampled = sampler.sample(logits, params, sequence.counts, constraint, position, top);
+      verdict.sampled =
+          sampler->sample(logits_row(row), params, sequence.counts, constraint, position, top);
     }
     TokenSource& source = verdicts_[row].source;
-    if (i == choice.num_drafts) {
+    if (!has_draft) {
       source = choice.num_drafts == 0 ? TokenSource::kPlain : TokenSource::kBonus;
     } else if (verdict.accepted) {
       source = TokenSource::kMatch;
     } else {
-      verdict.accepted = lets_pass(choice, i, logits, sampler, verdict);
+      verdict.accepted = lets_pass(choice, i, sampler, verdict);
       source = verdict.accepted ? TokenSource::kJudge : TokenSource::kCorrection;
     }
     choice.num_passed += verdict.accepted;
@@ -436,33 +430,49 @@ double Engine::judge_threshold(const Choice& choice) const {
 // of the exact choice, and the window goes on: the rows behind it were computed with it. The hidden
 // state at the draft token is that of the row whose input it is, one behind the row that chose
 // against it.
-bool Engine::lets_pass(Choice& choice, int64_t draft, std::span<const float> logits,
-                       Sampler& sampler, Acceptance& exact) {
+bool Engine::lets_pass(Choice& choice, int64_t draft, Sampler* sampler, Acceptance& exact) {
   const Sequence& sequence = *choice.sequence;
+  const SamplingParams& params = sequence.request.params;
   const double threshold = judge_threshold(choice);
   if (!(threshold > 0)) return false;
+  const std::size_t row = choice.first_row + static_cast<std::size_t>(draft);
   JudgedToken token{.draft = sequence.draft.tokens[static_cast<std::size_t>(draft)],
-                    .logits = logits,
+                    .logits = {},
                     .hidden = {},
                     .draft_logits = sequence.draft.logits_of(draft),
                     .target_prob = 0};
-  token.target_prob = sampler.probability(logits, sequence.request.params, token.draft);
-  if (keeps_hidden_) {
-    token.hidden = hidden_row(choice.first_row + static_cast<std::size_t>(draft) + 1);
+  double gap = 0;
+  if (sampler == nullptr) {
+    const SampledDraft& rejected = device_sampling_.rejected(static_cast<int64_t>(row));
+    token.target_prob = static_cast<double>(rejected.prob);
+    gap = static_cast<double>(rejected.gap);
+  } else {
+    token.logits = logits_row(row);
+    token.target_prob = sampler->probability(token.logits, params, token.draft);
+    gap = static_cast<double>(token.logits[static_cast<std::size_t>(exact.sampled.token)]) -
+          static_cast<double>(token.logits[static_cast<std::size_t>(token.draft)]);
   }
+  if (keeps_hidden_) token.hidden = hidden_row(row + 1);
   ++choice.num_judged;
-  Verdict& verdict = verdicts_[choice.first_row + static_cast<std::size_t>(draft)];
+  Verdict& verdict = verdicts_[row];
   verdict.probability = judge_->probability(token);
   // What a grammar, top-k, top-p or min-p forbids has no probability, whatever the judge.
   if (!(token.target_prob > 0) || !judge_->accepts(token, threshold)) return false;
-  verdict.logprob_deficit =
-      static_cast<double>(logits[static_cast<std::size_t>(exact.sampled.token)]) -
-      static_cast<double>(logits[static_cast<std::size_t>(token.draft)]);
+  verdict.logprob_deficit = gap;
   ++choice.judge_accepted;
-  choice.logprob_deficit += verdict.logprob_deficit;
+  choice.logprob_deficit += gap;
   exact.sampled.token = token.draft;
-  sampler.set_logprob(sequence.request.params, exact.sampled);
+  if (sampler != nullptr) {
+    sampler->set_logprob(params, exact.sampled);
+  } else if (params.logprobs >= 0) {
+    exact.sampled.logprob = device_sampling_.rejected(static_cast<int64_t>(row)).logprob;
+  }
   return true;
+}
+
+std::span<float> Engine::logits_row(std::size_t row) {
+  const auto size = static_cast<std::size_t>(config().vocab_size);
+  return {logits_.as<float>() + row * size, size};
 }
 
 std::span<const float> Engine::hidden_row(std::size_t row) const {

@@ -181,14 +181,16 @@ class Engine {
     double logprob_deficit = 0;                                     // with kJudge
     double probability = std::numeric_limits<double>::quiet_NaN();  // of being important
   };
-  void choose_tokens(Choice& choice, Sampler& sampler);
+  // sampler: null when the model has chosen.
+  void choose_tokens(Choice& choice, Sampler* sampler);
+  void choose_window(Choice& choice, Sampler* sampler);
   void count(Sequence& sequence, const SpeculationUsage& news);
   void count_window(const Choice& choice);
   void count_token(const Choice& choice, int64_t idx);
-  bool lets_pass(Choice& choice, int64_t draft, std::span<const float> logits, Sampler& sampler,
-                 Acceptance& exact);
+  bool lets_pass(Choice& choice, int64_t draft, Sampler* sampler, Acceptance& exact);
   double judge_threshold(const Choice& choice) const;
   std::span<const float> hidden_row(std::size_t row) const;
+  std::span<float> logits_row(std::size_t row);
   std::vector<Choice> choices_;
   std::vector<SampledToken> sampled_;  // [logit_rows_.size()]
   std::vector<Verdict> verdicts_;      // likewise

@@ -36,10 +36,7 @@ void apply_mask(std::span<const uint64_t> allowed, std::span<float> logits) {
 
 int64_t checked_argmax(std::span<const float> logits, int64_t position) {
   const int64_t best = argmax(logits);
-  if (best < 0) {
-    fail(ErrorCode::kInternal, "the model's logits are not finite at position ", position,
-         "; the checkpoint may be damaged");
-  }
+  if (best < 0) fail_not_finite(position);
   return best;
 }
 
@@ -52,6 +49,11 @@ double prob_of(std::span<const TokenProb> q, int32_t token) {
 }
 
 }  // namespace
+
+void fail_not_finite(int64_t position) {
+  fail(ErrorCode::kInternal, "the model's logits are not finite at position ", position,
+       "; the checkpoint may be damaged");
+}
 
 TokenCounts::TokenCounts(std::span<const int32_t> prompt, int64_t vocab_size,
                          int64_t max_new_tokens)
@@ -101,6 +103,7 @@ Sampler::Sampler(int64_t vocab_size) {
   chunk_max_.reserve(size / kChunk + 1);
   allowed_.reserve(size / 64 + 1);
   draft_probs_.assign(size, 0.0);
+  residual_.reserve(size);
 }
 
 SampledToken Sampler::sample(std::span<float> logits, const SamplingParams& params,
@@ -286,30 +289,33 @@ int32_t Sampler::race(const Support& support, int32_t best, uint64_t seed, int64
   return winner;
 }
 
-// From max(p - q, 0), normalized.
+// From max(p - q, 0), normalized, in order of token.
 int32_t Sampler::draw_residual(const Support& p, int32_t draft, std::span<const TokenProb> q,
                                double uniform) {
   if (q.empty()) draft_probs_[static_cast<std::size_t>(draft)] = 1;
   for (const TokenProb& entry : q) draft_probs_[static_cast<std::size_t>(entry.token)] = entry.prob;
-  const auto residual = [&](std::size_t i) {
-    const double prob = static_cast<double>(p.weights[i]) / p.total;
-    return std::max(prob - draft_probs_[static_cast<std::size_t>(p.token(i))], 0.0);
-  };
-  double total = 0;
-  for (std::size_t i = 0; i < p.weights.size(); ++i) total += residual(i);
-  int32_t token = -1;
-  double sum = 0;
+  residual_.clear();
   for (std::size_t i = 0; i < p.weights.size(); ++i) {
-    const double mass = residual(i);
-    if (mass == 0) continue;
-    token = p.token(i);
-    sum += mass;
-    if (sum > uniform * total) break;
+    const double prob = static_cast<double>(p.weights[i]) / p.total;
+    const double rest = prob - draft_probs_[static_cast<std::size_t>(p.token(i))];
+    if (rest > 0) residual_.push_back({p.token(i), rest});
   }
   if (q.empty()) draft_probs_[static_cast<std::size_t>(draft)] = 0;
   for (const TokenProb& entry : q) draft_probs_[static_cast<std::size_t>(entry.token)] = 0;
   // p = q up to rounding: a rejection had probability 0, and p itself is as good.
-  return token >= 0 ? token : draw(p, draft, uniform);
+  if (residual_.empty()) return draw(p, draft, uniform);
+  if (!p.candidates.empty()) {
+    std::sort(residual_.begin(), residual_.end(),
+              [](const TokenProb& a, const TokenProb& b) { return a.token < b.token; });
+  }
+  double total = 0;
+  for (const TokenProb& entry : residual_) total += entry.prob;
+  double sum = 0;
+  for (const TokenProb& entry : residual_) {
+    sum += entry.prob;
+    if (sum > uniform * total) return entry.token;
+  }
+  return residual_.back().token;
 }
 
 // The maximum is subtracted first, so that no temperature overflows the exponential.

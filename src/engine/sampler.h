@@ -72,6 +72,9 @@ struct Acceptance {
   SampledToken sampled;   // what is emitted, accepted or not
 };
 
+// Throws kInternal: no finite logit, or an infinite one, at that position.
+[[noreturn]] void fail_not_finite(int64_t position);
+
 // Scratch of one thread. Sized by the vocabulary when made; sample() does not allocate.
 class Sampler {
  public:
@@ -160,6 +163,7 @@ class Sampler {
   std::vector<float> chunk_max_;
   std::vector<uint64_t> allowed_;
   std::vector<double> draft_probs_;  // [vocab_size] of draw_residual(), zeros between calls
+  std::vector<TokenProb> residual_;
 };
 
 }  // namespace lathe

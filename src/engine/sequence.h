@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "cache/kv_cache.h"
@@ -57,6 +58,13 @@ struct Sequence {
   void advance(int32_t token) {
     counts.add_output(token);
     if (request.constraint) request.constraint->accept(token);
+  }
+  // The last tokens that advance() was told of were tried only.
+  void take_back(std::span<const int32_t> newest) {
+    for (std::size_t i = newest.size(); i-- > 0;) counts.remove_output(newest[i]);
+    if (request.constraint != nullptr && !newest.empty()) {
+      request.constraint->rollback(static_cast<int64_t>(newest.size()));
+    }
   }
   bool is_end_token(int32_t token) const {
     const auto holds = [token](std::span<const int32_t> list) {

@@ -26,9 +26,11 @@ namespace {
 
 constexpr const char* kEmbeddingName = "model.embed_tokens.weight";
 
-// Steps of at most so many rows, one for each sequence, are captured once per size and replayed.
+// Steps of at most so many rows whose logits are all wanted, one for each sequence or windows of
+// drafts, are captured once per size and replayed.
 constexpr int64_t kMaxGraphRows = 256;
 constexpr int64_t kMinGraphContext = 512;
+constexpr std::size_t kMaxGraphs = 256;  // the oldest one goes
 
 // Sizes that steps are padded to, so that a few graphs serve all: 1, 2, 4, 8, 16, 24, 32, 48, 64,
 // 96, ... At most a half of the rows is padding, a third from 16 on.
@@ -40,6 +42,9 @@ int64_t graph_rows(int64_t rows) {
   }
   return size;
 }
+
+// The same for the rows of one sequence.
+int64_t graph_window(int64_t rows) { return rows == 1 ? 1 : rows <= 4 ? 4 : kAttentionDecodeRows; }
 
 struct GraphDeleter {
   void operator()(cudaGraphExec_t graph) const { cudaGraphExecDestroy(graph); }
@@ -77,7 +82,7 @@ class CudaDecoder final : public Model {
   }
   bool can_sample() const override { return true; }
   void forward_and_sample(const ForwardBatch& batch, KvCache& cache, const SampleBatch& sampling,
-                          const SampledBatch& sampled, Exec& exec) override;
+                          const SampledBatch& sampled, float* hidden, Exec& exec) override;
   // bf16 between the kernels, and FP8 inputs of MXFP4 layers in steps of more than 16 rows: those
   // are off by 2.6 % each (rms), of which random weights make 12 % in 32 layers of 4096 columns,
   // 23 % in 20 of 8192, and 35 % where a cache of 4-bit codes rounds what they shift. Logits that
@@ -297,12 +302,13 @@ void CudaDecoder::run_step(const ForwardBatch& batch, KvCache& cache, bool wants
          " of a model loaded for ", num_block_tokens_,
          " tokens: its keys' biases are turned to no more");
   }
-  const bool is_decode = shape.max_rows_per_sequence == 1 && wants_logits &&
-                         shape.num_logits == shape.num_rows &&
-                         shape.num_sequences == shape.num_rows && shape.num_rows <= kMaxGraphRows &&
+  const bool is_decode = shape.max_rows_per_sequence <= kAttentionDecodeRows && wants_logits &&
+                         shape.num_logits == shape.num_rows && shape.num_rows <= kMaxGraphRows &&
                          config_.num_experts == 0;
   if (is_decode) {
-    shape.num_rows = shape.num_sequences = shape.num_logits = graph_rows(shape.num_rows);
+    shape.num_rows = shape.num_logits = graph_rows(shape.num_rows);
+    shape.num_sequences = graph_rows(shape.num_sequences);
+    shape.max_rows_per_sequence = graph_window(shape.max_rows_per_sequence);
     const auto context = static_cast<uint64_t>(std::max(shape.max_context, kMinGraphContext));
     shape.max_context = static_cast<int64_t>(std::bit_ceil(context));
   }
@@ -363,7 +369,7 @@ void CudaDecoder::copy_hidden(int64_t num_logits, float* hidden) {
 
 void CudaDecoder::forward_and_sample(const ForwardBatch& batch, KvCache& cache,
                                      const SampleBatch& sampling, const SampledBatch& sampled,
-                                     Exec& exec) {
+                                     float* hidden, Exec& exec) {
   const auto num_rows = static_cast<int64_t>(batch.logit_rows.size());
   run_step(batch, cache, true, exec, [&] {
     if (num_rows == 0) return;
@@ -371,6 +377,7 @@ void CudaDecoder::forward_and_sample(const ForwardBatch& batch, KvCache& cache,
     const DeviceWorkspace::Scope scope(workspace);
     const int64_t num_top = num_rows * sampling.max_logprobs;
     const bool has_logprobs = !sampled.logprobs.empty();
+    const bool has_drafts = !sampled.drafts.empty();
     const SamplingCudaArgs args = {
         .logits = logits_.as<float>(),
         .num_rows = num_rows,
@@ -378,19 +385,23 @@ void CudaDecoder::forward_and_sample(const ForwardBatch& batch, KvCache& cache,
         .rows = copy_to_device(sampling.rows),
         .counts = copy_to_device(sampling.counts),
         .biases = copy_to_device(sampling.biases),
+        .probs = copy_to_device(sampling.probs),
         .masks = copy_to_device(sampling.masks),
         .tokens = workspace.allocate_as<int32_t>(num_rows),
         .logprobs = has_logprobs ? workspace.allocate_as<float>(num_rows) : nullptr,
+        .drafts = has_drafts ? workspace.allocate_as<SampledDraft>(num_rows) : nullptr,
         .max_logprobs = sampling.max_logprobs,
         .top_tokens = num_top > 0 ? workspace.allocate_as<int32_t>(num_top) : nullptr,
         .top_logprobs = num_top > 0 ? workspace.allocate_as<float>(num_top) : nullptr};
     sample_cuda(args, context_->stream());
     copy_to_host(sampled.tokens.data(), args.tokens, num_rows);
     if (has_logprobs) copy_to_host(sampled.logprobs.data(), args.logprobs, num_rows);
+    if (has_drafts) copy_to_host(sampled.drafts.data(), args.drafts, num_rows);
     if (num_top > 0) {
       copy_to_host(sampled.top_tokens.data(), args.top_tokens, num_top);
       copy_to_host(sampled.top_logprobs.data(), args.top_logprobs, num_top);
     }
+    if (hidden != nullptr) copy_hidden(num_rows, hidden);
   });
 }
 
@@ -535,6 +546,7 @@ CudaDecoder::CapturedStep& CudaDecoder::captured(const StepShape& shape, CudaKvL
   std::erase_if(captured_, [&](const CapturedStep& step) {
     return place.id != 0 && step.cache.id != 0 && step.cache.id != place.id;
   });
+  if (captured_.size() == kMaxGraphs) captured_.erase(captured_.begin());
   captured_.push_back({.shape = shape,
                        .cache = place,
                        .num_rebuilt = cache.num_rebuilt_blocks(),

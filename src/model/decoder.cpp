@@ -386,7 +386,7 @@ std::unique_ptr<PieceParker> Model::make_parker(KvCache& cache, const KvCodecFil
 double Model::measure_bandwidth(Exec& exec) const { return measure_read_bandwidth(exec); }
 
 void Model::forward_and_sample(const ForwardBatch&, KvCache&, const SampleBatch&,
-                               const SampledBatch&, Exec&) {
+                               const SampledBatch&, float*, Exec&) {
   fail(ErrorCode::kUnsupported, "this model leaves the choice of tokens to its caller");
 }
 

@@ -53,13 +53,15 @@ struct SampleBatch {
   std::span<const SamplingRow> rows = {};  // [logit_rows.size()]
   std::span<const SamplingCount> counts = {};
   std::span<const SamplingBias> biases = {};
+  std::span<const SamplingProb> probs = {};
   std::span<const uint64_t> masks = {};
   int64_t max_logprobs = 0;  // columns of top_tokens and top_logprobs
 };
 struct SampledBatch {
-  std::span<int32_t> tokens = {};      // [logit_rows.size()]; -1: the largest logit was not finite
-  std::span<float> logprobs = {};      // likewise, or empty when no row wants any
-  std::span<int32_t> top_tokens = {};  // [logit_rows.size(), max_logprobs]
+  std::span<int32_t> tokens = {};       // [logit_rows.size()]; -1: the largest logit was not finite
+  std::span<float> logprobs = {};       // likewise, or empty when no row wants any
+  std::span<SampledDraft> drafts = {};  // likewise, or empty when no row has a draft
+  std::span<int32_t> top_tokens = {};   // [logit_rows.size(), max_logprobs]
   std::span<float> top_logprobs = {};
 };
 
@@ -121,10 +123,10 @@ class Model {
   virtual const float* forward_on_device(const ForwardBatch&, KvCache&, Exec&) { return nullptr; }
   // Whether forward_and_sample() is there.
   virtual bool can_sample() const { return false; }
-  // forward() of which only the chosen tokens come back to the host.
+  // forward() of which only the chosen tokens, and hidden states, come back to the host.
   virtual void forward_and_sample(const ForwardBatch& batch, KvCache& cache,
                                   const SampleBatch& sampling, const SampledBatch& sampled,
-                                  Exec& exec);
+                                  float* hidden, Exec& exec);
   // How far a row's logits may move with what else is in the step, as ||difference|| / ||logits||:
   // 0 on the CPU. A GPU takes other kernels for other numbers of rows.
   virtual double batch_tolerance() const { return 0; }

@@ -73,7 +73,7 @@ class TensorParallelModel final : public Model {
   const float* forward_on_device(const ForwardBatch& batch, KvCache& cache, Exec& exec) override;
   bool can_sample() const override { return first().can_sample(); }
   void forward_and_sample(const ForwardBatch& batch, KvCache& cache, const SampleBatch& sampling,
-                          const SampledBatch& sampled, Exec& exec) override;
+                          const SampledBatch& sampled, float* hidden, Exec& exec) override;
   double batch_tolerance() const override { return first().batch_tolerance(); }
 
  private:
@@ -208,9 +208,10 @@ const float* TensorParallelModel::forward_on_device(const ForwardBatch& batch, K
 
 void TensorParallelModel::forward_and_sample(const ForwardBatch& batch, KvCache& cache,
                                              const SampleBatch& sampling,
-                                             const SampledBatch& sampled, Exec& exec) {
+                                             const SampledBatch& sampled, float* hidden,
+                                             Exec& exec) {
   step(batch, cache, true, exec, [&](const ForwardBatch& own, KvCache& part, Exec& rank_exec) {
-    first().forward_and_sample(own, part, sampling, sampled, rank_exec);
+    first().forward_and_sample(own, part, sampling, sampled, hidden, rank_exec);
   });
 }
 

@@ -70,7 +70,7 @@ class ChoosingModel : public Model {
   }
   bool can_sample() const override { return true; }
   void forward_and_sample(const ForwardBatch& batch, KvCache& cache, const SampleBatch& sampling,
-                          const SampledBatch& sampled, Exec& exec) override {
+                          const SampledBatch& sampled, float*, Exec& exec) override {
     ASSERT_EQ(sampling.rows.size(), batch.logit_rows.size());
     ASSERT_EQ(sampled.tokens.size(), batch.logit_rows.size());
     const auto vocab = static_cast<std::size_t>(config().vocab_size);

@@ -3,13 +3,28 @@
 #include "engine/device_sampling.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "engine/counter_rng.h"
+#include "engine/speculation_cases.h"
 #include "engine/tiny_engine.h"
 
 namespace lathe {
 namespace {
+
+class FixedConstraint final : public TokenConstraint {
+ public:
+  explicit FixedConstraint(std::vector<uint64_t> allowed) : allowed_(std::move(allowed)) {}
+  void allowed_tokens(std::span<uint64_t> words) override {
+    std::copy(allowed_.begin(), allowed_.end(), words.begin());
+  }
+  void accept(int32_t) override {}
+  void rollback(int64_t) override {}
+
+ private:
+  std::vector<uint64_t> allowed_;
+};
 
 class SamplingModel final : public Model {
  public:
@@ -25,20 +40,22 @@ class SamplingModel final : public Model {
   }
   bool can_sample() const override { return true; }
   void forward_and_sample(const ForwardBatch& batch, KvCache& cache, const SampleBatch& sampling,
-                          const SampledBatch& sampled, Exec& exec) override {
+                          const SampledBatch& sampled, float* hidden, Exec& exec) override {
     ASSERT_EQ(sampling.rows.size(), batch.logit_rows.size());
     ASSERT_EQ(sampled.tokens.size(), batch.logit_rows.size());
     const auto vocab_size = static_cast<std::size_t>(config().vocab_size);
     std::vector<float> logits(batch.logit_rows.size() * vocab_size);
-    model_.forward(batch, cache, logits.data(), nullptr, exec);
+    model_.forward(batch, cache, logits.data(), hidden, exec);
     for (std::size_t i = 0; i < sampling.rows.size(); ++i) {
       sample_row(std::span(logits).subspan(i * vocab_size, vocab_size), sampling, i, sampled);
     }
     ++num_steps;
+    num_windows += !sampled.drafts.empty();
     if (is_broken) std::fill(sampled.tokens.begin(), sampled.tokens.end(), -1);
   }
 
   int num_steps = 0;
+  int num_windows = 0;
   bool is_broken = false;
 
  private:
@@ -72,12 +89,43 @@ class SamplingModel final : public Model {
       }
     }
     // The position is known by the random number alone.
+    const RandomStream stream = row.draft < 0 ? RandomStream::kSample : RandomStream::kResidual;
     int64_t position = 0;
-    while (uniform_at(params.seed, position, RandomStream::kSample) != row.uniform) {
-      ASSERT_LT(++position, 1000);
+    while (uniform_at(params.seed, position, stream) != row.uniform) {
+      if (++position == 1000) return;  // a row that nobody asks for
     }
+    std::vector<uint64_t> allowed;
+    if (row.mask_row >= 0) {
+      const std::size_t words = (logits.size() + 63) / 64;
+      const auto begin =
+          sampling.masks.begin() + static_cast<int64_t>(words) * int64_t{row.mask_row};
+      allowed.assign(begin, begin + static_cast<int64_t>(words));
+    }
+    FixedConstraint constraint(allowed);
+    TokenConstraint* const mask = allowed.empty() ? nullptr : &constraint;
     std::vector<TokenLogprob> top(static_cast<std::size_t>(std::max<int64_t>(0, params.logprobs)));
-    const SampledToken token = sampler_.sample(logits, params, counts, nullptr, position, top);
+    SampledToken token;
+    if (row.draft < 0) {
+      token = sampler_.sample(logits, params, counts, mask, position, top);
+    } else {
+      EXPECT_EQ(row.accept_uniform, uniform_at(params.seed, position, RandomStream::kAccept));
+      std::vector<TokenProb> q;
+      for (int32_t j = row.probs_begin; j < row.probs_end; ++j) {
+        const SamplingProb& entry = sampling.probs[static_cast<std::size_t>(j)];
+        q.push_back({entry.token, entry.prob});
+      }
+      const Acceptance verdict =
+          sampler_.verify(logits, params, counts, mask, position, row.draft, q, top);
+      token = verdict.sampled;
+      EXPECT_EQ(verdict.accepted, token.token == row.draft);
+      SampledToken draft = {row.draft, 0, {}};
+      sampler_.set_logprob(params, draft);
+      sampled.drafts[i] = {
+          .prob = static_cast<float>(sampler_.probability(logits, params, row.draft)),
+          .gap = logits[static_cast<std::size_t>(token.token)] -
+                 logits[static_cast<std::size_t>(row.draft)],
+          .logprob = draft.logprob};
+    }
     sampled.tokens[i] = token.token;
     if (params.logprobs < 0) return;
     sampled.logprobs[i] = token.logprob;
@@ -137,6 +185,138 @@ TEST(DeviceSampling, ChoosesAsTheEngineDoes) {
     EXPECT_TRUE(records[i]->same_as(expected));
     EXPECT_FALSE(expected.tokens.empty());
   }
+}
+
+// Allows a token where it and the number of tokens before it are both even or both odd.
+class Alternating final : public TokenConstraint {
+ public:
+  void allowed_tokens(std::span<uint64_t> words) override {
+    std::fill(words.begin(), words.end(),
+              num_accepted_ % 2 == 0 ? 0x5555555555555555u : 0xaaaaaaaaaaaaaaaau);
+  }
+  void accept(int32_t token) override {
+    EXPECT_EQ(token % 2, num_accepted_ % 2);
+    ++num_accepted_;
+  }
+  void rollback(int64_t n) override { num_accepted_ -= n; }
+
+ private:
+  int64_t num_accepted_ = 0;
+};
+
+enum class Drafts { kRandom, kOwn, kOther };
+
+// Windows of drafts, judged where the logits are, become the tokens that the engine's sampler makes
+// of them, whoever drafts, and so do the counts of where they came from.
+void expect_same_windows(Drafts drafts, bool with_judge) {
+  const auto run = [&](bool on_device) {
+    TinyEngine tiny;
+    DraftModel other;
+    SamplingModel target(*tiny.loaded.model);
+    SamplingModel own_draft(*tiny.loaded.model);
+    SamplingModel other_draft(*other.loaded.model);
+    Model& model = on_device ? static_cast<Model&>(target) : *tiny.loaded.model;
+    Engine engine(model, make_engine_cache(model, tiny.options), &tiny.tokenizer, tiny.options,
+                  tiny.loaded.owned.exec);
+    std::unique_ptr<Drafter> drafter = random_drafter(11);
+    if (drafts == Drafts::kOwn) {
+      drafter = DraftModel::make(on_device ? static_cast<Model&>(own_draft) : *tiny.loaded.model,
+                                 tiny, 16 * 128, true);
+    } else if (drafts == Drafts::kOther) {
+      drafter = DraftModel::make(on_device ? static_cast<Model&>(other_draft) : *other.loaded.model,
+                                 tiny, 16 * 128, true);
+    }
+    engine.set_drafter(std::move(drafter), {.num_tokens = 4});
+    if (with_judge) {
+      std::vector<float> weight;
+      Rng rng(5);
+      for (int64_t i = 0; i < model.config().hidden_size; ++i) {
+        weight.push_back(static_cast<float>(rng.normal()));
+      }
+      engine.set_judge(std::make_unique<LogisticJudge>(weight, 0.0f, 1e-6), 0.5);
+    }
+    std::vector<Record> results;
+    std::vector<SamplingParams> kinds = every_kind();
+    kinds[0].logprobs = 3;
+    kinds.push_back(kinds[0]);
+    kinds.back().repetition_penalty = 1.2;
+    kinds.push_back(kinds[2]);
+    for (std::size_t i = 0; i < kinds.size(); ++i) {
+      auto record = std::make_shared<Record>();
+      Request request;
+      request.prompt = random_prompt(10, i + 1);
+      request.params = kinds[i];
+      if (i + 2 >= kinds.size()) request.constraint = std::make_unique<Alternating>();
+      request.on_output = [record](const RequestOutput& output) {
+        record->tokens.insert(record->tokens.end(), output.token_ids.begin(),
+                              output.token_ids.end());
+        for (const SampledToken& token : output.logprobs) {
+          record->logprobs.push_back(token.logprob);
+          for (const TokenLogprob& entry : token.top) {
+            record->logprobs.push_back(static_cast<float>(entry.token));
+            record->logprobs.push_back(entry.logprob);
+          }
+        }
+        record->usage = output.usage;
+      };
+      engine.add_request(std::move(request));
+      // One after the other: a random drafter's tokens depend on the order of its calls.
+      while (engine.has_work()) engine.step();
+      results.push_back(*record);
+    }
+    if (on_device) {
+      EXPECT_GT(target.num_windows, 10);
+      EXPECT_EQ(own_draft.num_steps > 10, drafts == Drafts::kOwn);
+      EXPECT_EQ(other_draft.num_steps, 0);  // ids of another vocabulary need the logits
+    }
+    return results;
+  };
+  const std::vector<Record> expected = run(false);
+  const std::vector<Record> actual = run(true);
+  ASSERT_EQ(actual.size(), expected.size());
+  int64_t judged = 0;
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    SCOPED_TRACE(i);
+    EXPECT_EQ(actual[i].tokens, expected[i].tokens);
+    EXPECT_TRUE(same_bits(actual[i].logprobs, expected[i].logprobs));
+    const SpeculationUsage& a = actual[i].usage.speculation;
+    const SpeculationUsage& e = expected[i].usage.speculation;
+    EXPECT_EQ(a.cycles, e.cycles);
+    EXPECT_EQ(a.accepted, e.accepted);
+    EXPECT_EQ(a.judge_accepted, e.judge_accepted);
+    EXPECT_EQ(a.judged, e.judged);
+    EXPECT_EQ(a.corrected, e.corrected);
+    EXPECT_EQ(a.bonus, e.bonus);
+    EXPECT_NEAR(a.logprob_deficit, e.logprob_deficit, 1e-5 * (1 + std::fabs(e.logprob_deficit)));
+    judged += a.judge_accepted;
+  }
+  if (with_judge && drafts == Drafts::kRandom) {
+    EXPECT_GT(judged, 10);
+  }
+}
+
+TEST(DeviceSampling, JudgesWindowsAsTheEngineDoes) {
+  for (const Drafts drafts : {Drafts::kRandom, Drafts::kOwn, Drafts::kOther}) {
+    for (const bool with_judge : {false, true}) {
+      SCOPED_TRACE(testing::Message()
+                   << "drafts " << static_cast<int>(drafts) << ", judge " << with_judge);
+      expect_same_windows(drafts, with_judge);
+    }
+  }
+}
+
+// A rule that compares logits has them.
+TEST(DeviceSampling, LogitsComeBackForJudgesThatReadThem) {
+  TinyEngine tiny;
+  SamplingModel model(*tiny.loaded.model);
+  Engine engine(model, make_engine_cache(model, tiny.options), &tiny.tokenizer, tiny.options,
+                tiny.loaded.owned.exec);
+  engine.set_drafter(random_drafter(3), {.num_tokens = 4});
+  engine.set_judge(baseline_judge("top-k"), 200);
+  const auto record = submit(engine, random_prompt(5, 1), every_kind()[0]);
+  while (engine.has_work()) engine.step();
+  EXPECT_EQ(model.num_windows, 0);
+  EXPECT_GT(record->usage.speculation.judge_accepted, 0);
 }
 
 TEST(DeviceSampling, BrokenLogitsEndTheRequestWithAnError) {

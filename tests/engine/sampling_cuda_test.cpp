@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "base/rng.h"
 #include "engine/counter_rng.h"
 #include "engine/sampler.h"
 #include "support/all_close.h"
@@ -22,6 +23,8 @@ struct Request {
   std::vector<int32_t> prompt;
   std::vector<int32_t> outputs;
   std::vector<uint64_t> allowed;  // empty: everything
+  int32_t draft = -1;
+  std::vector<TokenProb> q;  // of the draft
 };
 
 class FixedConstraint : public TokenConstraint {
@@ -41,6 +44,7 @@ struct Sampled {
   int32_t token = -1;
   float logprob = 0;
   std::vector<TokenLogprob> top;
+  SampledDraft rejected = {};
 };
 
 int64_t position_of(std::size_t row) { return static_cast<int64_t>(row) * 7 + 3; }
@@ -63,11 +67,27 @@ std::vector<Sampled> sample_on_cpu(const std::vector<float>& logits, int64_t voc
     std::vector<TokenLogprob> top(
         static_cast<std::size_t>(std::max<int64_t>(requests[i].params.logprobs, 0)));
     Sampled sampled;
+    const SamplingParams& params = requests[i].params;
+    const TokenCounts counts = counts_of(requests[i], vocab_size);
+    TokenConstraint* const mask = requests[i].allowed.empty() ? nullptr : &constraint;
+    const int32_t draft = requests[i].draft;
     try {
-      const SampledToken token =
-          sampler.sample(row, requests[i].params, counts_of(requests[i], vocab_size),
-                         requests[i].allowed.empty() ? nullptr : &constraint, position_of(i), top);
-      sampled = {token.token, token.logprob, {token.top.begin(), token.top.end()}};
+      SampledToken token;
+      if (draft < 0) {
+        token = sampler.sample(row, params, counts, mask, position_of(i), top);
+      } else {
+        token = sampler.verify(row, params, counts, mask, position_of(i), draft, requests[i].q, top)
+                    .sampled;
+        SampledToken rejected = {draft, 0, {}};
+        sampler.set_logprob(params, rejected);
+        sampled.rejected = {.prob = static_cast<float>(sampler.probability(row, params, draft)),
+                            .gap = row[static_cast<std::size_t>(token.token)] -
+                                   row[static_cast<std::size_t>(draft)],
+                            .logprob = rejected.logprob};
+      }
+      sampled.token = token.token;
+      sampled.logprob = token.logprob;
+      sampled.top.assign(token.top.begin(), token.top.end());
     } catch (const Error&) {
     }
     result.push_back(sampled);
@@ -81,6 +101,7 @@ std::vector<Sampled> sample_on_gpu(const std::vector<float>& logits, int64_t voc
   std::vector<SamplingCount> counts;
   std::vector<SamplingBias> biases;
   std::vector<uint64_t> masks;
+  std::vector<SamplingProb> probs;
   int64_t max_logprobs = 0;
   for (const Request& request : requests) {
     const SamplingParams& params = request.params;
@@ -115,6 +136,15 @@ std::vector<Sampled> sample_on_gpu(const std::vector<float>& logits, int64_t voc
       masks.insert(masks.end(), request.allowed.begin(), request.allowed.end());
     }
     row.num_logprobs = static_cast<int32_t>(params.logprobs);
+    if (request.draft >= 0) {
+      const int64_t position = position_of(rows.size());
+      row.draft = request.draft;
+      row.uniform = uniform_at(params.seed, position, RandomStream::kResidual);
+      row.accept_uniform = uniform_at(params.seed, position, RandomStream::kAccept);
+      row.probs_begin = static_cast<int32_t>(probs.size());
+      for (const TokenProb& entry : request.q) probs.push_back({entry.prob, entry.token});
+      row.probs_end = static_cast<int32_t>(probs.size());
+    }
     max_logprobs = std::max(max_logprobs, params.logprobs);
     rows.push_back(row);
   }
@@ -124,6 +154,8 @@ std::vector<Sampled> sample_on_gpu(const std::vector<float>& logits, int64_t voc
   DeviceArray<SamplingCount> device_counts(counts);
   DeviceArray<SamplingBias> device_biases(biases);
   DeviceArray<uint64_t> device_masks(masks);
+  DeviceArray<SamplingProb> device_probs(probs);
+  DeviceArray<SampledDraft> drafts(num_rows);
   DeviceArray<int32_t> tokens(num_rows);
   DeviceArray<float> logprobs(num_rows);
   DeviceArray<int32_t> top_tokens(num_rows * max_logprobs);
@@ -136,6 +168,8 @@ std::vector<Sampled> sample_on_gpu(const std::vector<float>& logits, int64_t voc
   args.counts = device_counts.data();
   args.biases = device_biases.data();
   args.masks = device_masks.data();
+  args.probs = device_probs.data();
+  args.drafts = drafts.data();
   args.tokens = tokens.data();
   args.logprobs = logprobs.data();
   args.max_logprobs = max_logprobs;
@@ -146,9 +180,10 @@ std::vector<Sampled> sample_on_gpu(const std::vector<float>& logits, int64_t voc
   const auto all_logprobs = logprobs.host();
   const auto all_top_tokens = top_tokens.host();
   const auto all_top_logprobs = top_logprobs.host();
+  const auto all_drafts = drafts.host();
   std::vector<Sampled> result;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    Sampled sampled = {all_tokens[i], all_logprobs[i], {}};
+    Sampled sampled = {all_tokens[i], all_logprobs[i], {}, all_drafts[i]};
     for (int64_t j = 0; j < requests[i].params.logprobs; ++j) {
       const auto idx = i * static_cast<std::size_t>(max_logprobs) + static_cast<std::size_t>(j);
       if (all_top_tokens[idx] < 0) break;
@@ -171,9 +206,21 @@ void expect_same(const std::vector<float>& logits, int64_t vocab_size,
                  << " top_k " << p.top_k << " top_p " << p.top_p << " min_p " << p.min_p
                  << " logprobs " << p.logprobs << " seed " << p.seed);
     EXPECT_EQ(actual[i].token, expected[i].token);
-    if (p.logprobs < 0 || expected[i].token < 0) continue;
     // Sums in double differ by far less than a float's last place, so at most its rounding does.
     const auto tolerance = [](float value) { return FLT_EPSILON * std::fabs(value) + FLT_MIN; };
+    if (expected[i].token >= 0 && requests[i].draft >= 0 &&
+        expected[i].token != requests[i].draft) {
+      const SampledDraft& a = actual[i].rejected;
+      const SampledDraft& e = expected[i].rejected;
+      // At temperature 0 the CPU takes the C library's exponential.
+      const float relative = p.temperature > 0 ? FLT_EPSILON : 1e-6f * (1 + std::fabs(e.gap));
+      EXPECT_NEAR(a.prob, e.prob, relative * e.prob + FLT_MIN);
+      EXPECT_EQ(a.gap, e.gap);
+      if (p.logprobs >= 0) {
+        EXPECT_NEAR(a.logprob, e.logprob, tolerance(e.logprob));
+      }
+    }
+    if (p.logprobs < 0 || expected[i].token < 0) continue;
     EXPECT_NEAR(actual[i].logprob, expected[i].logprob, tolerance(expected[i].logprob));
     ASSERT_EQ(actual[i].top.size(), expected[i].top.size());
     for (std::size_t j = 0; j < actual[i].top.size(); ++j) {
@@ -294,6 +341,98 @@ TEST(SamplingCuda, DrawsTheSameTokenForEveryRandomNumber) {
         for (const Sampled& sampled : tokens) distinct.push_back(sampled.token);
         std::sort(distinct.begin(), distinct.end());
         EXPECT_GT(std::unique(distinct.begin(), distinct.end()) - distinct.begin(), 5);
+        expect_same(logits, kVocab, requests);
+      }
+    }
+  }
+}
+
+// A draft's distribution: some tokens, ascending, with probabilities that add up to 1.
+std::vector<TokenProb> random_distribution(Rng& rng, const std::vector<float>& logits,
+                                           std::size_t begin, int64_t vocab_size, int64_t size) {
+  std::vector<TokenProb> q;
+  double total = 0;
+  const int64_t step = std::max<int64_t>(1, vocab_size / size);
+  for (int64_t token = static_cast<int64_t>(rng.below(static_cast<uint64_t>(step)));
+       token < vocab_size && std::ssize(q) < kMaxDraftSupport; token += step) {
+    const float logit = logits[begin + static_cast<std::size_t>(token)];
+    const double near = std::isfinite(logit) ? std::exp(std::min(logit, 20.0f) * 0.5) : 1;
+    q.push_back({static_cast<int32_t>(token), near + 1e-3});
+    total += q.back().prob;
+  }
+  for (TokenProb& entry : q) entry.prob /= total;
+  return q;
+}
+
+TEST(SamplingCuda, JudgesDraftsAsTheCpu) {
+  LATHE_NEEDS_GPU();
+  for (const int64_t vocab_size : {1, 17, 300, 4099, 32000, 128256}) {
+    const int64_t num_rows = vocab_size > 100000 ? 70 : 210;
+    auto logits = rows_of_logits(num_rows, vocab_size, static_cast<uint64_t>(vocab_size) + 1);
+    std::vector<Request> requests;
+    Rng rng(static_cast<uint64_t>(vocab_size));
+    for (int64_t row = 0; row < num_rows; ++row) {
+      Request request;
+      const auto begin = static_cast<std::size_t>(row * vocab_size);
+      request.params = random_params(static_cast<uint64_t>(row * 1000 + vocab_size), vocab_size);
+      // Every third row: near the best one, which is mostly taken; else anything.
+      request.draft = static_cast<int32_t>(rng.below(static_cast<uint64_t>(vocab_size)));
+      if (row % 3 == 0) {
+        const auto best =
+            argmax(std::span(logits).subspan(begin, static_cast<std::size_t>(vocab_size)));
+        if (best >= 0) request.draft = static_cast<int32_t>(best);
+      }
+      if (row % 2 == 0) {
+        request.q = random_distribution(rng, logits, begin, vocab_size, 1 + row % 200);
+        if (row % 3 != 0) {
+          const std::size_t idx = rng.below(static_cast<uint64_t>(request.q.size()));
+          request.draft = request.q[idx].token;
+        }
+      }
+      float& logit = logits[begin + static_cast<std::size_t>(request.draft)];
+      if (std::isnan(logit)) logit = -2;  // nobody drafts it
+      if (row % 5 == 2) {
+        request.allowed.assign(static_cast<std::size_t>((vocab_size + 63) / 64), 0);
+        for (int64_t i = 0; i < vocab_size; i += 1 + row % 11) {
+          request.allowed[static_cast<std::size_t>(i / 64)] |= uint64_t{1} << (i % 64);
+        }
+      }
+      requests.push_back(request);
+    }
+    expect_same(logits, vocab_size, requests);
+  }
+}
+
+// Accepted with min(p, q), redrawn from what is left: one distribution and many random numbers.
+TEST(SamplingCuda, JudgesADraftAsTheCpuForEveryRandomNumber) {
+  LATHE_NEEDS_GPU();
+  constexpr int64_t kVocab = 2000;
+  constexpr int64_t kRows = 500;
+  const auto one = normal_values(kVocab, 5, 2);
+  std::vector<float> logits;
+  for (int64_t i = 0; i < kRows; ++i) logits.insert(logits.end(), one.begin(), one.end());
+  for (const double top_p : {1.0, 0.95, 0.4}) {
+    for (const int64_t top_k : {0, 50}) {
+      for (const double min_p : {0.0, 0.02}) {
+        std::vector<Request> requests(static_cast<std::size_t>(kRows));
+        Rng rng(3);
+        for (std::size_t i = 0; i < requests.size(); ++i) {
+          requests[i].params.seed = 77;
+          requests[i].params.top_p = top_p;
+          requests[i].params.top_k = top_k;
+          requests[i].params.min_p = min_p;
+          if (i % 4 != 0) requests[i].q = random_distribution(rng, one, 0, kVocab, 100);
+          requests[i].draft = requests[i].q.empty()
+                                  ? static_cast<int32_t>(argmax(one))
+                                  : requests[i].q[rng.below(requests[i].q.size())].token;
+        }
+        const auto tokens = sample_on_cpu(logits, kVocab, requests);
+        int accepted = 0;
+        for (std::size_t i = 0; i < tokens.size(); ++i) {
+          accepted += tokens[i].token == requests[i].draft;
+        }
+        EXPECT_GT(accepted, 5);
+        EXPECT_LT(accepted, kRows - 5);
         expect_same(logits, kVocab, requests);
       }
     }

@@ -24,7 +24,9 @@ namespace lathe {
 // A draft token that the exact rule rejected.
 struct JudgedToken {
   int32_t draft = 0;
-  std::span<const float> logits;  // [vocab_size] that chose against it, behind the transforms
+  // [vocab_size] that chose against it, behind the transforms; empty for a judge without
+  // needs_logits() when they are on a GPU.
+  std::span<const float> logits;
   std::span<const float> hidden;  // [hidden_size] of the row whose input the draft token is
   // [common ids] the draft model's, before the transforms; empty when it keeps none.
   std::span<const float> draft_logits;
@@ -38,6 +40,7 @@ class Judge {
   virtual ~Judge() = default;
   virtual std::string name() const = 0;
   virtual bool needs_hidden() const { return false; }
+  virtual bool needs_logits() const { return true; }
   virtual bool needs_draft_logits() const { return false; }
   // threshold: in the judge's own measure, >= 0; larger accepts more, 0 accepts nothing.
   virtual bool accepts(const JudgedToken& token, double threshold) const = 0;
@@ -59,6 +62,7 @@ class LogisticJudge final : public Judge {
       : weight_(std::move(weight)), bias_(bias), floor_(floor) {}
   std::string name() const override { return "logistic"; }
   bool needs_hidden() const override { return true; }
+  bool needs_logits() const override { return false; }
   bool accepts(const JudgedToken& token, double threshold) const override;
   double probability(const JudgedToken& token) const override;
   // log(P / (1 - P)).

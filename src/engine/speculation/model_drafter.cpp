@@ -19,7 +19,8 @@ ModelDrafter::ModelDrafter(Model& model, std::unique_ptr<KvCache> cache, int64_t
       target_vocab_size_(target_vocab_size),
       options_(options),
       exec_(exec),
-      prefixes_(*cache_) {
+      prefixes_(*cache_),
+      device_sampling_(model.config().vocab_size) {
   for (int i = 0; i < std::min(exec.threads.num_threads(), kMaxSamplers); ++i) {
     samplers_.emplace_back(target_vocab_size);
   }
@@ -45,10 +46,10 @@ void ModelDrafter::propose(std::span<const DraftJob> jobs) {
   try {
     draft_all(jobs);
   } catch (...) {
-    for (const DraftJob& job : jobs) undo(*job.sequence);
+    for (const DraftJob& job : jobs) job.sequence->take_back(job.sequence->draft.tokens);
     throw;
   }
-  for (const DraftJob& job : jobs) undo(*job.sequence);
+  for (const DraftJob& job : jobs) job.sequence->take_back(job.sequence->draft.tokens);
 }
 
 void ModelDrafter::draft_all(std::span<const DraftJob> jobs) {
@@ -168,17 +169,60 @@ void ModelDrafter::run_step() {
     d.row = static_cast<int64_t>(logit_rows_.size());
     logit_rows_.push_back(static_cast<int32_t>(token_ids_.size()) - 1);
   }
+  const ForwardBatch batch = {.token_ids = token_ids_,
+                              .positions = positions_,
+                              .sequences = kv_rows_,
+                              .logit_rows = logit_rows_};
+  chose_on_device_ = chooses_on_device();
+  if (chose_on_device_) {
+    device_sampling_.clear();
+    for (const Drafting& d : drafting_) {
+      if (d.row >= 0) device_sampling_.add(*d.sequence);
+    }
+    model_.forward_and_sample(batch, *cache_, device_sampling_.batch(), device_sampling_.results(),
+                              nullptr, exec_);
+    return;
+  }
   const int64_t vocab_size = model_.config().vocab_size;
   logits_.reserve(static_cast<int64_t>(logit_rows_.size()) * vocab_size *
                   static_cast<int64_t>(sizeof(float)));
-  model_.forward({.token_ids = token_ids_,
-                  .positions = positions_,
-                  .sequences = kv_rows_,
-                  .logit_rows = logit_rows_},
-                 *cache_, logit_rows_.empty() ? nullptr : logits_.as<float>(), nullptr, exec_);
+  model_.forward(batch, *cache_, logit_rows_.empty() ? nullptr : logits_.as<float>(), nullptr,
+                 exec_);
+}
+
+// A GPU's choice is a token; the distribution that a draft was drawn from stays there.
+bool ModelDrafter::chooses_on_device() const {
+  return model_.can_sample() && !keeps_logits_ && !logit_rows_.empty() &&
+         model_.config().vocab_size == target_vocab_size_ &&
+         std::all_of(drafting_.begin(), drafting_.end(), [](const Drafting& d) {
+           return d.row < 0 || d.sequence->request.params.temperature == 0;
+         });
 }
 
 void ModelDrafter::choose_tokens() {
+  if (chose_on_device_) {
+    for (Drafting& d : drafting_) {
+      if (d.row < 0) continue;
+      try {
+        d.token = device_sampling_.take(d.row, {}, d.sequence->size(), -1, {}).sampled.token;
+      } catch (const Error&) {
+        d.goes_on = false;
+      }
+    }
+  } else {
+    choose_from_logits();
+  }
+  for (Drafting& d : drafting_) {
+    if (d.row < 0 || !d.goes_on) continue;
+    Sequence& sequence = *d.sequence;
+    sequence.draft.add(d.token);
+    sequence.advance(d.token);
+    d.goes_on = sequence.draft.size() < d.max_tokens && !sequence.is_end_token(d.token) &&
+                d.token < model_.config().vocab_size;
+  }
+}
+
+void ModelDrafter::choose_from_logits() {
   const auto num_drafting = static_cast<int64_t>(drafting_.size());
   const auto num_samplers = static_cast<int64_t>(samplers_.size());
   const int64_t grain = std::max<int64_t>(1, (num_drafting + num_samplers - 1) / num_samplers);
@@ -212,24 +256,6 @@ void ModelDrafter::choose_tokens() {
       }
     }
   });
-  for (Drafting& d : drafting_) {
-    if (d.row < 0 || !d.goes_on) continue;
-    Sequence& sequence = *d.sequence;
-    sequence.draft.add(d.token);
-    sequence.advance(d.token);
-    d.goes_on = sequence.draft.size() < d.max_tokens && !sequence.is_end_token(d.token) &&
-                d.token < vocab_size;
-  }
-}
-
-// The states that in-window choices advanced go back, in reverse.
-void ModelDrafter::undo(Sequence& sequence) {
-  for (std::size_t i = sequence.draft.tokens.size(); i-- > 0;) {
-    sequence.counts.remove_output(sequence.draft.tokens[i]);
-  }
-  if (sequence.request.constraint != nullptr && sequence.draft.size() > 0) {
-    sequence.request.constraint->rollback(sequence.draft.size());
-  }
 }
 
 void ModelDrafter::retire(Sequence& sequence) {
@@ -277,17 +303,28 @@ StepTimes measure_step_times(Model& model, KvCache& cache, std::span<const int64
       positions.push_back(i);
       logit_rows.push_back(static_cast<int32_t>(i));
     }
-    logits.reserve(n * model.config().vocab_size * static_cast<int64_t>(sizeof(float)));
+    const std::vector<SamplingRow> greedy(model.can_sample() ? tokens.size() : 0);
+    std::vector<int32_t> chosen(greedy.size());
+    if (greedy.empty()) {
+      logits.reserve(n * model.config().vocab_size * static_cast<int64_t>(sizeof(float)));
+    }
     double best = std::numeric_limits<double>::infinity();
-    for (int round = n == 1 ? 0 : 1; round < 3; ++round) {  // the very first warms up
+    // The very first warms up; a GPU's first step of a size allocates, its second makes a graph.
+    const int first_round = n == 1 || !greedy.empty() ? 0 : 1;
+    const int num_rounds = greedy.empty() ? 3 : 4;
+    for (int round = first_round; round < num_rounds; ++round) {
       if (!cache.reserve(sequence, n)) break;
       const KvRows kv_rows{.sequence = &sequence, .row_begin = 0, .num_rows = n};
+      const ForwardBatch batch = {.token_ids = tokens,
+                                  .positions = positions,
+                                  .sequences = {&kv_rows, 1},
+                                  .logit_rows = logit_rows};
       const auto start = std::chrono::steady_clock::now();
-      model.forward({.token_ids = tokens,
-                     .positions = positions,
-                     .sequences = {&kv_rows, 1},
-                     .logit_rows = logit_rows},
-                    cache, logits.as<float>(), nullptr, exec);
+      if (greedy.empty()) {
+        model.forward(batch, cache, logits.as<float>(), nullptr, exec);
+      } else {
+        model.forward_and_sample(batch, cache, {.rows = greedy}, {.tokens = chosen}, nullptr, exec);
+      }
       const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
       if (round > 0) best = std::min(best, time.count());
       cache.release(sequence);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/device_sampling.h"
 #include "engine/prefix_cache.h"
 #include "engine/sampler.h"
 #include "engine/speculation/draft_plan.h"
@@ -53,9 +54,9 @@ class ModelDrafter final : public Drafter {
   bool make_room(Sequence& sequence, int64_t num_rows);
   void share_prefix(Sequence& sequence);
   void run_step();
+  bool chooses_on_device() const;
   void choose_tokens();
-  void undo(Sequence& sequence);
-  std::span<float> logits_row(int64_t row);
+  void choose_from_logits();
 
   Model& model_;
   std::unique_ptr<KvCache> cache_;
@@ -74,6 +75,8 @@ class ModelDrafter final : public Drafter {
   std::vector<int64_t> positions_;
   std::vector<KvRows> kv_rows_;
   std::vector<int32_t> logit_rows_;
+  bool chose_on_device_ = false;
+  DeviceSampling device_sampling_;
   Buffer logits_;         // [logit rows, vocabulary of the draft model]
   Buffer padded_logits_;  // [samplers, target vocabulary], where the two differ
 };

@@ -113,6 +113,15 @@ class ClusterRow {
     return reduce(own).value;
   }
 
+  __device__ float logit_of(int token) {
+    const int own = token - first_token;
+    Sum found;  // one thread's, 0 elsewhere
+    if (own >= 0 && own < count && own % kRowThreads == static_cast<int>(threadIdx.x)) {
+      found.value = static_cast<double>(logits[own]);
+    }
+    return static_cast<float>(reduce(found).value);
+  }
+
   // The elements in the order of their ranks, or of their tokens, of which sums are taken until
   // they reach a target: until sum >= target, or sum > target.
   struct Reached {

@@ -225,32 +225,50 @@ __device__ float probable_weight(const SamplingRow& p, const Temperature& t, flo
   return static_cast<double>(weight) < p.min_p ? 0.0f : weight;
 }
 
+// What top-k and top-p leave of a row, where it was not few elements that could be gathered.
+struct Kept {
+  uint64_t least = 0;                             // the smallest rank that stays
+  int last_band = -1;                             // >= 0: earlier bands stay whatever their ranks
+  uint32_t low = kLowestKey, high = kHighestKey;  // where the last band's keys lie
+
+  __device__ bool holds(const Temperature& t, float logit, int token) const {
+    if (last_band >= 0) {
+      const int band = t.band(logit);
+      if (band != last_band) return band < last_band;
+    }
+    return rank_of(logit_key(logit), token) >= least;
+  }
+};
+
 // top-k, then top-p among them, both in order of rank: what stays is a smallest rank.
-__device__ int draw_top_k_of_all(const SamplingRow& p, const Temperature& t, ClusterRow& cluster) {
+__device__ Kept keep_top_k(const SamplingRow& p, const Temperature& t, ClusterRow& cluster) {
   const auto one = [](float, int) { return 1.0f; };
-  uint64_t least =
+  Kept kept;
+  kept.least =
       cluster.reach_by_rank(one, 0.0, static_cast<double>(p.top_k), true, kLowestKey, kHighestKey)
           .rank;
-  const auto is_kept = [&](float logit, int token) {
-    return rank_of(logit_key(logit), token) >= least;
-  };
-  const auto kept = [&](float logit, int token) {
-    return is_kept(logit, token) ? t.weight(logit) : 0.0f;
-  };
   if (p.top_p < 1) {
-    const double total = cluster.sum(kept);
-    least = cluster
-                .reach_by_rank(kept, 0.0, p.top_p * total, true, static_cast<uint32_t>(least >> 32),
-                               kHighestKey)
-                .rank;
+    const auto weight = [&](float logit, int token) {
+      return kept.holds(t, logit, token) ? t.weight(logit) : 0.0f;
+    };
+    const double total = cluster.sum(weight);
+    kept.least = cluster
+                     .reach_by_rank(weight, 0.0, p.top_p * total, true,
+                                    static_cast<uint32_t>(kept.least >> 32), kHighestKey)
+                     .rank;
   }
+  return kept;
+}
+
+__device__ int draw_top_k_of_all(const SamplingRow& p, const Temperature& t, ClusterRow& cluster) {
+  const Kept kept = keep_top_k(p, t, cluster);
   const auto probable = [&](float logit, int token) {
-    return is_kept(logit, token) ? probable_weight(p, t, logit) : 0.0f;
+    return kept.holds(t, logit, token) ? probable_weight(p, t, logit) : 0.0f;
   };
   const double total = cluster.sum(probable);
   return rank_token(cluster
                         .reach_by_rank(probable, 0.0, p.uniform * total, false,
-                                       static_cast<uint32_t>(least >> 32), kHighestKey)
+                                       static_cast<uint32_t>(kept.least >> 32), kHighestKey)
                         .rank);
 }
 
@@ -277,8 +295,8 @@ __device__ int draw_top_k(const SamplingRow& p, const Temperature& t, ClusterRow
   return rank_token(list.rank(list.reach(probable, 0, target, false).index));
 }
 
-__device__ int draw_nucleus_of_all(const SamplingRow& p, const Temperature& t, double target,
-                                   ClusterRow& cluster) {
+// top-p without top-k: the elements in order of rank whose sum reaches `target`.
+__device__ Kept keep_nucleus(const Temperature& t, double target, ClusterRow& cluster) {
   const ClusterRow::Band found =
       cluster.reach_by_band([&](float logit) { return t.band(logit); },
                             [&](float logit, int) {
@@ -286,29 +304,37 @@ __device__ int draw_nucleus_of_all(const SamplingRow& p, const Temperature& t, d
                               return weight < kLastBandWeight ? 0.0f : weight;
                             },
                             target, kLastBand);
-  const int last_band = found.band;
+  Kept kept;
+  kept.last_band = found.band;
   // Where the band's logits lie, and a little more, for rounding.
-  const auto top = static_cast<float>(last_band);
-  const uint32_t high = last_band == 0 ? kHighestKey : t.key_at(top - 0.1f, 4);
-  const uint32_t low = last_band == kLastBand ? kLowestKey : t.key_at(top + 1.1f, -4);
-  const uint64_t least =
+  const auto top = static_cast<float>(found.band);
+  if (found.band != 0) kept.high = t.key_at(top - 0.1f, 4);
+  if (found.band != kLastBand) kept.low = t.key_at(top + 1.1f, -4);
+  kept.least =
       cluster
-          .reach_by_rank(
-              [&](float logit, int) { return t.band(logit) == last_band ? t.weight(logit) : 0.0f; },
-              found.before, target, true, low, high)
+          .reach_by_rank([&](float logit,
+                             int) { return t.band(logit) == found.band ? t.weight(logit) : 0.0f; },
+                         found.before, target, true, kept.low, kept.high)
           .rank;
+  return kept;
+}
+
+__device__ int draw_nucleus_of_all(const SamplingRow& p, const Temperature& t, double target,
+                                   ClusterRow& cluster) {
+  const Kept kept = keep_nucleus(t, target, cluster);
   const auto above = [&](float logit, int) {
-    return t.band(logit) < last_band ? probable_weight(p, t, logit) : 0.0f;
+    return t.band(logit) < kept.last_band ? probable_weight(p, t, logit) : 0.0f;
   };
   const auto beside = [&](float logit, int token) {
-    const bool is_kept = t.band(logit) == last_band && rank_of(logit_key(logit), token) >= least;
+    const bool is_kept = t.band(logit) == kept.last_band && kept.holds(t, logit, token);
     return is_kept ? probable_weight(p, t, logit) : 0.0f;
   };
   const double sum_above = cluster.sum(above);
   const double sum_beside = cluster.sum(beside);
   const double drawn = p.uniform * (sum_above + sum_beside);
   if (drawn < sum_above || sum_beside == 0) return cluster.reach_by_token(above, drawn);
-  return rank_token(cluster.reach_by_rank(beside, sum_above, drawn, false, low, high).rank);
+  return rank_token(
+      cluster.reach_by_rank(beside, sum_above, drawn, false, kept.low, kept.high).rank);
 }
 
 __device__ int draw_nucleus(const SamplingRow& p, const Temperature& t, ClusterRow& cluster,
@@ -351,6 +377,62 @@ __device__ int draw_from_all(const SamplingRow& p, const Temperature& t, Cluster
   return cluster.reach_by_token(probable, p.uniform * cluster.sum(probable));
 }
 
+// q(token) of the distribution that a draft was drawn from.
+__device__ double drawn_with(const SamplingCudaArgs& a, const SamplingRow& p, int token) {
+  if (p.probs_begin == p.probs_end) return token == p.draft ? 1.0 : 0.0;
+  int begin = p.probs_begin;
+  int end = p.probs_end;
+  while (begin < end) {
+    const int middle = (begin + end) / 2;
+    if (a.probs[middle].token < token) {
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return begin < p.probs_end && a.probs[begin].token == token ? a.probs[begin].prob : 0.0;
+}
+
+// Sampler::verify() and, for a judge, Sampler::probability(). best: the most probable token.
+__device__ int verify_draft(const SamplingCudaArgs& a, const SamplingRow& p, float max_logit,
+                            int best, ClusterRow& cluster, SampledDraft& rejected) {
+  const float draft_logit = cluster.logit_of(p.draft);
+  if (p.inverse_temperature == 0) {
+    if (best == p.draft) return best;
+    const Temperature plain = {max_logit, 1.0f};
+    const double total = cluster.sum([&](float logit, int) { return plain.weight(logit); });
+    rejected.prob = static_cast<float>(static_cast<double>(plain.weight(draft_logit)) / total);
+    rejected.gap = max_logit - draft_logit;
+    return best;
+  }
+  const Temperature t = {max_logit, p.inverse_temperature};
+  Kept kept;  // all
+  if (p.top_k > 0 && p.top_k < a.vocab_size) {
+    kept = keep_top_k(p, t, cluster);
+  } else if (p.top_p < 1) {
+    const double total = cluster.sum([&](float logit, int) { return t.weight(logit); });
+    kept = keep_nucleus(t, p.top_p * total, cluster);
+  }
+  const auto probable = [&](float logit, int token) {
+    return kept.holds(t, logit, token) ? probable_weight(p, t, logit) : 0.0f;
+  };
+  const double total = cluster.sum(probable);
+  const double prob = static_cast<double>(probable(draft_logit, p.draft)) / total;
+  if (p.accept_uniform * drawn_with(a, p, p.draft) < prob) return p.draft;
+  const auto residual = [&](float logit, int token) {
+    const float weight = probable(logit, token);
+    return weight > 0 ? fmax(static_cast<double>(weight) / total - drawn_with(a, p, token), 0.0)
+                      : 0.0;
+  };
+  const double left = cluster.sum(residual);
+  int token = cluster.reach_by_token(residual, p.uniform * left);
+  // p = q up to rounding: a rejection had probability 0, and p itself is as good.
+  if (token < 0) token = cluster.reach_by_token(probable, p.uniform * total);
+  rejected.prob = static_cast<float>(prob);
+  rejected.gap = cluster.logit_of(token) - draft_logit;
+  return token;
+}
+
 __global__ void __launch_bounds__(kRowThreads, 2)
     sample_rows(const SamplingCudaArgs a, int slice_size) {
   extern __shared__ float4 slice[];
@@ -376,8 +458,11 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   const uint64_t best = best_rank(cluster);
   const float max_logit = key_logit(static_cast<uint32_t>(best >> 32));
   int token = rank_token(best);
+  SampledDraft rejected;
   if ((best >> 32) < kLowestKey || max_logit == kInfinity) {
     token = -1;
+  } else if (p.draft >= 0) {
+    token = verify_draft(a, p, max_logit, token, cluster, rejected);
   } else if (p.inverse_temperature > 0) {
     const Temperature temperature = {max_logit, p.inverse_temperature};
     if (p.top_k > 0 && p.top_k < a.vocab_size) {
@@ -390,13 +475,15 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   }
   if (cluster.block_rank != 0 || threadIdx.x != 0) return;
   a.tokens[row] = token;
-  if (wants_logprobs) {
-    const float nan = __int_as_float(0x7fc00000);
-    a.logprobs[row] =
-        token < 0
-            ? nan
-            : static_cast<float>(static_cast<double>(a.logits[row * a.stride + token]) - log_sum);
-  }
+  const float nan = __int_as_float(0x7fc00000);
+  const auto logprob = [&](int of) {
+    if (!wants_logprobs || token < 0) return nan;
+    return static_cast<float>(static_cast<double>(a.logits[row * a.stride + of]) - log_sum);
+  };
+  if (wants_logprobs) a.logprobs[row] = logprob(token);
+  if (p.draft < 0 || a.drafts == nullptr) return;
+  rejected.logprob = logprob(p.draft);
+  a.drafts[row] = rejected;
 }
 
 }  // namespace

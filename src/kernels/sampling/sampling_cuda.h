@@ -9,6 +9,10 @@
 // can choose from is usually few elements near the largest one; these are gathered and sorted by
 // one block. Where they are many (a flat row, a large k), thresholds are found digit by digit over
 // the logits instead.
+//
+// A row with a draft token takes it or not, by Sampler::verify()'s rule: at temperature 0 where it
+// is the largest, else with probability min(1, p / q), or draws from max(p - q, 0), in order of
+// token.
 #pragma once
 #include <cstdint>
 
@@ -23,6 +27,13 @@ struct SamplingBias {
   float bias = 0;
 };
 
+// One token of the distribution that a draft token was drawn from.
+struct SamplingProb {
+  double prob = 0;
+  int32_t token = 0;
+  int32_t reserved = 0;
+};
+
 struct SamplingCount {
   int32_t token = 0;
   int32_t outputs = 0;  // how often it was generated; 0: only in the prompt
@@ -31,7 +42,8 @@ struct SamplingCount {
 // What one row wants; plain data, copied to the device by the caller. SamplingParams says what the
 // fields mean.
 struct SamplingRow {
-  double uniform = 0;  // uniform_at(seed, position, RandomStream::kSample)
+  double uniform = 0;  // uniform_at(seed, position, RandomStream::kSample; with a draft: kResidual)
+  double accept_uniform = 0;  // with a draft: of RandomStream::kAccept
   double top_p = 1;
   double min_p = 0;
   float inverse_temperature = 0;  // float(1 / temperature); 0: greedy
@@ -45,7 +57,16 @@ struct SamplingRow {
   int32_t biases_end = 0;
   int32_t mask_row = -1;      // row of `masks`; -1: every token is allowed
   int32_t num_logprobs = -1;  // -1: none; n >= 0: the token's own and the n most probable ones
-  int32_t reserved = 0;
+  int32_t draft = -1;  // a draft token that the row accepts or not (Sampler::verify()); -1: none
+  int32_t probs_begin = 0;  // entries of `probs`: what the draft was drawn from, ascending by
+  int32_t probs_end = 0;    // token; empty: it was certain
+};
+
+// What a row thinks of a draft token that it did not choose.
+struct SampledDraft {
+  float prob = 0;     // under the row's sampling; at temperature 0: behind mask, biases, penalties
+  float gap = 0;      // logit of the chosen token minus the draft's, behind the same
+  float logprob = 0;  // of the model, where the row wants logprobs
 };
 
 struct SamplingCudaArgs {
@@ -57,10 +78,13 @@ struct SamplingCudaArgs {
   const SamplingRow* rows = nullptr;      // [num_rows]; null: greedy everywhere
   const SamplingCount* counts = nullptr;  // what the rows' ranges point into
   const SamplingBias* biases = nullptr;
+  const SamplingProb* probs = nullptr;
   const uint64_t* masks = nullptr;  // [rows of masks, ceil(vocab_size / 64)], bit i % 64 of word
                                     // i / 64: token i is allowed
   int32_t* tokens = nullptr;        // [num_rows]; -1 where the largest logit is NaN or infinite
   float* logprobs = nullptr;        // [num_rows], of the chosen token; null when no row wants any
+  SampledDraft* drafts = nullptr;   // [num_rows], set where a row rejects its draft; null when no
+                                    // row has one
   int64_t max_logprobs = 0;         // columns of the two below; num_logprobs is cut to it
   int32_t* top_tokens = nullptr;    // [num_rows, max_logprobs], most probable first; -1: no more
   float* top_logprobs = nullptr;    // [num_rows, max_logprobs]
