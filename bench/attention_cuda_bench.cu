@@ -154,7 +154,7 @@ class Setup {
  public:
   Setup(const Case& c, int num_layers) : c_(c) {
     const auto sequences = static_cast<int64_t>(c.contexts.size());
-    std::vector<int32_t> positions, row_sequence, begin{0}, table;
+    std::vector<int32_t> positions, row_sequence, begin{0}, table, sinks;
     int64_t num_blocks = 0, stride = 0, max_context = 0;
     for (const int64_t context : c.contexts) {
       stride = std::max(stride, (context + kBlockSize - 1) / kBlockSize);
@@ -193,6 +193,11 @@ class Setup {
 
     const bool e4m3 = c.element == KvCudaElement::kE4M3;
     const bool coded = kv_cuda_is_coded(c.element);
+    const int64_t exact_begin = num_blocks * c.shape.num_kv_heads;  // heads of exact rows
+    if (coded) {
+      for (int64_t s = 0; s < sequences; ++s) sinks.push_back(static_cast<int32_t>(num_blocks++));
+      batch.sink_blocks = upload(sinks);
+    }
     const int64_t heads = num_blocks * c.shape.num_kv_heads;
     const int64_t elements = heads * kBlockSize * c.shape.head_dim;
     if (coded)
@@ -208,6 +213,9 @@ class Setup {
                                            static_cast<int>(c.shape.head_dim), 1.0f / 36,
                                            17 + buffers_.size());
           cuda_check_launch("fill_codes");
+          const int64_t head_bytes = kv_cuda_head_bytes(c.element, c.shape.head_dim);
+          fill(CudaElement::kBF16, static_cast<char*>(*part) + exact_begin * head_bytes,
+               (heads - exact_begin) * head_bytes / 2, 18 + buffers_.size());
           continue;
         }
         fill(e4m3 ? CudaElement::kE4M3 : CudaElement::kBF16, *part, elements, 17 + buffers_.size());

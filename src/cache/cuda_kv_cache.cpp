@@ -38,8 +38,10 @@ int64_t checked_blocks(const ModelConfig& config, KvFormat format, int64_t num_t
   const int64_t token_bytes = 2 * config.num_layers * config.num_kv_heads *
                               (kv_cuda_head_bytes(element, config.head_dim) / kBlockSize);
   constexpr int64_t kMostBlocks = std::numeric_limits<BlockId>::max();
-  const int64_t num_blocks =
-      num_tokens / kBlockSize + (num_tokens % kBlockSize != 0);  // cannot overflow
+  int64_t num_blocks = num_tokens / kBlockSize + (num_tokens % kBlockSize != 0);  // cannot overflow
+  if (num_blocks <= kMostBlocks) {
+    num_blocks = cache_blocks(num_tokens, max_sequence_tokens, kv_cuda_keeps_sinks(element));
+  }
   if (num_blocks > kMostBlocks || num_blocks > (int64_t{1} << 50) / (token_bytes * kBlockSize)) {
     fail(ErrorCode::kOutOfMemory, "a cache of ", num_tokens, " tokens of ", token_bytes, " bytes");
   }
@@ -51,7 +53,7 @@ int64_t checked_blocks(const ModelConfig& config, KvFormat format, int64_t num_t
 CudaKvCache::CudaKvCache(const ModelConfig& config, KvFormat format, int64_t num_tokens,
                          int64_t max_sequence_tokens, CudaStream stream)
     : PagedCache(checked_blocks(config, format, num_tokens, max_sequence_tokens),
-                 max_sequence_tokens, false),
+                 max_sequence_tokens, kv_cuda_keeps_sinks(cuda_element(format))),
       element_(cuda_element(format)),
       num_layers_(config.num_layers),
       plane_bytes_(config.num_kv_heads * kv_cuda_head_bytes(element_, config.head_dim)),

@@ -134,6 +134,7 @@ void CudaKvParker::start_run(const KvSequence& sequence, int64_t first_piece, in
   const int64_t first_block = first_piece * piece_blocks_;
   LATHE_CHECK(static_cast<int64_t>(sequence.blocks.size()) >=
               first_block + num_pieces * piece_blocks_);
+  sink_block_ = first_piece == 0 ? sequence.sink_block : BlockId{-1};
   const CudaStream stream = context_.stream();
   cuda_check(cudaStreamSynchronize(stream), "waiting for the GPU");  // host_ints_ are read no more
   host_ints_.resize(static_cast<std::size_t>(run_rows_ + run_rows_ / kBlockSize));
@@ -172,7 +173,8 @@ KvLiveRowsCuda CudaKvParker::live_rows(int64_t layer, bool is_value, bool turned
           .rotary_dim = rope.rotary_dim,
           .key_offset = turned && kv_cuda_drops_key_offset(cache_.layer(layer).element)
                             ? rope.key_offset
-                            : nullptr};
+                            : nullptr,
+          .sink_block = sink_block_};
 }
 
 KvCodesCuda CudaKvParker::codes_at(int64_t offset, int64_t row_bytes, std::byte* codes) const {

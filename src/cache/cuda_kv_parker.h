@@ -69,6 +69,7 @@ class CudaKvParker final : public PieceParker {
   std::vector<KvRopeCuda> rope_;
   CudaKvCoder coder_;
   int64_t num_layers_, num_heads_, head_dim_, width_;
+  BlockId sink_block_ = -1;  // of the run in progress, where its rows are a sequence's first
   int64_t sinks_, window_, piece_blocks_;
   int64_t run_pieces_;  // rebuilt together
   int64_t run_rows_;

@@ -85,6 +85,7 @@ void PagedCache::begin_step(std::span<const KvRows> rows, Exec&) {
   for (const KvRows& run : rows) {
     const int64_t num_tokens = run.sequence->num_tokens + run.num_rows;
     LATHE_CHECK(static_cast<int64_t>(run.sequence->blocks.size()) >= blocks_for(num_tokens));
+    LATHE_CHECK(!keeps_sinks_ || num_tokens == 0 || run.sequence->sink_block >= 0);
   }
   in_step_ = true;
   rows_ = rows;

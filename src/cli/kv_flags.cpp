@@ -255,7 +255,7 @@ void KvParking::attach(Engine& engine, const Model& model, const Checkpoint& che
       .disk_bytes = bytes_of("--prefix-cache-disk-gb", flags_.disk_gb)};
   engine.set_parker(std::make_unique<PrefixParker>(
       std::move(parker), store,
-      str("pieces 4, ", kv_format_name(engine.options().kv_format), ", ",
+      str("pieces 5, ", kv_format_name(engine.options().kv_format), ", ",
           model_fingerprint(checkpoint), ", ", kv_codec_fingerprint(codec_->file),
           has_moving_rope(checkpoint.config())
               ? str(", context ", engine.options().max_sequence_tokens)

@@ -209,8 +209,10 @@ CudaDecoder::CudaDecoder(const Checkpoint& checkpoint, const ModelOptions& optio
   if (std::any_of(layers_.begin(), layers_.end(),
                   [](const CudaDecoderLayer& layer) { return layer.key_offset.size() > 0; })) {
     num_block_tokens_ = blocks_for(max_tokens) * kBlockSize;
-    blocks_full_.emplace(frequencies(config_.rope), max_tokens);
-    if (rope_sliding_) blocks_sliding_.emplace(frequencies(config_.rope_local), max_tokens);
+    blocks_full_.emplace(frequencies(config_.rope), config_.head_dim, max_tokens);
+    if (rope_sliding_) {
+      blocks_sliding_.emplace(frequencies(config_.rope_local), config_.head_dim, max_tokens);
+    }
   }
   const Tensor norm = load_norm(checkpoint, "model.norm.weight");
   final_norm_ = DeviceBuffer::from_host(norm.data(), norm.num_bytes());

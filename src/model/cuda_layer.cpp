@@ -58,7 +58,7 @@ class LayerForward {
                  void* y);
   void expert_branch(PendingBranch pending, void* out);
 
-  // Of a cache that has keys without the layer's biases; its products in the workspace.
+  // Of a cache that has keys without the layer's offset; its products in the workspace.
   KeyOffsetCuda key_offset();
 
   DeviceWorkspace& workspace() { return context_.workspace(); }
@@ -438,8 +438,9 @@ CudaRopeRows CudaRope::rows(const CudaBatch& batch, CudaContext& context) const 
   return {cos, sin};
 }
 
-CudaRotationBlocks::CudaRotationBlocks(const RopeFrequencies& frequencies, int64_t num_positions) {
-  const RotationBlocks blocks(frequencies, num_positions);
+CudaRotationBlocks::CudaRotationBlocks(const RopeFrequencies& frequencies, int64_t head_dim,
+                                       int64_t num_positions) {
+  const RotationBlocks blocks(frequencies, head_dim, num_positions);
   starts = DeviceBuffer::from_host(blocks.starts.data(), blocks.starts.size());
   in_block = DeviceBuffer::from_host(blocks.in_block.data(), blocks.in_block.size());
 }

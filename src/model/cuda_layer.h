@@ -65,7 +65,9 @@ struct CudaDecoderLayer {
   std::vector<CudaGatedMlp> mlps;  // one, or one per expert
   CudaStackedLinear router;        // experts only
   DeviceBuffer input_norm, q_norm, k_norm, post_attention_norm, mlp_norm, post_mlp_norm;
-  DeviceBuffer key_offset;  // [kv_size], or nothing (key_bias(), layer_weights.h)
+  // [kv_size]: what codes of keys leave out (KeyOffset, attention.h). Model::learn_key_means(), or
+  // key_bias() (layer_weights.h), or nothing.
+  DeviceBuffer key_offset;
 
   bool is_moe() const { return router.n() > 0; }
   int64_t weight_bytes(const ModelConfig& config) const;
@@ -97,7 +99,7 @@ class CudaRope {
 
 // Angles of whole blocks of positions on the device (model/rope_rows.h).
 struct CudaRotationBlocks {
-  CudaRotationBlocks(const RopeFrequencies& frequencies, int64_t num_positions);
+  CudaRotationBlocks(const RopeFrequencies& frequencies, int64_t head_dim, int64_t num_positions);
 
   DeviceBuffer starts, in_block;
 };

@@ -33,13 +33,14 @@ struct RotationMiddles {
   int64_t num_blocks = 0;
 };
 
-// The same counted from a block's beginning, as KeyOffsetCuda wants them (attention_cuda.h).
+// The same counted from a block's beginning, with 1 and 0 for the pairs of a head that do not turn,
+// as KeyOffsetCuda wants them (attention_cuda.h).
 struct RotationBlocks {
   RotationBlocks() = default;
-  RotationBlocks(const RopeFrequencies& frequencies, int64_t num_positions);
+  RotationBlocks(const RopeFrequencies& frequencies, int64_t head_dim, int64_t num_positions);
 
-  Buffer starts;    // [num_blocks, rotary_dim]
-  Buffer in_block;  // [rotary_dim, kBlockSize]
+  Buffer starts;    // [num_blocks, head_dim]
+  Buffer in_block;  // [head_dim, kBlockSize]
   int64_t num_blocks = 0;
 };
 

@@ -39,6 +39,7 @@ StepBuffers::Offsets StepBuffers::layout(const StepShape& shape) {
   offsets.query_begin = take(shape.num_sequences + 1);
   offsets.logit_rows = take(shape.num_logits);
   offsets.tables = take(shape.num_sequences * shape.table_stride());
+  offsets.sink_blocks = take(shape.num_sequences);
   offsets.end = end;
   return offsets;
 }
@@ -94,6 +95,10 @@ void StepBuffers::send(const ForwardBatch& batch, const StepShape& shape, const 
                    host_ + offsets_.tables + i * shape.table_stride(),
                    [&](BlockId id) { return cache.table_entry(id); });
   }
+  int32_t* sink_blocks = host_ + offsets_.sink_blocks;
+  std::transform(batch.sequences.begin(), batch.sequences.end(), sink_blocks,
+                 [](const KvRows& rows) { return rows.sequence->sink_block; });
+  std::fill(sink_blocks + num_sequences, sink_blocks + shape.num_sequences, -1);
   for (int64_t i = num_sequences; i <= shape.num_sequences; ++i) {
     query_begin[i] = static_cast<int32_t>(num_rows);
   }
@@ -115,6 +120,7 @@ CudaBatch StepBuffers::batch() const {
           .query_begin = base + offsets_.query_begin,
           .block_tables = base + offsets_.tables,
           .table_stride = shape_.table_stride(),
+          .sink_blocks = base + offsets_.sink_blocks,
           .num_rows = shape_.num_rows,
           .num_sequences = shape_.num_sequences,
           .only_long_runs = shape_.only_long_runs,

@@ -36,8 +36,8 @@ class StepBuffers {
   // The rows of `batch`, padded to `shape` (which is at least as large in every size), on their way
   // to the device. Padding rows have token 0, no sequence and position -1; padding logit rows are
   // row 0. Block tables are what `cache` makes of the sequences' blocks (a coded one
-  // knows when its step has begun). Waits until the copy before this one has left the host's
-  // memory.
+  // knows when its step has begun); blocks of sinks, of no use to it, go as they are. Waits until
+  // the copy before this one has left the host's memory.
   void send(const ForwardBatch& batch, const StepShape& shape, const CudaKvLayers& cache,
             CudaStream stream);
 
@@ -50,7 +50,7 @@ class StepBuffers {
  private:
   struct Offsets {  // in int32
     int64_t token_ids = 0, positions = 0, row_sequence = 0, query_begin = 0, logit_rows = 0,
-            tables = 0, end = 0;
+            tables = 0, sink_blocks = 0, end = 0;
   };
   static Offsets layout(const StepShape& shape);
 

@@ -35,6 +35,7 @@ struct Problem {
   std::vector<RowRun> runs = {};
   int64_t padding_rows = 0;
   int64_t offset_rotary_dim = -1;  // of codes of keys without an offset; -1: they have none
+  bool has_sinks = false;          // codes: the first tokens are exact rows
 
   int64_t row_size() const { return num_heads * head_dim; }
   int64_t num_rows() const {
@@ -52,7 +53,8 @@ std::ostream& operator<<(std::ostream& out, const Problem& p) {
   out << elements[static_cast<int>(p.q_element)] << " on "
       << elements[static_cast<int>(p.kv_element)] << " heads=" << p.num_heads << ":"
       << p.num_kv_heads << " head_dim=" << p.head_dim << " softcap=" << p.softcap
-      << " window=" << p.sliding_window << " offset=" << p.offset_rotary_dim << " runs";
+      << " window=" << p.sliding_window << " offset=" << p.offset_rotary_dim
+      << " sinks=" << p.has_sinks << " runs";
   for (const RowRun& run : p.runs) out << " " << run.first_position << "+" << run.num_rows;
   return out;
 }
@@ -65,6 +67,7 @@ class Offset {
   explicit Offset(const Problem& problem)
       : p(problem),
         half(p.offset_rotary_dim / 2),
+        pairs(p.head_dim / 2),
         offset(normal_values(p.num_kv_heads * p.head_dim, 99, kOffsetStddev)) {
     if (p.offset_rotary_dim < 0) return;
     int64_t num_blocks = 1;
@@ -74,15 +77,15 @@ class Offset {
     std::vector<float> starts, in_block;
     for (int64_t b = 0; b < num_blocks; ++b) {
       for (const bool is_sin : {false, true}) {
-        for (int64_t j = 0; j < half; ++j) {
+        for (int64_t j = 0; j < pairs; ++j) {
           starts.push_back(static_cast<float>(turned(is_sin, b * kBlockSize, j)));
         }
       }
     }
     for (const bool is_sin : {false, true}) {
-      for (int64_t j = 0; j < half; ++j) {
+      for (int64_t j = 0; j < pairs; ++j) {
         for (int64_t t = 0; t < kBlockSize; ++t) {
-          in_block.push_back(static_cast<float>(kFactor * turned(is_sin, t, j)));
+          in_block.push_back(static_cast<float>((j < half ? kFactor : 1) * turned(is_sin, t, j)));
         }
       }
     }
@@ -90,7 +93,6 @@ class Offset {
       return DeviceBuffer::from_host(v.data(), static_cast<int64_t>(v.size() * 4));
     };
     d_offset_ = upload(offset);
-    starts.push_back(0), in_block.push_back(0);  // without a rotation too
     d_starts_ = upload(starts), d_in_block_ = upload(in_block);
   }
 
@@ -149,7 +151,9 @@ class Offset {
 
  private:
   static constexpr double kFactor = 1.25;
+  // Pairs behind those that turn: at no angle.
   double turned(bool is_sin, int64_t position, int64_t j) const {
+    if (j >= half) return is_sin ? 0 : 1;
     const double angle = static_cast<double>(position) *
                          std::pow(100.0, -static_cast<double>(j) / static_cast<double>(half));
     return is_sin ? std::sin(angle) : std::cos(angle);
@@ -176,7 +180,7 @@ class Offset {
   }
 
   const Problem p;
-  int64_t half;
+  int64_t half, pairs;  // that turn, of all
   std::vector<float> offset;
   DeviceBuffer d_offset_, d_starts_, d_in_block_, d_products_;
 };
@@ -242,6 +246,7 @@ class Step {
                           .query_begin = d_begin.as<int32_t>(),
                           .block_tables = kv.tables(),
                           .table_stride = kv.table_stride(),
+                          .sink_blocks = kv.sink_blocks(),
                           .num_rows = num_rows + padding_rows,
                           .num_sequences = static_cast<int64_t>(runs.size()),
                           .max_rows_per_sequence = max_rows + slack,
@@ -309,7 +314,8 @@ class Step {
             .num_kv_heads = p.num_kv_heads,
             .head_dim = p.head_dim,
             .key_scale = scaled ? 0.03f : 1.0f,
-            .value_scale = scaled ? 0.017f : 1.0f};
+            .value_scale = scaled ? 0.017f : 1.0f,
+            .has_sinks = p.has_sinks};
   }
   static std::vector<int64_t> begins(const Problem& p) {
     std::vector<int64_t> result;
@@ -608,18 +614,58 @@ TEST_F(AttentionCuda, KeyOffsets) {
   }
 }
 
+// The first tokens as exact rows beside codes of NaN. Rows before, among and behind them, in all
+// kinds of runs, and windows that leave all or some of them out.
+TEST_F(AttentionCuda, ExactRowsOfTheFirstTokens) {
+  for (const auto element : {CudaElement::kBF16, CudaElement::kF32}) {
+    Problem p{.q_element = element, .kv_element = KvCudaElement::kHiggs4, .has_sinks = true};
+    const std::vector<RowRun> runs = {{0, 1},  {1, 1},    {2, 2},    {3, 1},   {4, 1},  {0, 9},
+                                      {31, 1}, {32, 1},   {700, 1},  {130, 5}, {0, 70}, {0, 0},
+                                      {2, 40}, {250, 16}, {1024, 3}, {333, 90}};
+    p.runs = runs;
+    for (const int64_t head_dim : {8, 24, 64, 80, 96, 128, 256}) {
+      for (const int64_t rotary_dim : {int64_t{-1}, head_dim, head_dim / 4 * 2}) {
+        p.head_dim = head_dim, p.offset_rotary_dim = rotary_dim;
+        expect_matches_reference(p);
+      }
+    }
+    for (const int64_t group : {1, 3, 7, 16}) {
+      for (const int64_t head_dim : {64, 128}) {
+        for (const int64_t rotary_dim : {int64_t{-1}, head_dim}) {
+          p.num_heads = 2 * group, p.head_dim = head_dim, p.offset_rotary_dim = rotary_dim;
+          expect_matches_reference(p);
+        }
+      }
+    }
+    p.num_heads = 4, p.padding_rows = 3;
+    for (const int64_t window : {1, 2, 5, 32, 100}) {
+      p.sliding_window = window;
+      p.runs = {{0, 1}, {3, 1}, {4, 1}, {5, 2}, {33, 3}, {0, 70}, {1, 40}, {640, 7}, {60, 90}};
+      expect_matches_reference(p);
+    }
+    p.sliding_window = 0, p.runs = runs, p.softcap = 20;
+    expect_matches_reference(p);
+    p.softcap = 0, p.q_stddev = 100, p.offset_rotary_dim = -1;
+    expect_matches_reference(p);
+  }
+}
+
 // A row of a short run has the same bits alone, in its window and in the whole batch.
 TEST_F(AttentionCuda, ShortRunsAreTheSameAloneAndTogether) {
   struct Case {
     Elements elements;
     int64_t offset_rotary_dim;
+    bool has_sinks;
   };
   std::vector<Case> cases;
   for (const auto& e : kElements) {
-    cases.push_back({e, -1});
-    if (kv_cuda_is_coded(e.kv)) cases.push_back({e, 128});
+    cases.push_back({e, -1, false});
+    if (!kv_cuda_is_coded(e.kv)) continue;
+    cases.push_back({e, 128, false});
+    cases.push_back({e, -1, true});
+    cases.push_back({e, 128, true});
   }
-  for (const auto& [e, offset_rotary_dim] : cases) {
+  for (const auto& [e, offset_rotary_dim, has_sinks] : cases) {
     for (const int64_t window : {0, 300}) {
       Problem p{.q_element = e.q,
                 .kv_element = e.kv,
@@ -627,7 +673,8 @@ TEST_F(AttentionCuda, ShortRunsAreTheSameAloneAndTogether) {
                 .head_dim = 128,
                 .sliding_window = window,
                 .runs = {{0, 1}, {700, 1}, {1020, 16}, {5, 5}, {4090, 12}, {100, 2}, {30, 3}},
-                .offset_rotary_dim = offset_rotary_dim};
+                .offset_rotary_dim = offset_rotary_dim,
+                .has_sinks = has_sinks};
       Step step(p);
       const auto together = step.run_all();
       const auto first_rows = step.first_rows();
@@ -657,7 +704,8 @@ TEST_F(AttentionCuda, LongRunsAreTheSameInPieces) {
                 .num_heads = 6,
                 .head_dim = 64,
                 .sliding_window = window,
-                .runs = {{0, 400}}};
+                .runs = {{0, 400}},
+                .has_sinks = kv_cuda_is_coded(e.kv)};
       Step step(p);
       const auto whole = step.run_all();
       std::vector<float> pieces;

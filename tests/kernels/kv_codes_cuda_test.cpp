@@ -44,7 +44,14 @@ TEST(KvCodesCuda, EveryCodeAndScaleHasItsOwnPlace) {
     }
     EXPECT_EQ(scales.size(), static_cast<std::size_t>(kBlockSize));
     EXPECT_EQ(*scales.begin(), static_cast<int>(codes));
-    EXPECT_EQ(*scales.rbegin() + 2, kv_cuda_head_bytes(KvCudaElement::kHiggs4, head_dim));
+    const int64_t head_bytes = kv_cuda_head_bytes(KvCudaElement::kHiggs4, head_dim);
+    EXPECT_EQ(*scales.rbegin() + 2, head_bytes);
+    // Rows of bf16 behind each other, within a head.
+    for (int token = 0; token < kLiveSinks; ++token) {
+      EXPECT_EQ(sink_offset(head_dim, token + 1) - sink_offset(head_dim, token), 2 * head_dim);
+    }
+    EXPECT_EQ(sink_offset(head_dim, 0), 0);
+    EXPECT_LE(sink_offset(head_dim, kLiveSinks), head_bytes);
   }
 }
 
@@ -163,13 +170,14 @@ struct WarpCase {
   int last = 0;  // position of the first query; each further pair of queries is one token later
   int window = 0;
   float softcap = 0;
+  int first = 0;  // positions below have no codes, and nobody sees them
 };
 
 template <int D, int kTiles, bool kOffset = false>
 void expect_warp_matches(const WarpCase& c) {
   SCOPED_TRACE(testing::Message() << D << " x " << 8 * kTiles << ", last " << c.last << ", window "
-                                  << c.window << ", softcap " << c.softcap << ", offset "
-                                  << kOffset);
+                                  << c.window << ", softcap " << c.softcap << ", first " << c.first
+                                  << ", offset " << kOffset);
   using Warp = CodesWarp<D, kTiles, kOffset>;
   constexpr int kQueries = 8 * kTiles;
   const auto position = [&](int query) { return c.last + query / 2; };
@@ -182,7 +190,7 @@ void expect_warp_matches(const WarpCase& c) {
     std::memset(b->data(), 0xff, static_cast<std::size_t>(b->size()));
   }
   std::vector<float> k = normal_values(tokens * D, 1), v = normal_values(tokens * D, 2);
-  for (int t = 0; t < tokens; ++t) {
+  for (int t = c.first; t < tokens; ++t) {
     const int64_t at = t / 32 * head_bytes;
     write_kv_codes(KvPart::kKeys, D, &k[static_cast<std::size_t>(t * D)], t % 32, keys.data() + at);
     read_kv_codes(KvPart::kKeys, D, keys.data() + at, t % 32, &k[static_cast<std::size_t>(t * D)]);
@@ -227,6 +235,7 @@ void expect_warp_matches(const WarpCase& c) {
                                      .block_begin = 0,
                                      .all_seen = false,
                                      .window = c.window,
+                                     .first = c.first,
                                      .last = {}};
       for (int tile = 0; tile < kTiles; ++tile) {
         for (int i = 0; i < 2; ++i) {
@@ -254,7 +263,7 @@ void expect_warp_matches(const WarpCase& c) {
       warp.clear();
       for (int b = 0; b < blocks; ++b) {
         softmax.block_begin = 32 * b;
-        softmax.all_seen = c.window == 0 && 32 * b + 32 <= c.last + 1;
+        softmax.all_seen = c.window == 0 && 32 * b >= c.first && 32 * b + 32 <= c.last + 1;
         warp.attend_block(lane, softmax,
                           static_cast<const std::byte*>(keys.data()) + b * head_bytes,
                           static_cast<const std::byte*>(values.data()) + b * head_bytes,
@@ -266,7 +275,8 @@ void expect_warp_matches(const WarpCase& c) {
   for (std::thread& thread : threads) thread.join();
 
   for (int query = 0; query < kQueries; ++query) {
-    const int last = position(query), first = c.window > 0 ? std::max(0, last - c.window + 1) : 0;
+    const int last = position(query);
+    const int first = std::max(c.first, c.window > 0 ? last - c.window + 1 : 0);
     std::vector<double> weights;
     double largest = -HUGE_VAL, most = 0, offset_error = 0;
     for (int t = first; t <= last; ++t) {
@@ -295,11 +305,15 @@ void expect_warp_matches(const WarpCase& c) {
     }
     double total = 0;
     for (double& w : weights) total += w = std::exp(w - largest);
+    if (weights.empty()) total = 1;  // nothing adds nothing
     double got_total = 0;
     for (int row = 0; row < 8; ++row) {  // of each lane's tokens
       const auto lane = static_cast<std::size_t>(row * 4 + query % 8 / 2);
       got_total += double{lanes[lane].total[query / 8][query % 2]};
+      EXPECT_EQ(std::isinf(lanes[lane].largest[query / 8][query % 2]), weights.empty());
     }
+    EXPECT_EQ(got_total == 0, weights.empty());
+    if (weights.empty()) got_total = 1;
     // As attention_cuda_test.cpp derives it: sums of head_dim products in fp32 move a weight by the
     // factor exp(+-ds), weights are rounded to bf16.
     const double ds = D * 0x1p-23 * most + 8 * 0x1p-23 * double{c.softcap} + offset_error;
@@ -328,6 +342,16 @@ TEST(KvCodesCuda, AWarpAttendsToCodes) {
   expect_warp_matches<128, 2>({.last = 40, .softcap = 3});
   expect_warp_matches<64, 2>({.last = 90, .window = 20});
   expect_warp_matches<128, 1>({.last = 0});
+}
+
+// The first tokens may have exact rows, which are another's business, and codes without meaning.
+TEST(KvCodesCuda, AWarpLeavesTheFirstTokensAlone) {
+  expect_warp_matches<64, 1>({.last = 77, .first = 4});
+  expect_warp_matches<128, 2>({.last = 40, .softcap = 3, .first = 4});
+  expect_warp_matches<64, 2>({.last = 3, .window = 5, .first = 4});
+  expect_warp_matches<64, 1>({.last = 0, .first = 4});  // some queries see nothing
+  expect_warp_matches<128, 1, true>({.last = 1, .first = 4});
+  expect_warp_matches<64, 1, true>({.last = 70, .window = 80, .first = 4});
 }
 
 TEST(KvCodesCuda, AWarpAddsTheScoresOfAnOffset) {

@@ -28,6 +28,7 @@ struct Problem {
   bool norms = false;
   int64_t padding = 6;  // of a row, in elements
   bool has_offset = false;
+  bool has_sinks = false;  // codes: the first tokens go to exact rows too
 };
 
 DeviceBuffer upload_floats(const std::vector<float>& v) {
@@ -68,7 +69,7 @@ void expect_matches_reference(const Problem& p) {
                                   << static_cast<int>(p.kv_element) << " heads=" << p.num_heads
                                   << ":" << p.num_kv_heads << " head_dim=" << p.head_dim
                                   << " rotary_dim=" << p.rotary_dim << " norms=" << p.norms
-                                  << " offset=" << p.has_offset);
+                                  << " offset=" << p.has_offset << " sinks=" << p.has_sinks);
   // Rows: 3 of sequence 0 from position 31 on, padding, 1 of sequence 1 at 64, 2 of sequence 2 at
   // 0.
   const std::vector<int32_t> positions{31, 32, 33, -1, 64, 0, 1};
@@ -93,7 +94,8 @@ void expect_matches_reference(const Problem& p) {
                                  .num_kv_heads = p.num_kv_heads,
                                  .head_dim = p.head_dim,
                                  .key_scale = p.kv_element == KvCudaElement::kE4M3 ? 0.05f : 1,
-                                 .value_scale = p.kv_element == KvCudaElement::kE4M3 ? 0.03f : 1};
+                                 .value_scale = p.kv_element == KvCudaElement::kE4M3 ? 0.03f : 1,
+                                 .has_sinks = p.has_sinks};
   PagedKvCuda kv(shape, {0, 0, 0}, {34, 65, 2}, 6);
   const int64_t size = f32 ? 4 : 2;
   DeviceBuffer d_qkv =
@@ -127,6 +129,7 @@ void expect_matches_reference(const Problem& p) {
                     .row_sequence = d_sequences.as<int32_t>(),
                     .block_tables = kv.tables(),
                     .table_stride = kv.table_stride(),
+                    .sink_blocks = kv.sink_blocks(),
                     .num_rows = num_rows,
                     .num_sequences = 3},
                    kv.layer(), nullptr);
@@ -141,14 +144,10 @@ void expect_matches_reference(const Problem& p) {
 
   OwnedExec owned(1);
   std::vector<float> expected = qkv;
-  for (int64_t row = 0; row < num_rows && p.has_offset; ++row) {
-    for (std::size_t j = 0; j < offset.size(); ++j) {
-      expected[static_cast<std::size_t>(row * stride + p.num_heads * p.head_dim) + j] -= offset[j];
-    }
-  }
   std::vector<int64_t> row_idx;
   for (int64_t i = 0; i < num_rows; ++i) row_idx.push_back(i);
-  const auto rotate = [&](float* x, int64_t num_heads, const std::vector<float>& gain) {
+  const auto rotate = [&](float* x, int64_t num_heads, const std::vector<float>& gain,
+                          bool leaves_offset_out) {
     if (p.norms) {
       rms_norm_ref({.x = x,
                     .weight = gain.data(),
@@ -160,6 +159,11 @@ void expect_matches_reference(const Problem& p) {
                     .y_stride = stride,
                     .eps = eps},
                    owned.exec);
+    }
+    for (int64_t row = 0; row < num_rows && leaves_offset_out; ++row) {
+      for (std::size_t j = 0; j < offset.size(); ++j) {
+        x[row * stride + static_cast<int64_t>(j)] -= offset[j];
+      }
     }
     rope_ref({.x = x,
               .y = x,
@@ -175,8 +179,8 @@ void expect_matches_reference(const Problem& p) {
               .y_stride = stride},
              owned.exec);
   };
-  rotate(expected.data(), p.num_heads, q_norm);
-  rotate(expected.data() + p.num_heads * p.head_dim, p.num_kv_heads, k_norm);
+  rotate(expected.data(), p.num_heads, q_norm, false);
+  rotate(expected.data() + p.num_heads * p.head_dim, p.num_kv_heads, k_norm, p.has_offset);
   const bool coded = kv_cuda_is_coded(p.kv_element);
   std::vector<float> queries = expected;
   if (coded) {
@@ -233,6 +237,21 @@ void expect_matches_reference(const Problem& p) {
       expect_codes(kv.stored_codes(KvPart::kKeys, s, t, head), key, KvPart::kKeys, false);
       // v is the same number on both sides, and so are its codes.
       expect_codes(kv.stored_codes(KvPart::kValues, s, t, head), value, KvPart::kValues, true);
+      if (!p.has_sinks || t >= kLiveSinks) continue;
+      std::vector<float> rotated(key, key + p.head_dim);
+      kv_rotate(rotated.data(), p.head_dim);
+      const auto exact_key = kv.stored_sink(KvPart::kKeys, s, t, head);
+      const auto exact_value = kv.stored_sink(KvPart::kValues, s, t, head);
+      std::vector<float> rotated_value(value, value + p.head_dim);
+      kv_rotate(rotated_value.data(), p.head_dim);
+      for (int64_t dim = 0; dim < p.head_dim; ++dim) {
+        const auto i = static_cast<std::size_t>(dim);
+        check(expect_near(exact_key[i], rotated[i], 0x1p-8, 0), "an exact k", row, head, dim,
+              exact_key[i], rotated[i]);
+        const float want_value = float_from_bf16(bf16_from_float(rotated_value[i]));
+        check(exact_value[i] == want_value, "an exact v", row, head, dim, exact_value[i],
+              want_value);
+      }
     }
     for (int64_t head = 0; head < p.num_kv_heads && !coded; ++head) {
       for (int64_t dim = 0; dim < p.head_dim; ++dim) {
@@ -282,6 +301,10 @@ void expect_matches_reference(const Problem& p) {
           static_cast<float>(want));
   }
   // A position that this step does not write keeps what it had.
+  for (int64_t t = 0; t < kLiveSinks && p.has_sinks; ++t) {
+    EXPECT_EQ(kv.stored_sink(KvPart::kKeys, 0, t, 0)[3], kv.key(0, t)[3]);
+    EXPECT_EQ(kv.stored_sink(KvPart::kValues, 1, t, 0)[3], kv.value(1, t)[3]);
+  }
   if (coded) {
     EXPECT_EQ(kv.stored_codes(KvPart::kKeys, 1, 63, 0)[3], kv.key(1, 63)[3]);
   } else {
@@ -316,13 +339,17 @@ TEST_F(RopeAppendCuda, KeysWithoutAnOffset) {
   for (const auto element : {CudaElement::kBF16, CudaElement::kF32}) {
     const auto check = [&](int64_t num_heads, int64_t num_kv_heads, int64_t head_dim,
                            int64_t rotary_dim) {
-      expect_matches_reference({.element = element,
-                                .kv_element = KvCudaElement::kHiggs4,
-                                .num_heads = num_heads,
-                                .num_kv_heads = num_kv_heads,
-                                .head_dim = head_dim,
-                                .rotary_dim = rotary_dim,
-                                .has_offset = true});
+      for (const bool norms : {false, true}) {
+        expect_matches_reference({.element = element,
+                                  .kv_element = KvCudaElement::kHiggs4,
+                                  .num_heads = num_heads,
+                                  .num_kv_heads = num_kv_heads,
+                                  .head_dim = head_dim,
+                                  .rotary_dim = rotary_dim,
+                                  .norms = norms,
+                                  .has_offset = true,
+                                  .has_sinks = norms});
+      }
     };
     check(14, 2, 64, 64);
     check(7, 1, 128, 128);
@@ -331,6 +358,18 @@ TEST_F(RopeAppendCuda, KeysWithoutAnOffset) {
     check(9, 3, 80, 32);  // a part of each head
     check(2, 1, 24, 6);   // an odd half
     check(2, 1, 8, 0);
+  }
+}
+
+TEST_F(RopeAppendCuda, ExactRowsOfTheFirstTokens) {
+  for (const auto element : {CudaElement::kBF16, CudaElement::kF32}) {
+    for (const int64_t head_dim : {8, 24, 64, 80, 128, 256}) {
+      expect_matches_reference({.element = element,
+                                .kv_element = KvCudaElement::kHiggs4,
+                                .head_dim = head_dim,
+                                .rotary_dim = head_dim,
+                                .has_sinks = true});
+    }
   }
 }
 

@@ -43,4 +43,14 @@ inline void read_kv_codes(KvPart part, int64_t head_dim, const std::byte* head, 
   }
 }
 
+// The same of an exact row.
+inline void write_kv_sink(int64_t head_dim, const float* x, int64_t token, std::byte* head) {
+  kv_store_sink(KvElement::kHiggs4, head_dim, x, 0,
+                head + sink_offset(static_cast<int>(head_dim), static_cast<int>(token)));
+}
+inline void read_kv_sink(int64_t head_dim, const std::byte* head, int64_t token, float* x) {
+  kv_load_sink(head_dim, head + sink_offset(static_cast<int>(head_dim), static_cast<int>(token)), 0,
+               x);
+}
+
 }  // namespace lathe

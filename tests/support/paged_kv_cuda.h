@@ -1,5 +1,6 @@
 // One layer of a paged cache on the GPU for several sequences: random keys and values in blocks in
-// random order, and what was stored, as numbers, on the host. Whatever no token fills is NaN.
+// random order, and what was stored, as numbers, on the host. Whatever no token fills is NaN, and
+// so are the codes of tokens that have exact rows.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -50,6 +51,7 @@ class PagedKvCuda {
     int64_t head_dim = 64;
     float key_scale = 1;
     float value_scale = 1;
+    bool has_sinks = false;  // codes: the first tokens are exact rows
   };
   // Sequence s holds positions [begins[s], contexts[s]); the block-table entries of blocks without
   // any of these are wild, so a kernel that follows one faults.
@@ -60,7 +62,7 @@ class PagedKvCuda {
     for (const int64_t context : contexts_) {
       const int64_t blocks = (context + kBlockSize - 1) / kBlockSize;
       table_stride_ = std::max(table_stride_, blocks + 3);
-      num_blocks += blocks;
+      num_blocks += blocks + (shape.has_sinks ? 1 : 0);
     }
     std::vector<int32_t> order(static_cast<std::size_t>(num_blocks));
     for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
@@ -73,6 +75,7 @@ class PagedKvCuda {
     value_bytes_.assign(bytes, std::byte{0xff});
     std::size_t next = 0;
     for (std::size_t s = 0; s < contexts_.size(); ++s) {
+      if (shape.has_sinks) sink_blocks_.push_back(order[next++]);
       for (int64_t b = 0; b * kBlockSize < contexts_[s]; ++b) {
         const int32_t block = order[next++];
         if ((b + 1) * kBlockSize > begins[s]) table_[table_idx(s, b)] = block;
@@ -85,6 +88,8 @@ class PagedKvCuda {
     keys_device_ = DeviceBuffer::from_host(key_bytes_.data(), static_cast<int64_t>(bytes));
     values_device_ = DeviceBuffer::from_host(value_bytes_.data(), static_cast<int64_t>(bytes));
     table_device_ = DeviceBuffer::from_host(table_.data(), static_cast<int64_t>(table_.size() * 4));
+    sinks_device_ =
+        DeviceBuffer::from_host(sink_blocks_.data(), static_cast<int64_t>(sink_blocks_.size() * 4));
     if (kv_cuda_is_coded(shape.element)) {
       grid_device_ =
           DeviceBuffer::from_host(make_kv_cuda_grid(shape.element).get(), sizeof(KvCudaGrid));
@@ -101,6 +106,8 @@ class PagedKvCuda {
   }
   const int32_t* tables() const { return table_device_.as<int32_t>(); }
   int64_t table_stride() const { return table_stride_; }
+  // CudaBatch::sink_blocks: null without sinks.
+  const int32_t* sink_blocks() const { return sinks_device_.as<int32_t>(); }
 
   // What the cache stands for: [num_kv_heads, head_dim] of one position. Codes: rotated.
   const float* key(std::size_t sequence, int64_t t) const {
@@ -124,6 +131,13 @@ class PagedKvCuda {
                   t % kBlockSize, x.data());
     return x;
   }
+  // An exact row, [head_dim], rotated.
+  std::vector<float> stored_sink(KvPart part, std::size_t sequence, int64_t t, int64_t head) const {
+    std::vector<float> x(static_cast<std::size_t>(shape_.head_dim));
+    const auto& bytes = part == KvPart::kKeys ? key_bytes_ : value_bytes_;
+    read_kv_sink(shape_.head_dim, bytes.data() + sink_head_offset(sequence, head), t, x.data());
+    return x;
+  }
   float stored_key(std::size_t sequence, int64_t t, int64_t head, int64_t dim) const {
     return read_kv_element(shape_.element, key_bytes_.data(), offset(sequence, t, head, dim));
   }
@@ -138,6 +152,10 @@ class PagedKvCuda {
   }
   int64_t head_offset(std::size_t sequence, int64_t t, int64_t head) const {
     return table_[table_idx(sequence, t / kBlockSize)] * block_bytes() +
+           head * kv_cuda_head_bytes(shape_.element, shape_.head_dim);
+  }
+  int64_t sink_head_offset(std::size_t sequence, int64_t head) const {
+    return sink_blocks_[sequence] * block_bytes() +
            head * kv_cuda_head_bytes(shape_.element, shape_.head_dim);
   }
   std::size_t table_idx(std::size_t sequence, int64_t block) const {
@@ -157,6 +175,11 @@ class PagedKvCuda {
         for (const KvPart part : {KvPart::kKeys, KvPart::kValues}) {
           auto& bytes = part == KvPart::kKeys ? key_bytes_ : value_bytes_;
           float* x = (part == KvPart::kKeys ? keys_ : values_)[s].data() + i;
+          if (shape_.has_sinks && t < kLiveSinks) {
+            write_kv_sink(shape_.head_dim, x, t, bytes.data() + sink_head_offset(s, h));
+            read_kv_sink(shape_.head_dim, bytes.data() + sink_head_offset(s, h), t, x);
+            continue;
+          }
           write_kv_codes(part, shape_.head_dim, x, t % kBlockSize, bytes.data() + at);
           read_kv_codes(part, shape_.head_dim, bytes.data() + at, t % kBlockSize, x);
         }
@@ -180,9 +203,10 @@ class PagedKvCuda {
   std::vector<int64_t> contexts_;
   int64_t table_stride_ = 0;
   std::vector<int32_t> table_;
+  std::vector<int32_t> sink_blocks_;
   std::vector<std::vector<float>> keys_, values_;  // per sequence [context, num_kv_heads, head_dim]
   std::vector<std::byte> key_bytes_, value_bytes_;
-  DeviceBuffer keys_device_, values_device_, table_device_, grid_device_;
+  DeviceBuffer keys_device_, values_device_, table_device_, sinks_device_, grid_device_;
 };
 
 }  // namespace lathe

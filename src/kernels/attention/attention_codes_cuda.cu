@@ -18,15 +18,47 @@ constexpr int kMaxHeadDim = 256;
 constexpr int kSlots = kMaxHeadDim / 2 / 32;  // per lane
 constexpr int kBlock = static_cast<int>(kBlockSize);
 
-__device__ float scale_of(const uint8_t* head, int head_dim, int token) {
-  return __bfloat162float(
-      *reinterpret_cast<const __nv_bfloat16*>(head + code_scale_offset(head_dim, token)));
+// One token of one head, keys or values: its codes or its exact row.
+struct Token {
+  const uint8_t* head;
+  int head_dim;
+  int token;  // in the block
+  bool is_value, is_exact;
+
+  __device__ float scale() const {
+    if (is_exact) return 1;
+    return __bfloat162float(
+        *reinterpret_cast<const __nv_bfloat16*>(head + code_scale_offset(head_dim, token)));
+  }
+  // Dims slot and slot + head_dim / 2, without the scale.
+  __device__ float2 pair(int slot, const KvCudaGrid& grid) const {
+    if (is_exact) {
+      const auto* row = reinterpret_cast<const __nv_bfloat16*>(head + sink_offset(head_dim, token));
+      return {__bfloat162float(row[slot]), __bfloat162float(row[slot + head_dim / 2])};
+    }
+    const int code = head[is_value ? value_code_offset(head_dim, token, slot)
+                                   : key_code_offset(head_dim, token, slot)];
+    return {static_cast<float>(grid.first[code]), static_cast<float>(grid.second[code])};
+  }
+};
+
+// The token of a sequence at a position, of a KV head.
+__device__ Token find_token(const KvCudaLayer& layer, const CudaBatch& batch, int sequence,
+                            int position, bool is_value, int kv_head, int num_kv_heads,
+                            int head_dim) {
+  const bool is_exact = position < static_cast<int>(kLiveSinks) && batch.sink_blocks != nullptr;
+  const int64_t block = is_exact
+                            ? batch.sink_blocks[sequence]
+                            : batch.block_tables[sequence * batch.table_stride + position / kBlock];
+  const auto* plane = static_cast<const uint8_t*>(is_value ? layer.values : layer.keys);
+  return {plane + (block * num_kv_heads + kv_head) * kv_cuda_head_bytes(layer.element, head_dim),
+          head_dim, position % kBlock, is_value, is_exact};
 }
 
-// cos and sin, with RoPE's attention factor, of pair j at position p.
-__device__ float2 angle_at(const KeyOffsetCuda& key, int j, int p) {
-  const int half = static_cast<int>(key.rotary_dim) / 2;
-  const float* start = key.block_starts + static_cast<int64_t>(p / kBlock) * key.rotary_dim + j;
+// cos and sin, with RoPE's attention factor, of pair j of heads at position p.
+__device__ float2 angle_at(const KeyOffsetCuda& key, int head_dim, int j, int p) {
+  const int half = head_dim / 2;
+  const float* start = key.block_starts + static_cast<int64_t>(p / kBlock) * head_dim + j;
   const float* inside = key.in_block + j * kBlock + p % kBlock;
   const float c = inside[0], s = inside[half * kBlock];
   return {start[0] * c - start[half] * s, start[half] * c + start[0] * s};
@@ -53,8 +85,8 @@ __global__ void __launch_bounds__(kWarps * 32)
     return;
   }
   const int position = batch.positions[row];
-  const int64_t kv_head = head / (args.num_heads / args.num_kv_heads);
-  const int32_t* table = batch.block_tables + sequence * batch.table_stride;
+  const int num_kv_heads = static_cast<int>(args.num_kv_heads);
+  const int kv_head = head / static_cast<int>(args.num_heads / args.num_kv_heads);
   const int window = static_cast<int>(args.sliding_window);
   const int begin = window > 0 && window <= position ? position - window + 1 : 0;
   const KvCudaGrid& grid = *layer.grid;
@@ -68,7 +100,6 @@ __global__ void __launch_bounds__(kWarps * 32)
     q_second[i] = slot < half ? to_float(q[slot + half]) : 0;
   }
   const KeyOffsetCuda& key = args.key_offset;
-  const int pairs = static_cast<int>(key.rotary_dim) / 2;
   float cosines[kSlots] = {}, sines[kSlots] = {};
   if (key.offset != nullptr) {
     const float* products = key.products + (row * args.num_heads + head) * args.head_dim;
@@ -80,33 +111,29 @@ __global__ void __launch_bounds__(kWarps * 32)
   }
   float max_score = -INFINITY, total = 0;
   for (int t = begin + warp; t <= position; t += kWarps) {
-    const int64_t block = table[t / kBlock];
-    const int token = t % kBlock;
-    const int64_t at =
-        (block * args.num_kv_heads + kv_head) * kv_cuda_head_bytes(layer.element, head_dim);
-    const uint8_t* keys = static_cast<const uint8_t*>(layer.keys) + at;
-    const uint8_t* values = static_cast<const uint8_t*>(layer.values) + at;
+    const Token k = find_token(layer, batch, sequence, t, false, kv_head, num_kv_heads, head_dim);
+    const Token v = find_token(layer, batch, sequence, t, true, kv_head, num_kv_heads, head_dim);
     float score = 0;
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
       const int slot = lane + 32 * i;
       if (slot >= half) continue;
-      const int code = keys[key_code_offset(head_dim, token, slot)];
-      score = fmaf(q_first[i], static_cast<float>(grid.first[code]), score);
-      score = fmaf(q_second[i], static_cast<float>(grid.second[code]), score);
+      const float2 pair = k.pair(slot, grid);
+      score = fmaf(q_first[i], pair.x, score);
+      score = fmaf(q_second[i], pair.y, score);
     }
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
       score += __shfl_xor_sync(0xffffffffu, score, offset);
     }
-    score *= args.scale * scale_of(keys, head_dim, token);
+    score *= args.scale * k.scale();
     if (key.offset != nullptr) {
       float of_offset = 0;
 #pragma unroll
       for (int i = 0; i < kSlots; ++i) {
         const int slot = lane + 32 * i;
         if (slot >= half) continue;
-        const float2 angle = slot < pairs ? angle_at(key, slot, t) : make_float2(1, 0);
+        const float2 angle = angle_at(key, head_dim, slot, t);
         of_offset = fmaf(cosines[i], angle.x, fmaf(sines[i], angle.y, of_offset));
       }
 #pragma unroll
@@ -121,14 +148,14 @@ __global__ void __launch_bounds__(kWarps * 32)
     const float shrink = expf(previous - max_score);
     const float p = expf(score - max_score);
     total = fmaf(total, shrink, p);
-    const float weight = p * scale_of(values, head_dim, token);
+    const float weight = p * v.scale();
 #pragma unroll
     for (int i = 0; i < kSlots; ++i) {
       const int slot = lane + 32 * i;
       if (slot >= half) continue;
-      const int code = values[value_code_offset(head_dim, token, slot)];
-      sum_first[i] = fmaf(sum_first[i], shrink, weight * static_cast<float>(grid.first[code]));
-      sum_second[i] = fmaf(sum_second[i], shrink, weight * static_cast<float>(grid.second[code]));
+      const float2 pair = v.pair(slot, grid);
+      sum_first[i] = fmaf(sum_first[i], shrink, weight * pair.x);
+      sum_second[i] = fmaf(sum_second[i], shrink, weight * pair.y);
     }
   }
 #pragma unroll
@@ -188,21 +215,22 @@ __global__ void __launch_bounds__(256)
   const int first_position = batch.positions[first_row];
   const int begin = window > 0 && window <= first_position ? first_position - window + 1 : 0;
   if (block < begin / kBlock || block * kBlock >= first_position + rows) return;
-  const int64_t id = batch.block_tables[sequence * batch.table_stride + block];
-  const uint8_t* from = static_cast<const uint8_t*>(is_value ? layer.values : layer.keys) +
-                        (id * num_kv_heads + kv_head) * kv_cuda_head_bytes(layer.element, head_dim);
   T* out = static_cast<T*>(is_value ? to.layer.values : to.layer.keys) +
            (static_cast<int64_t>(block) * num_kv_heads + kv_head) * kBlock * head_dim;
   const int half = head_dim / 2;
   const KvCudaGrid& grid = *layer.grid;
+  // Exact rows are at the beginning, if there are any.
+  const Token begin_token =
+      find_token(layer, batch, sequence, block * kBlock, is_value, kv_head, num_kv_heads, head_dim);
+  const Token end_token = find_token(layer, batch, sequence, block * kBlock + kBlock - 1, is_value,
+                                     kv_head, num_kv_heads, head_dim);
   const auto unpack = [&](int token, int slot, float first, float second) {
-    const int code = from[is_value ? value_code_offset(head_dim, token, slot)
-                                   : key_code_offset(head_dim, token, slot)];
-    const float scale = scale_of(from, head_dim, token);
-    store(out + kv_cuda_offset(kElement, head_dim, token, slot),
-          static_cast<float>(grid.first[code]) * scale + first);
-    store(out + kv_cuda_offset(kElement, head_dim, token, slot + half),
-          static_cast<float>(grid.second[code]) * scale + second);
+    Token from = token < static_cast<int>(kLiveSinks) ? begin_token : end_token;
+    from.token = token;
+    const float2 pair = from.pair(slot, grid);
+    const float scale = from.scale();
+    store(out + kv_cuda_offset(kElement, head_dim, token, slot), pair.x * scale + first);
+    store(out + kv_cuda_offset(kElement, head_dim, token, slot + half), pair.y * scale + second);
   };
   if (is_value || key.offset == nullptr) {
     for (int i = static_cast<int>(threadIdx.x); i < kBlock * half; i += 256) {
@@ -217,7 +245,7 @@ __global__ void __launch_bounds__(256)
   float* x = offsets[warp];
   for (int token = warp; token < kBlock; token += 8) {
     for (int j = lane; j < pairs; j += 32) {
-      const float2 angle = angle_at(key, j, block * kBlock + token);
+      const float2 angle = angle_at(key, head_dim, j, block * kBlock + token);
       x[j] = offset[j] * angle.x - offset[j + pairs] * angle.y;
       x[j + pairs] = offset[j + pairs] * angle.x + offset[j] * angle.y;
     }

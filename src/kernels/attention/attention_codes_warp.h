@@ -64,6 +64,7 @@ struct CodesWarp {
     int block_begin;      // position of the first token
     bool all_seen;        // by all queries
     int window;           // 0: none
+    int first;            // no query sees a position below: there are exact rows for those
     int last[kTiles][2];  // the positions of queries 2 c and 2 c + 1 of each tile, c = lane % 4
   };
 
@@ -242,7 +243,8 @@ struct CodesWarp {
           if (!args.all_seen) {
             const int t = args.block_begin + lane.id() / 4 + 8 * i;
             const int last = args.last[tile][query];
-            const bool seen = t <= last && (args.window <= 0 || t > last - args.window);
+            const bool seen =
+                t <= last && t >= args.first && (args.window <= 0 || t > last - args.window);
             score = seen ? score : -INFINITY;
           }
           highest = score > highest ? score : highest;

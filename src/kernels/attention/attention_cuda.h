@@ -36,6 +36,10 @@ struct CudaBatch {
   const int32_t* block_tables = nullptr;  // [num_sequences, table_stride], block ids; entries of
                                           // blocks that no row sees are not read
   int64_t table_stride = 0;
+  // [num_sequences]: the block with the exact rows of a sequence's first kLiveSinks positions,
+  // which are written beside their codes and read instead of them (kv_codes_cuda.h). Null: there
+  // are codes alone. Not read for other caches.
+  const int32_t* sink_blocks = nullptr;
   int64_t num_rows = 0;
   int64_t num_sequences = 0;
   // No sequence has 1 to kAttentionDecodeRows rows (a step of prompts alone): saves a launch.
@@ -52,15 +56,16 @@ struct CudaBatch {
 
 // What the keys of a cache of codes are without (KeyOffset, attention.h), on the device. C and S
 // are turned to a block's beginning here, and meet cos(i f_j), sin(i f_j), i < kBlockSize.
-// Positions of the cache lie below num_blocks * kBlockSize.
+// Positions of the cache lie below num_blocks * kBlockSize. Tables have cos, then sin, of head_dim
+// / 2 pairs; those behind rotary_dim / 2 do not turn: 1 and 0.
 struct KeyOffsetCuda {
   const float* offset = nullptr;        // [num_kv_heads, head_dim], before RoPE; null: none
-  const float* block_starts = nullptr;  // [num_blocks, rotary_dim], 16-byte aligned
-  const float* in_block = nullptr;      // [rotary_dim, kBlockSize]
+  const float* block_starts = nullptr;  // [num_blocks, head_dim], 16-byte aligned
+  const float* in_block = nullptr;      // [head_dim, kBlockSize]
   int64_t rotary_dim = 0;
   // [num_rows, num_heads, head_dim], what rope_append_cuda() makes of each query: C, then S, half a
-  // head each. Pairs behind rotary_dim do not turn; the first of them has the rest of q . offset as
-  // its C. Of rows of long runs it is not read.
+  // head each. The first of the pairs that do not turn has the rest of q . offset as its C. Of rows
+  // of long runs it is not read.
   float* products = nullptr;
 };
 
@@ -81,8 +86,8 @@ struct RopeAppendArgs {
   int64_t num_kv_heads = 0;
   int64_t head_dim = 0;    // even, <= 256
   int64_t rotary_dim = 0;  // even, <= head_dim; half-split pairs (rope.h)
-  // A cache of codes: [num_kv_heads, head_dim], taken from keys before RoPE; without k_norm. Null:
-  // nothing.
+  // A cache of codes: [num_kv_heads, head_dim], taken from keys before RoPE, behind their norm.
+  // Null: nothing.
   const float* key_offset = nullptr;
   float* offset_products = nullptr;  // KeyOffsetCuda::products, or null: nobody reads them
 };

@@ -54,7 +54,7 @@ void rope_append_codes_cuda(const RopeAppendArgs& args, const CudaBatch& batch,
 // Any head size, fp32 arithmetic, no workspace: the reference on the device of the two below.
 void attention_codes_plain_cuda(const AttentionCudaArgs& args, const CudaBatch& batch,
                                 const KvCudaLayer& layer, bool short_runs_only, CudaStream stream);
-// bf16 queries, head_dim 64 or 128; with a key offset, heads that RoPE turns as a whole.
+// bf16 queries, head_dim 64 or 128.
 bool has_fast_code_attention(const AttentionCudaArgs& args);
 void attention_decode_codes_sm90(const AttentionCudaArgs& args, const CudaBatch& batch,
                                  const KvCudaLayer& layer, CudaStream stream);

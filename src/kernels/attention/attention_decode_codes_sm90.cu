@@ -6,7 +6,8 @@
 //   warp, on their way or being read. A piece of work is a part of a context (attention_splits.h),
 //   one KV head and 8 * kTiles of its queries; warps take the next piece from a counter in the
 //   workspace, the longest parts first, and leave a partial result. Another kernel merges those of
-//   a query, in order, and rotates the sum back.
+//   a query, in order, and rotates the sum back. Where the first tokens are there exactly, it adds
+//   them as one more part, and the first kernel sees none of them.
 //
 // What bounds it, per 4-bit number at head_dim 128 and one multiprocessor: 0.53 bytes of memory (38
 // numbers a cycle of an H200), half a look-up of 128 bytes for 32 lanes and 0.27 bytes written to
@@ -137,6 +138,11 @@ class DeviceLane {
 __device__ int first_seen(const AttentionCudaArgs& args, int position) {
   const int window = static_cast<int>(args.sliding_window);
   return window > 0 && window <= position ? position - window + 1 : 0;
+}
+
+// How many of a sequence's first positions have exact rows.
+__device__ int num_sinks(const CudaBatch& batch) {
+  return batch.sink_blocks != nullptr ? static_cast<int>(kLiveSinks) : 0;
 }
 
 // The rows of a sequence that this kernel has to do with; rows == 0: none.
@@ -308,9 +314,10 @@ class Worker {
     softmax.log2_scale = kLog2E;
     softmax.softcap = args_.softcap;
     softmax.window = static_cast<int>(args_.sliding_window);
+    softmax.first = num_sinks(batch_);
     const int lowest = position_of(piece, 0);
     const int highest = position_of(piece, piece.query_count - 1);
-    all_see_begin_ = first_seen(args_, highest), all_see_end_ = lowest + 1;
+    all_see_begin_ = max(first_seen(args_, highest), softmax.first), all_see_end_ = lowest + 1;
     warp.clear();
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -461,14 +468,47 @@ __global__ void __launch_bounds__(Shape<D, kTiles, kOffset>::kWarps * 32, 1)
       .run();
 }
 
-// Adds up the parts of one query, in an order that depends on how many they are alone.
+// Score * log2 e of a query with the exact key of a position among the first, by a warp.
+template <int D>
+__device__ float sink_score(const AttentionCudaArgs& args, int64_t row, int head,
+                            const __nv_bfloat16* key, int position, int lane) {
+  const auto* q = static_cast<const __nv_bfloat16*>(args.q) + row * args.q_stride + head * D;
+  float score = 0;
+#pragma unroll
+  for (int dim = lane; dim < D; dim += 32) {
+    score = fmaf(__bfloat162float(q[dim]), __bfloat162float(key[dim]), score);
+  }
+  if (args.key_offset.offset != nullptr) {
+    const float* products = args.key_offset.products + (row * args.num_heads + head) * D;
+    const float* angles = args.key_offset.in_block + position;  // the first block starts at 0
+#pragma unroll
+    for (int pair = lane; pair < D / 2; pair += 32) {
+      score = fmaf(products[pair], angles[pair * kBlock], score);
+      score = fmaf(products[D / 2 + pair], angles[(D / 2 + pair) * kBlock], score);
+    }
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    score += __shfl_xor_sync(0xffffffffu, score, offset);
+  }
+  score *= args.scale;
+  if (args.softcap > 0) score = args.softcap * tanh_fast(score / args.softcap);
+  return score * kLog2E;
+}
+
+// Adds up the parts of one query, in an order that depends on how many they are alone. Exact rows
+// of the first positions are one more part, a warp for each.
 template <int D>
 __global__ void __launch_bounds__(256)
     merge_codes_kernel(const __grid_constant__ AttentionCudaArgs args,
-                       const __grid_constant__ CudaBatch batch, const __grid_constant__ Plan plan) {
+                       const __grid_constant__ CudaBatch batch,
+                       const __grid_constant__ KvCudaLayer layer,
+                       const __grid_constant__ Plan plan) {
   constexpr int kWarps = 8, kPerLane = D / 32;
+  static_assert(kLiveSinks <= kWarps);
   __shared__ float sums[kWarps][D];
   __shared__ float totals[kWarps];
+  __shared__ float sink_scores[kLiveSinks];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   wait_for_previous_kernel();
   allow_next_kernel();
@@ -478,8 +518,11 @@ __global__ void __launch_bounds__(256)
   const int group = static_cast<int>(args.num_heads / args.num_kv_heads);
   const Run run = run_of(batch, sequence);
   if (query >= run.rows * group) return;
+  const int64_t row = run.first_row + query / group;
+  const int head = kv_head * group + query % group;
   const int position = run.first_position + query / group;
-  const int first = split_of(first_seen(args, position));
+  const int first_position = first_seen(args, position);
+  const int first = split_of(first_position);
   const int count = split_of(position) + 1 - first;
   const int64_t at =
       ((static_cast<int64_t>(sequence) * args.num_kv_heads + kv_head) * plan.num_queries + query) *
@@ -492,7 +535,31 @@ __global__ void __launch_bounds__(256)
   for (int offset = 16; offset > 0; offset /= 2) {
     largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
   }
+  const bool has_sink = warp < num_sinks(batch) && warp >= first_position && warp <= position;
+  int64_t sink = 0;  // of this warp, in bytes from the start of keys and of values
+  float own_score = -INFINITY;
+  if (has_sink) {
+    const int64_t block = batch.sink_blocks[sequence];
+    sink = (block * args.num_kv_heads + kv_head) * kv_cuda_head_bytes(layer.element, D) +
+           sink_offset(D, warp);
+    own_score = sink_score<D>(
+        args, row, head,
+        reinterpret_cast<const __nv_bfloat16*>(static_cast<const char*>(layer.keys) + sink), warp,
+        lane);
+  }
+  if (num_sinks(batch) > 0) {
+    if (warp < static_cast<int>(kLiveSinks) && lane == 0) sink_scores[warp] = own_score;
+    __syncthreads();
+    for (int i = 0; i < static_cast<int>(kLiveSinks); ++i) largest = fmaxf(largest, sink_scores[i]);
+  }
   float sum[kPerLane] = {}, total = 0;
+  if (has_sink) {
+    const auto* value =
+        reinterpret_cast<const __nv_bfloat16*>(static_cast<const char*>(layer.values) + sink);
+    total = exp2_fast(own_score - largest);
+#pragma unroll
+    for (int p = 0; p < kPerLane; ++p) sum[p] = total * __bfloat162float(value[lane + 32 * p]);
+  }
   constexpr int kAhead = 4;
   for (int i = warp; i < count; i += kWarps * kAhead) {
     float2 part[kAhead];
@@ -528,9 +595,7 @@ __global__ void __launch_bounds__(256)
     sums[0][dim] = x / total;
   }
   rotate_head(sums[0], D, lane);
-  auto* out =
-      static_cast<__nv_bfloat16*>(args.out) +
-      ((run.first_row + query / group) * args.num_heads + kv_head * group + query % group) * D;
+  auto* out = static_cast<__nv_bfloat16*>(args.out) + (row * args.num_heads + head) * D;
   for (int dim = 2 * lane; dim < D; dim += 64) {
     *reinterpret_cast<uint32_t*>(out + dim) = pack<false>(sums[0][dim], sums[0][dim + 1]);
   }
@@ -571,15 +636,14 @@ void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaL
                      static_cast<unsigned>(args.num_kv_heads),
                      static_cast<unsigned>(batch.num_sequences));
   launch_dependent("attention_merge_codes", merge_codes_kernel<D>, queries, dim3(256), 0, stream, 1,
-                   args, batch, plan);
+                   args, batch, layer, plan);
 }
 
 }  // namespace
 
 bool has_fast_code_attention(const AttentionCudaArgs& args) {
   return args.element == CudaElement::kBF16 && args.q_stride % 8 == 0 &&
-         (args.head_dim == 64 || args.head_dim == 128) &&
-         (args.key_offset.offset == nullptr || args.key_offset.rotary_dim == args.head_dim);
+         (args.head_dim == 64 || args.head_dim == 128);
 }
 
 void attention_decode_codes_sm90(const AttentionCudaArgs& args, const CudaBatch& batch,

@@ -8,6 +8,11 @@
 //   values  [4 groups of 8 tokens][8 slots mod 8][4 pairs of tokens][head_dim / 16][2 tokens], or,
 //           where 16 does not divide head_dim, as keys
 //   scales  [8 tokens mod 8][4 groups of 8 tokens]
+//
+// A sequence's first kLiveSinks tokens lie a second time, exactly, in a block of its own
+// (KvSequence::sink_block, cache/kv_cache.h), whose heads, keys and values alike, begin with
+//
+//   sinks   [kLiveSinks tokens][head_dim] in bf16, in the coordinates of the codes
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -29,6 +34,11 @@ LATHE_HOST_DEVICE constexpr int value_code_offset(int head_dim, int token, int s
 LATHE_HOST_DEVICE constexpr int code_scale_offset(int head_dim, int token) {
   return static_cast<int>(kBlockSize) * (head_dim / 2) + (token % 8 * 4 + token / 8) * 2;
 }
+LATHE_HOST_DEVICE constexpr int sink_offset(int head_dim, int token) {
+  return token * head_dim * 2;
+}
+static_assert(sink_offset(8, static_cast<int>(kLiveSinks)) <=
+              kv_cuda_head_bytes(KvCudaElement::kHiggs4, 8));
 
 // A grid and what the search for its nearest points needs, as it lies in a GPU's memory.
 struct KvCudaGrid {

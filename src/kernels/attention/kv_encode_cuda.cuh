@@ -53,4 +53,16 @@ __device__ inline void decode_head(const uint8_t* in, int head_dim, bool is_valu
   __syncwarp();
 }
 
+// The same for an exact row; x is rotated, all lanes have what is loaded.
+__device__ inline void store_sink(const float* x, int head_dim, int token, uint8_t* head,
+                                  int lane) {
+  auto* out = reinterpret_cast<__nv_bfloat16*>(head + sink_offset(head_dim, token));
+  for (int dim = lane; dim < head_dim; dim += 32) out[dim] = __float2bfloat16_rn(x[dim]);
+}
+__device__ inline void load_sink(const uint8_t* head, int head_dim, int token, float* x, int lane) {
+  const auto* in = reinterpret_cast<const __nv_bfloat16*>(head + sink_offset(head_dim, token));
+  for (int dim = lane; dim < head_dim; dim += 32) x[dim] = __bfloat162float(in[dim]);
+  __syncwarp();
+}
+
 }  // namespace lathe

@@ -22,9 +22,13 @@ LATHE_HOST_DEVICE constexpr bool kv_cuda_is_coded(KvCudaElement element) {
   return element == KvCudaElement::kHiggs4;
 }
 
-// Such a cache has keys without their layer's biases (KeyOffset, attention.h). kE4M3 has them
-// whole, other than fp8 on a CPU.
+// Such a cache has keys without what those of their layer have in common (KeyOffset, attention.h).
+// kE4M3 has them whole, other than fp8 on a CPU.
 LATHE_HOST_DEVICE constexpr bool kv_cuda_drops_key_offset(KvCudaElement element) {
+  return kv_cuda_is_coded(element);
+}
+// Such a cache keeps the first tokens of a sequence exactly, too (kv_codes.h, kv_codes_cuda.h).
+LATHE_HOST_DEVICE constexpr bool kv_cuda_keeps_sinks(KvCudaElement element) {
   return kv_cuda_is_coded(element);
 }
 

@@ -79,11 +79,20 @@ __device__ inline uint8_t* codes_of_row(const KvCodesCuda& codes, int64_t row) {
 
 // --- live blocks --------------------------------------------------------------------------------
 
+__device__ inline uint8_t* head_of_block(const KvLiveRowsCuda& live, int64_t block, int head,
+                                         int num_heads, int head_dim) {
+  auto* plane = static_cast<uint8_t*>(live.is_value ? live.layer.values : live.layer.keys);
+  return plane + (block * num_heads + head) * kv_cuda_head_bytes(live.layer.element, head_dim);
+}
 __device__ inline uint8_t* live_head(const KvLiveRowsCuda& live, int64_t row, int head,
                                      int num_heads, int head_dim) {
-  auto* plane = static_cast<uint8_t*>(live.is_value ? live.layer.values : live.layer.keys);
-  return plane + (static_cast<int64_t>(live.blocks[row / kBlockSize]) * num_heads + head) *
-                     kv_cuda_head_bytes(live.layer.element, head_dim);
+  return head_of_block(live, live.blocks[row / kBlockSize], head, num_heads, head_dim);
+}
+// The same of a row's exact numbers; null: it has none.
+__device__ inline uint8_t* sink_head(const KvLiveRowsCuda& live, int64_t row, int head,
+                                     int num_heads, int head_dim) {
+  if (live.sink_block < 0 || row >= kLiveSinks) return nullptr;
+  return head_of_block(live, live.sink_block, head, num_heads, head_dim);
 }
 
 // The row of cos and sin that turns row `row`.

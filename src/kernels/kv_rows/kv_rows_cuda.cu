@@ -117,6 +117,9 @@ __device__ void store_live(const KvLiveRowsCuda& live, int64_t row, int head, in
   const KvCudaElement element = live.layer.element;
   if (kv_cuda_is_coded(element)) {
     rotate_head(x, head_dim, lane);
+    if (uint8_t* sink = sink_head(live, row, head, num_heads, head_dim)) {
+      store_sink(x, head_dim, token, sink, lane);
+    }
     encode_head(x, head_dim, live.is_value, token, *live.layer.grid, out, lane);
     return;
   }
@@ -139,7 +142,11 @@ __device__ void load_live(const KvLiveRowsCuda& live, int64_t row, int head, int
   const int token = static_cast<int>(row % kBlock);
   const KvCudaElement element = live.layer.element;
   if (kv_cuda_is_coded(element)) {
-    decode_head(in, head_dim, live.is_value, token, *live.layer.grid, x, lane);
+    if (const uint8_t* sink = sink_head(live, row, head, num_heads, head_dim)) {
+      load_sink(sink, head_dim, token, x, lane);
+    } else {
+      decode_head(in, head_dim, live.is_value, token, *live.layer.grid, x, lane);
+    }
     rotate_head(x, head_dim, lane);
   } else {
     for (int dim = lane; dim < head_dim; dim += 32) {

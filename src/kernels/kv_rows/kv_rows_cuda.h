@@ -71,6 +71,9 @@ struct KvLiveRowsCuda {
   int64_t rotary_dim = 0;
   // [width], of keys that are turned: the cache has them without it. Null: it has them whole.
   const float* key_offset = nullptr;
+  // Of a cache that keeps sinks, where rows are a sequence's first: the block with its exact rows
+  // (kv_codes_cuda.h), which are read instead of their codes and written beside them. -1: not so.
+  int32_t sink_block = -1;
 };
 
 // rows = product + bias + decoded codes, which also go to the cache, not rounded in between

@@ -13,9 +13,10 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kMaxHeadDim = 256;
 
-// RMSNorm with a gain, then the rotation by position, on one head in shared memory.
-__device__ void norm_and_rope(float* head, const float* gain, const RopeAppendArgs& args,
-                              int64_t row, int lane) {
+// RMSNorm with a gain, less an offset (null: without either), then the rotation by position, on one
+// head in shared memory.
+__device__ void norm_and_rope(float* head, const float* gain, const float* offset,
+                              const RopeAppendArgs& args, int64_t row, int lane) {
   const int head_dim = static_cast<int>(args.head_dim);
   if (gain != nullptr) {
     float sum_sq = 0;
@@ -26,6 +27,10 @@ __device__ void norm_and_rope(float* head, const float* gain, const RopeAppendAr
     }
     const float scale = 1 / sqrtf(sum_sq / static_cast<float>(head_dim) + args.eps);
     for (int dim = lane; dim < head_dim; dim += 32) head[dim] *= scale * gain[dim];
+    __syncwarp();
+  }
+  if (offset != nullptr) {
+    for (int dim = lane; dim < head_dim; dim += 32) head[dim] -= offset[dim];
     __syncwarp();
   }
   const int half = static_cast<int>(args.rotary_dim) / 2;
@@ -76,11 +81,11 @@ __global__ void __launch_bounds__(kWarps * 32)
     offset =
         args.key_offset + (is_q ? slot / (num_heads / num_kv_heads) : slot - num_heads) * head_dim;
   }
-  for (int dim = lane; dim < head_dim; dim += 32) {
-    head[dim] = to_float(x[dim]) - (offset == nullptr || is_q ? 0 : offset[dim]);
-  }
+  for (int dim = lane; dim < head_dim; dim += 32) head[dim] = to_float(x[dim]);
   __syncwarp();
-  if (!is_v) norm_and_rope(head, is_q ? args.q_norm : args.k_norm, args, row, lane);
+  if (!is_v) {
+    norm_and_rope(head, is_q ? args.q_norm : args.k_norm, is_q ? nullptr : offset, args, row, lane);
+  }
   if (is_q && offset != nullptr && args.offset_products != nullptr) {
     store_products(head, offset, head_dim, static_cast<int>(args.rotary_dim),
                    args.offset_products + (row * num_heads + slot) * head_dim, lane);
@@ -91,12 +96,17 @@ __global__ void __launch_bounds__(kWarps * 32)
     return;
   }
   const int position = batch.positions[row];
+  const auto head_of = [&](int64_t block) {
+    const int64_t at = block * num_kv_heads + (slot - num_heads - (is_v ? num_kv_heads : 0));
+    return static_cast<uint8_t*>(is_v ? layer.values : layer.keys) +
+           at * kv_cuda_head_bytes(layer.element, head_dim);
+  };
+  if (batch.sink_blocks != nullptr && position < static_cast<int>(kLiveSinks)) {
+    store_sink(head, head_dim, position, head_of(batch.sink_blocks[sequence]), lane);
+  }
   const int64_t block = batch.block_tables[sequence * batch.table_stride + position / kBlockSize];
-  const int64_t at = block * num_kv_heads + (slot - num_heads - (is_v ? num_kv_heads : 0));
   encode_head(head, head_dim, is_v, position % static_cast<int>(kBlockSize), *layer.grid,
-              static_cast<uint8_t*>(is_v ? layer.values : layer.keys) +
-                  at * kv_cuda_head_bytes(layer.element, head_dim),
-              lane);
+              head_of(block), lane);
 }
 
 }  // namespace
@@ -107,10 +117,9 @@ void rope_append_codes_cuda(const RopeAppendArgs& args, const CudaBatch& batch,
     fail(ErrorCode::kInvalidArgument, "rope_append on the GPU: codes of head_dim ", args.head_dim,
          " (multiples of 8), or without their grid");
   }
-  if (args.key_offset != nullptr &&
-      (args.k_norm != nullptr || args.num_heads % args.num_kv_heads != 0)) {
-    fail(ErrorCode::kInvalidArgument, "rope_append on the GPU: an offset of keys that are normed, ",
-         "or of ", args.num_heads, ":", args.num_kv_heads, " heads");
+  if (args.key_offset != nullptr && args.num_heads % args.num_kv_heads != 0) {
+    fail(ErrorCode::kInvalidArgument, "rope_append on the GPU: an offset of the keys of ",
+         args.num_heads, ":", args.num_kv_heads, " heads");
   }
   const int64_t num_slots = args.num_heads + 2 * args.num_kv_heads;
   const dim3 blocks(static_cast<unsigned>((batch.num_rows * num_slots + kWarps - 1) / kWarps));
