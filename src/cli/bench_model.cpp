@@ -1,9 +1,9 @@
 #include "cli/bench_model.h"
 
 #include "base/progress.h"
+#include "cli/key_means.h"
 #include "cli/kv_speed.h"
 #include "formats/random_checkpoint.h"
-#include "kernels/attention/kv_codes.h"
 
 namespace lathe {
 
@@ -32,7 +32,7 @@ BenchModel::BenchModel(const std::string& path, const ModelFlags& flags,
     random_kv_->load(*checkpoint_, exec);
   }
   random_ = Model::load(*checkpoint_, options, exec);
-  if (kv_drops_key_offset(kv_element(random_kv_->live_format()))) {
+  if (leaves_key_means_out(random_kv_->live_format(), exec)) {
     // Attention as it is with a real model, at its price.
     const std::vector<int32_t> text(8, 0);
     random_->learn_key_means({&text, 1}, exec);

@@ -32,9 +32,13 @@ std::vector<std::vector<int32_t>> sample_texts(const TextModel& model, int64_t v
 
 }  // namespace
 
+bool leaves_key_means_out(KvFormat format, const Exec& exec) {
+  if (exec.on_cuda() && format == KvFormat::kFp8) return false;  // its keys are whole there
+  return kv_drops_key_offset(kv_element(format));
+}
+
 void learn_key_means_for(KvFormat format, const TextModel& text, Model& model, Exec& exec) {
-  // A GPU's model learns nothing: its text need not be encoded.
-  if (exec.on_cuda() || !kv_drops_key_offset(kv_element(format)) || !text.has_tokenizer()) return;
+  if (!leaves_key_means_out(format, exec) || !text.has_tokenizer()) return;
   const auto max_tokens = static_cast<std::size_t>(model.config().max_position_embeddings);
   const auto texts = sample_texts(text, model.config().vocab_size, max_tokens);
   if (!texts.empty()) model.learn_key_means(texts, exec);

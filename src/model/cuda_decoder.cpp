@@ -15,6 +15,7 @@
 #include "kernels/embedding/embedding_cuda.h"
 #include "kernels/peaks/peaks_cuda.h"
 #include "model/cuda_layer.h"
+#include "model/key_means.h"
 #include "model/output_head.h"
 #include "model/step_buffers.h"
 #include "model/timed_collective.h"
@@ -67,6 +68,7 @@ class CudaDecoder final : public Model {
     timed_ = profile != nullptr ? std::make_unique<TimedCollective>(*collective_) : nullptr;
     ++own_generation_;  // graphs have the events in them, or do not
   }
+  void learn_key_means(std::span<const std::vector<int32_t>> texts, Exec& exec) override;
   std::unique_ptr<KvCache> make_cache(KvFormat format, int64_t num_tokens,
                                       int64_t max_sequence_tokens) const override;
   std::unique_ptr<KvCache> make_coded_cache(const KvCodec& codec,
@@ -114,6 +116,11 @@ class CudaDecoder final : public Model {
   void copy_hidden(int64_t num_logits, float* hidden);
   KvFormat live_format(KvFormat format) const;
   std::vector<KvRopeCuda> kv_ropes_on_device() const;
+  RopeFrequencies frequencies(const RopeConfig& rope) const {
+    return rope_frequencies(rope, config_.rotary_dim, config_.max_position_embeddings, max_tokens_);
+  }
+  void make_rotation_blocks();
+  KeyMeans mean_keys(std::span<const KvSequence> sequences, CudaKvCache& cache);
   void reserve(const StepShape& shape, CudaKvLayers& cache);
   void run(const StepShape& shape, CudaKvLayers& cache, bool wants_logits);
   void run_layers(CudaKvLayers& cache, float* hidden);
@@ -145,6 +152,7 @@ class CudaDecoder final : public Model {
   }
 
   ModelConfig config_;
+  int64_t max_tokens_ = 0;  // of a sequence
   Collective* collective_;  // of the ranks that share the model; null: it is alone
   std::unique_ptr<CudaContext> context_;
   CudaElement element_ = CudaElement::kBF16;
@@ -156,6 +164,7 @@ class CudaDecoder final : public Model {
   DeviceBuffer embedding_;
   CudaElement embedding_element_ = CudaElement::kBF16;
   std::vector<CudaDecoderLayer> layers_;
+  bool has_key_means_ = false;
   DeviceBuffer final_norm_;
   CudaStackedLinear lm_head_;
   StepProfile* profile_ = nullptr;
@@ -175,14 +184,11 @@ class CudaDecoder final : public Model {
 CudaDecoder::CudaDecoder(const Checkpoint& checkpoint, const ModelOptions& options, Exec& exec,
                          Collective* collective)
     : config_(checkpoint.config()),
+      max_tokens_(options.max_sequence_tokens > 0 ? options.max_sequence_tokens
+                                                  : config_.max_position_embeddings),
       collective_(collective),
       context_(std::make_unique<CudaContext>(exec.cuda_device)) {
   if (collective_ != nullptr) context_->workspace().use_stream_order(context_->stream());
-  const int64_t max_tokens = options.max_sequence_tokens > 0 ? options.max_sequence_tokens
-                                                             : config_.max_position_embeddings;
-  const auto frequencies = [&](const RopeConfig& rope) {
-    return rope_frequencies(rope, config_.rotary_dim, config_.max_position_embeddings, max_tokens);
-  };
   rope_full_.emplace(frequencies(config_.rope));
   if (!(config_.rope == config_.rope_local)) rope_sliding_.emplace(frequencies(config_.rope_local));
   if (options.compute == ComputeType::kF32) element_ = CudaElement::kF32;
@@ -208,11 +214,7 @@ CudaDecoder::CudaDecoder(const Checkpoint& checkpoint, const ModelOptions& optio
   }
   if (std::any_of(layers_.begin(), layers_.end(),
                   [](const CudaDecoderLayer& layer) { return layer.key_offset.size() > 0; })) {
-    num_block_tokens_ = blocks_for(max_tokens) * kBlockSize;
-    blocks_full_.emplace(frequencies(config_.rope), config_.head_dim, max_tokens);
-    if (rope_sliding_) {
-      blocks_sliding_.emplace(frequencies(config_.rope_local), config_.head_dim, max_tokens);
-    }
+    make_rotation_blocks();
   }
   const Tensor norm = load_norm(checkpoint, "model.norm.weight");
   final_norm_ = DeviceBuffer::from_host(norm.data(), norm.num_bytes());
@@ -224,6 +226,85 @@ CudaDecoder::CudaDecoder(const Checkpoint& checkpoint, const ModelOptions& optio
   lm_head_ = CudaStackedLinear(stack_linears({&part, 1}), options.compute, *context_);
   check_output_head(config_, lm_head_.n(), lm_head_.k(), collective_);
   context_->synchronize();
+}
+
+void CudaDecoder::make_rotation_blocks() {
+  num_block_tokens_ = blocks_for(max_tokens_) * kBlockSize;
+  blocks_full_.emplace(frequencies(config_.rope), config_.head_dim, max_tokens_);
+  if (rope_sliding_) {
+    blocks_sliding_.emplace(frequencies(config_.rope_local), config_.head_dim, max_tokens_);
+  }
+}
+
+void CudaDecoder::learn_key_means(std::span<const std::vector<int32_t>> texts, Exec& exec) {
+  if (has_key_means_) return;
+  KeyMeanTexts step(texts);
+  const ForwardBatch batch = step.batch();
+  check_batch(batch);
+  context_->use();
+  CudaKvCache cache(config_, live_format(KvFormat::kF32), step.cache_tokens(), step.longest(),
+                    context_->stream());
+  step.reserve(cache);
+  forward(batch, cache, nullptr, nullptr, exec);
+  const KeyMeans means = mean_keys(step.sequences(), cache);
+  step.release(cache);
+  has_key_means_ = true;
+  if (!means.is_finite) return;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const Tensor& mean = means.layers[i];
+    layers_[i].key_offset = DeviceBuffer::from_host(mean.data(), mean.num_bytes());
+  }
+  make_rotation_blocks();
+  ++own_generation_;  // graphs have what was there before
+}
+
+// Of all tokens of sequences whose keys a cache has whole: turned back, layer by layer.
+KeyMeans CudaDecoder::mean_keys(std::span<const KvSequence> sequences, CudaKvCache& cache) {
+  std::vector<int32_t> blocks, first_positions, table_positions;
+  std::vector<int64_t> positions;  // of all rows of the blocks
+  for (const KvSequence& sequence : sequences) {
+    int64_t position = 0;
+    for (const BlockId block : sequence.blocks) {
+      blocks.push_back(block);
+      first_positions.push_back(static_cast<int32_t>(position));
+      for (const int64_t end = position + kBlockSize; position < end; ++position) {
+        positions.push_back(position < sequence.num_tokens ? position : -1);
+        if (static_cast<int64_t>(table_positions.size()) <= position) {
+          table_positions.push_back(static_cast<int32_t>(position));
+        }
+      }
+    }
+  }
+  const auto upload = [](const std::vector<int32_t>& ints) {
+    return DeviceBuffer::from_host(ints.data(), static_cast<int64_t>(ints.size()) * 4);
+  };
+  const DeviceBuffer d_blocks = upload(blocks), d_first_positions = upload(first_positions),
+                     d_table_positions = upload(table_positions);
+  const auto num_rows = static_cast<int64_t>(positions.size());
+  const auto num_angles = static_cast<int64_t>(table_positions.size());
+  const int64_t half = config_.rotary_dim / 2;
+  const CudaStream stream = context_->stream();
+  DeviceBuffer angles(2 * num_angles * half * 4);
+  float* cos = angles.as<float>();
+  float* sin = cos + num_angles * half;
+  DeviceBuffer keys(num_rows * config_.kv_size() * 4);
+  std::vector<float> host(positions.size() * static_cast<std::size_t>(config_.kv_size()));
+  KeyMeans means;
+  for (const CudaDecoderLayer& layer : layers_) {
+    const CudaRope& rope = layer.is_sliding && rope_sliding_ ? *rope_sliding_ : *rope_full_;
+    rope_tables_cuda(rope.inverse_frequencies(), rope.attention_factor(), half,
+                     d_table_positions.as<int32_t>(), num_angles, cos, sin, stream);
+    load_live_rows_cuda({.layer = cache.layer(layer.index),
+                         .blocks = d_blocks.as<int32_t>(),
+                         .first_positions = d_first_positions.as<int32_t>(),
+                         .cos = cos,
+                         .sin = sin,
+                         .rotary_dim = config_.rotary_dim},
+                        config_.num_kv_heads, config_.head_dim, num_rows, keys.as<float>(), stream);
+    keys.to_host(host.data(), keys.size(), stream);
+    means.add_layer(positions, host.data(), config_.kv_size(), config_.kv_size());
+  }
+  return means;
 }
 
 int64_t CudaDecoder::weight_bytes() const {
@@ -302,7 +383,7 @@ void CudaDecoder::run_step(const ForwardBatch& batch, KvCache& cache, bool wants
       shape.max_context > num_block_tokens_) {
     fail(ErrorCode::kInvalidArgument, "a step at position ", shape.max_context - 1,
          " of a model loaded for ", num_block_tokens_,
-         " tokens: its keys' biases are turned to no more");
+         " tokens: what its keys are kept without is turned to no more");
   }
   const bool is_decode = shape.max_rows_per_sequence <= kAttentionDecodeRows && wants_logits &&
                          shape.num_logits == shape.num_rows && shape.num_rows <= kMaxGraphRows &&

@@ -14,6 +14,7 @@
 #include "kernels/peaks/peaks.h"
 #include "kernels/rms_norm/rms_norm.h"
 #include "model/decoder_layer.h"
+#include "model/key_means.h"
 #include "model/output_head.h"
 #include "model/tensor_parallel.h"
 
@@ -29,31 +30,15 @@ constexpr const char* kEmbeddingName = "model.embed_tokens.weight";
 // Mean key of each layer that a step runs through.
 class KeyMeanTap final : public LayerTap {
  public:
-  // positions: of the step's rows. The first tokens of a text count for nothing: their keys are
-  // like no others, and live codes keep them exactly.
+  // positions: of the step's rows.
   KeyMeanTap(std::span<const int64_t> positions, int64_t kv_size)
       : positions_(positions), kv_size_(kv_size) {}
   void on_linear_input(LinearKind, int64_t, const float*, int64_t, int64_t) override {}
-  void on_keys_values(const float* keys, const float*, int64_t stride, int64_t rows) override {
-    std::vector<double> sums(static_cast<std::size_t>(kv_size_));
-    int64_t count = 0;
-    for (int64_t row = 0; row < rows; ++row) {
-      if (positions_[static_cast<std::size_t>(row)] < kLiveSinks) continue;
-      ++count;
-      for (std::size_t j = 0; j < sums.size(); ++j) {
-        sums[j] += double{keys[row * stride + static_cast<int64_t>(j)]};
-      }
-    }
-    Tensor mean(DType::kF32, {kv_size_});
-    for (std::size_t j = 0; j < sums.size(); ++j) {
-      mean.as<float>()[j] = static_cast<float>(sums[j] / static_cast<double>(count));
-      is_finite &= std::isfinite(mean.as<float>()[j]);
-    }
-    means.push_back(std::move(mean));
+  void on_keys_values(const float* keys, const float*, int64_t stride, int64_t) override {
+    means.add_layer(positions_, keys, stride, kv_size_);
   }
 
-  std::vector<Tensor> means;  // f32 [kv_size]
-  bool is_finite = true;      // not where there were no other tokens
+  KeyMeans means;
 
  private:
   std::span<const int64_t> positions_;
@@ -159,38 +144,22 @@ void Decoder::make_rotation_middles() {
 
 void Decoder::learn_key_means(std::span<const std::vector<int32_t>> texts, Exec& exec) {
   if (has_key_means_) return;
-  int64_t num_blocks = 0;
-  int64_t longest = 0;
-  for (const std::vector<int32_t>& text : texts) {
-    if (text.empty()) fail(ErrorCode::kInvalidArgument, "a text for key means has no token");
-    const auto num_tokens = static_cast<int64_t>(text.size());
-    num_blocks += blocks_for(num_tokens);
-    longest = std::max(longest, num_tokens);
-  }
-  const auto cache = make_kv_cache(config_, KvFormat::kF32, num_blocks * kBlockSize, longest);
-  std::vector<KvSequence> sequences(texts.size());
-  std::vector<int32_t> token_ids;
-  std::vector<int64_t> positions;
-  std::vector<KvRows> rows;
-  for (std::size_t i = 0; i < texts.size(); ++i) {
-    const auto num_tokens = static_cast<int64_t>(texts[i].size());
-    LATHE_CHECK(cache->reserve(sequences[i], num_tokens));
-    rows.push_back({&sequences[i], static_cast<int64_t>(token_ids.size()), num_tokens});
-    token_ids.insert(token_ids.end(), texts[i].begin(), texts[i].end());
-    for (int64_t t = 0; t < num_tokens; ++t) positions.push_back(t);
-  }
-  const ForwardBatch batch{
-      .token_ids = token_ids, .positions = positions, .sequences = rows, .logit_rows = {}};
+  KeyMeanTexts step(texts);
+  const ForwardBatch batch = step.batch();
   check_batch(batch);
-  KeyMeanTap tap(positions, config_.kv_size());
+  const auto cache = make_kv_cache(config_, KvFormat::kF32, step.cache_tokens(), step.longest());
+  step.reserve(*cache);
+  KeyMeanTap tap(step.positions(), config_.kv_size());
   {
     const Workspace::Scope scope(exec.workspace);
     run_layers(batch, *cache, embed(batch, exec), exec, &tap);
   }
-  for (KvSequence& sequence : sequences) cache->release(sequence);
+  step.release(*cache);
   has_key_means_ = true;
-  if (!tap.is_finite) return;
-  for (std::size_t i = 0; i < layers_.size(); ++i) layers_[i].key_offset = std::move(tap.means[i]);
+  if (!tap.means.is_finite) return;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    layers_[i].key_offset = std::move(tap.means.layers[i]);
+  }
   make_rotation_middles();
 }
 

@@ -88,7 +88,7 @@ class Model {
   // each layer's mean key over these texts instead of its bias alone: what tells one key from
   // another is a fraction of a key, and so are the codes' errors then (decision 0027). The same
   // texts give the same means. Before any cache or parker is made; a second call does nothing.
-  // Each of at least one token, together a step of the model in fp32. On a GPU nothing happens.
+  // Each of at least one token, together a step of the model, over a cache as exact as it has one.
   // Throws what forward() throws.
   virtual void learn_key_means(std::span<const std::vector<int32_t>> /*texts*/, Exec& /*exec*/) {}
   // An empty cache for this model, in the memory that its kernels read. Throws what make_kv_cache()
