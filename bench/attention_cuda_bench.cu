@@ -148,6 +148,7 @@ struct Case {
   std::vector<int64_t> contexts;  // after the step
   int64_t rows = 1;               // per sequence
   int64_t window = 0;
+  bool offset = false;  // of a cache of codes: keys are without their mean
 };
 
 class Setup {
@@ -234,6 +235,7 @@ class Setup {
     args.head_dim = c.shape.head_dim;
     args.scale = 1 / std::sqrt(static_cast<float>(c.shape.head_dim));
     args.sliding_window = c.window;
+    if (c.offset) set_key_offset(num_blocks);
     out_count = batch.num_rows * c.shape.num_heads * c.shape.head_dim;
     for (DeviceBuffer* out : {&out_, &plain_out_}) *out = DeviceBuffer(out_count * 2);
     args.out = out_.data();
@@ -317,6 +319,44 @@ class Setup {
   int64_t out_count = 0;
 
  private:
+  // Any C and S of the queries, and true angles.
+  void set_key_offset(int64_t num_blocks) {
+    const int64_t dim = args.head_dim, half = dim / 2;
+    std::vector<float> starts(static_cast<std::size_t>(num_blocks * dim));
+    std::vector<float> inside(static_cast<std::size_t>(dim * kBlockSize));
+    const auto put = [&](float* cos, float* sin, int64_t j, int64_t position) {
+      const double frequency =
+          std::pow(500000.0, -static_cast<double>(j) / static_cast<double>(half));
+      *cos = static_cast<float>(std::cos(static_cast<double>(position) * frequency));
+      *sin = static_cast<float>(std::sin(static_cast<double>(position) * frequency));
+    };
+    for (int64_t j = 0; j < half; ++j) {
+      for (int64_t b = 0; b < num_blocks; ++b) {
+        put(&starts[static_cast<std::size_t>(b * dim + j)],
+            &starts[static_cast<std::size_t>(b * dim + half + j)], j, b * kBlockSize);
+      }
+      for (int64_t i = 0; i < kBlockSize; ++i) {
+        put(&inside[static_cast<std::size_t>(j * kBlockSize + i)],
+            &inside[static_cast<std::size_t>((half + j) * kBlockSize + i)], j, i);
+      }
+    }
+    const auto upload = [&](const std::vector<float>& v) {
+      buffers_.push_back(DeviceBuffer::from_host(v.data(), static_cast<int64_t>(v.size() * 4)));
+      return buffers_.back().as<float>();
+    };
+    const std::vector<float> offset(static_cast<std::size_t>(args.num_kv_heads * dim), 1.0f);
+    const auto count = static_cast<std::size_t>(batch.num_rows * args.num_heads * dim);
+    std::vector<float> products(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      products[i] = static_cast<float>(static_cast<int>(i * 2654435761u >> 16 & 255) - 128) / 256;
+    }
+    args.key_offset = {.offset = upload(offset),
+                       .block_starts = upload(starts),
+                       .in_block = upload(inside),
+                       .rotary_dim = dim,
+                       .products = upload(products)};
+  }
+
   Case c_;
   std::vector<DeviceBuffer> buffers_;
   DeviceBuffer out_, plain_out_, grid_;
@@ -448,6 +488,10 @@ void bench_codes() {
   const Shape llama8b{32, 8, 128}, qwen05b{14, 2, 64};
   for (const auto element : {KvCudaElement::kHiggs4, KvCudaElement::kBF16, KvCudaElement::kE4M3}) {
     decode("8 x 32768", {llama8b, element, same(8, 32768)}, peak);
+    if (kv_cuda_is_coded(element)) {
+      decode("8 x 32768, less the mean", {llama8b, element, same(8, 32768), 1, 0, true}, peak);
+      decode("1 x 32768, less the mean", {llama8b, element, same(1, 32768), 1, 0, true}, peak);
+    }
     decode("8 x 4096", {llama8b, element, same(8, 4096)}, peak);
     decode("64 x 4096", {llama8b, element, same(64, 4096)}, peak);
     decode("64 x 512", {llama8b, element, same(64, 512)}, peak);

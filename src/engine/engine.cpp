@@ -222,6 +222,7 @@ void Engine::set_profile(StepProfile* profile) {
 
 bool Engine::step() {
   receive();
+  const auto begin = std::chrono::steady_clock::now();
   propose_drafts();
   const std::span<const ScheduledRows> rows = scheduler_.schedule();
   if (rows.empty()) return fail_stuck();
@@ -231,6 +232,8 @@ bool Engine::step() {
     sample();
     if (logit_rows_.size() > choices_.size()) windows_.verify_seconds += seconds_since(start);
     deliver();
+    const bool only_decodes = logit_rows_.size() == token_ids_.size();
+    if (speculator_ != nullptr && only_decodes) speculator_->learn_time(seconds_since(begin));
   }
   ++num_steps_;
   publish_stats();

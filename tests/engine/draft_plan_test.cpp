@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <thread>
 
 #include "base/rng.h"
 #include "engine/speculation_cases.h"
@@ -263,6 +265,53 @@ TEST(DraftPlan, SwitchingAcceptanceCostsNextToNothing) {
 }
 
 // The engine with measured costs: exact all the same, and it terminates.
+TEST(TimeRatio, FollowsWhatLastsAndForgetsWhatDoesNot) {
+  TimeRatio ratio;
+  EXPECT_EQ(ratio.value(), 1);
+  ratio.add(100, 1);  // a step that waited for something
+  EXPECT_NEAR(ratio.value(), 1.05, 1e-12);
+  for (int i = 0; i < 60; ++i) ratio.add(3, 1.5);
+  EXPECT_NEAR(ratio.value(), 2, 0.01);
+  for (int i = 0; i < 60; ++i) ratio.add(1, 2);
+  EXPECT_NEAR(ratio.value(), 0.5, 0.01);
+  ratio.add(0, 1);
+  ratio.add(1, 0);
+  EXPECT_NEAR(ratio.value(), 0.5, 0.01);
+}
+
+// A drafter that takes longer than it says is left alone after a while; one that does not is not.
+TEST(DraftPlan, TimesThatDoNotComeTrueTurnItOff) {
+  for (const bool is_slow : {false, true}) {
+    TinyEngine plain;
+    const std::vector<int32_t> prompt = random_prompt(8, 3);
+    const auto text = submit(plain.engine, prompt, greedy(100));
+    plain.run();
+    TinyEngine tiny;
+    int64_t num_proposals = 0;
+    tiny.engine.set_drafter(
+        std::make_unique<ScriptedDrafter>([&](const Sequence& sequence, int64_t n) {
+          ++num_proposals;
+          if (is_slow) std::this_thread::sleep_for(std::chrono::milliseconds(8));
+          const auto at = static_cast<std::size_t>(sequence.num_output());
+          const auto end = std::min(text->tokens.size(), at + static_cast<std::size_t>(n));
+          return std::vector<int32_t>(text->tokens.begin() + static_cast<int64_t>(at),
+                                      text->tokens.begin() + static_cast<int64_t>(end));
+        }),
+        {.num_tokens = -1, .max_auto_tokens = 1});
+    for (int i = 0; i < 6; ++i) {
+      num_proposals = 0;
+      const auto record = submit(tiny.engine, prompt, greedy(100));
+      tiny.run();
+      EXPECT_EQ(record->tokens, text->tokens);
+    }
+    if (is_slow) {
+      EXPECT_LT(num_proposals, 12) << "of 99 steps";
+    } else {
+      EXPECT_GT(num_proposals, 30) << "of 50 steps";
+    }
+  }
+}
+
 TEST(DraftPlan, TheEngineChoosesLengths) {
   TinyEngine tiny;
   DraftModel other;

@@ -23,6 +23,8 @@
 namespace lathe {
 namespace {
 
+constexpr float kLog2E = 1.4426950408889634f;
+
 TEST(KvCodesCuda, EveryCodeAndScaleHasItsOwnPlace) {
   for (const int head_dim : {8, 24, 64, 80, 96, 128, 256}) {
     std::set<int> keys, values;
@@ -229,9 +231,8 @@ void expect_warp_matches(const WarpCase& c) {
     threads.emplace_back([&, id] {
       HostLane lane(id, *grid, shared);
       Warp& warp = lanes[static_cast<std::size_t>(id)];
-      typename Warp::Softmax softmax{.scale = c.softcap > 0 ? scale / c.softcap : scale,
-                                     .log2_scale = 1.4426950408889634f,
-                                     .softcap = c.softcap,
+      typename Warp::Softmax softmax{.scale = c.softcap > 0 ? scale / c.softcap : scale * kLog2E,
+                                     .softcap = c.softcap * kLog2E,
                                      .block_begin = 0,
                                      .all_seen = false,
                                      .window = c.window,

@@ -10,6 +10,8 @@ namespace {
 
 constexpr double kDiscount = 0.97;  // a cycle counts half after 23 more
 constexpr double kPriorWeight = 4;  // as so many judged tokens
+constexpr double kNewsWeight = 0.1;  // of a step's time
+constexpr double kMostNews = 1.5;    // times what was known
 constexpr std::size_t kMaxThresholds = 24;
 constexpr int64_t kDepths[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, kMaxDraftTokens};
 
@@ -29,6 +31,13 @@ double StepTimes::at(double rows) const {
   while (i + 1 < rows_.size() && rows_[i] < rows) ++i;
   const double slope = (seconds_[i] - seconds_[i - 1]) / (rows_[i] - rows_[i - 1]);
   return seconds_[i - 1] + slope * (rows - rows_[i - 1]);
+}
+
+void TimeRatio::add(double measured, double predicted) {
+  if (!(measured > 0) || !(predicted > 0)) return;
+  // One step that had to wait says little.
+  const double ratio = std::min(measured / predicted, kMostNews * value_);
+  value_ += kNewsWeight * (ratio - value_);
 }
 
 double expected_tokens(double acceptance, int64_t num_drafts) {

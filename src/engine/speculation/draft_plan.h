@@ -31,6 +31,17 @@ class StepTimes {
   std::vector<double> seconds_;
 };
 
+// How long steps took over what StepTimes predict of them, lately. Those are taken once, of one
+// sequence and nothing else; a step has more to do.
+class TimeRatio {
+ public:
+  void add(double measured, double predicted);
+  double value() const { return value_; }
+
+ private:
+  double value_ = 1;
+};
+
 // Expected tokens of a cycle with k drafts that are accepted with probability a each.
 double expected_tokens(double acceptance, int64_t num_drafts);
 

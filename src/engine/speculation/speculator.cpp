@@ -14,6 +14,9 @@ constexpr double kMinGain = 1.02;  // predicted: below, drafting is not worth th
 // easier; each time in vain doubles the wait.
 constexpr int64_t kFirstProbe = 32;
 constexpr int64_t kLastProbe = 1024;
+// Where drafting is said to win less than this, a step goes without so often, to see whether it does.
+constexpr double kSure = 1.3;
+constexpr int64_t kPlainStep = 64;
 constexpr double kHopeful = 0.9;  // the acceptance that a probe hopes for
 // Long windows are for few sequences (rows of many exceed what a step computes for free), and the
 // planner's time grows with what it may choose from: 64 sequences with 64 tokens each took 0.9 ms a
@@ -46,9 +49,15 @@ Speculator::Speculator(std::unique_ptr<Drafter> drafter, const SpeculationOption
 }
 
 void Speculator::propose(std::span<Sequence* const> running, int64_t max_rows) {
+  predicted_seconds_ = 0;
   list_candidates(running, max_rows);
   if (candidates_.empty()) return;
   choose_lengths();
+  draft();
+  if (options_.num_tokens < 0) predict_time();
+}
+
+void Speculator::draft() {
   jobs_.clear();
   for (std::size_t i = 0; i < candidates_.size(); ++i) {
     DraftState& state = candidates_[i]->draft_state;
@@ -66,6 +75,27 @@ void Speculator::propose(std::span<Sequence* const> running, int64_t max_rows) {
   } catch (const std::bad_alloc&) {
     drop();
   }
+}
+
+// Of the step with the drafts that there are now.
+void Speculator::predict_time() {
+  const auto n = static_cast<double>(candidates_.size());
+  double rows = n;
+  predicted_seconds_ = 0;
+  for (int64_t depth = 0;; ++depth) {
+    const auto drafted =
+        std::count_if(candidates_.begin(), candidates_.end(),
+                      [depth](const Sequence* s) { return s->draft.size() > depth; });
+    if (drafted == 0) break;
+    rows += static_cast<double>(drafted);
+    predicted_seconds_ += drafter_->seconds(static_cast<double>(drafted));
+  }
+  has_windows_ = rows > n;
+  predicted_seconds_ += target_times_.at(rows);
+}
+
+void Speculator::learn_time(double seconds) {
+  (has_windows_ ? window_ratio_ : plain_ratio_).add(seconds, predicted_seconds_);
 }
 
 void Speculator::list_candidates(std::span<Sequence* const> running, int64_t max_rows) {
@@ -112,7 +142,12 @@ void Speculator::choose_lengths() {
     state.probe_after = std::min(2 * state.probe_after, kLastProbe);
     state.idle_steps = 0;
   }
-  planner_.plan(costs, acceptance_, limits_, kMinGain, lengths_);
+  const double ratio = window_ratio_.value() / plain_ratio_.value();
+  const double gain = planner_.plan(costs, acceptance_, limits_, kMinGain * ratio, lengths_) / ratio;
+  if (gain < kSure && --steps_until_plain_ < 0) {
+    std::fill(lengths_.begin(), lengths_.end(), 0);
+    steps_until_plain_ = kPlainStep;
+  }
   // Whoever asked for a number of tokens gets it.
   for (std::size_t i = 0; i < candidates_.size(); ++i) {
     if (candidates_[i]->request.speculative.num_tokens >= 0) lengths_[i] = limits_[i];

@@ -31,6 +31,9 @@ class Speculator {
   void propose(std::span<Sequence* const> running, int64_t max_rows);
   // Of the sequence's `drafted` tokens, `passed` passed the exact rule or the judge.
   void learn(Sequence& sequence, int64_t drafted, int64_t passed);
+  // The step that the last propose() began took so long, all of it, and had no rows but those of
+  // sequences that decode.
+  void learn_time(double seconds);
   bool has_draft_logits() const { return drafter_->has_logits(); }
   // Whether drafts come with the logits they were chosen by, where the drafter has any.
   void keep_draft_logits(bool keep) { drafter_->keep_logits(keep); }
@@ -39,13 +42,17 @@ class Speculator {
  private:
   void list_candidates(std::span<Sequence* const> running, int64_t max_rows);
   void choose_lengths();
+  void draft();
   double acceptance(const Sequence& sequence) const;
+  void predict_time();
 
   std::unique_ptr<Drafter> drafter_;
   SpeculationOptions options_;
   StepTimes target_times_;
   DraftState all_;  // acceptance of all sequences, the prior of a new one
   DraftPlanner planner_;
+  TimeRatio plain_ratio_, window_ratio_;  // of steps without and with windows
+  int64_t steps_until_plain_ = 0;
 
   // The step in progress.
   std::vector<Sequence*> candidates_;
@@ -53,6 +60,8 @@ class Speculator {
   std::vector<int64_t> limits_;
   std::vector<int64_t> lengths_;
   std::vector<DraftJob> jobs_;
+  double predicted_seconds_ = 0;  // 0: nobody wants to know
+  bool has_windows_ = false;
 };
 
 }  // namespace lathe

@@ -329,7 +329,7 @@ int64_t prefill_codes_bytes(const AttentionCudaArgs& args, const CudaBatch& batc
 
 void attention_prefill_codes_cuda(const AttentionCudaArgs& args, const CudaBatch& batch,
                                   const KvCudaLayer& layer, CudaStream stream) {
-  const DecodeGrid grid = decode_grid(args, batch);
+  const DecodeGrid grid = decode_grid(args, batch, true);
   Unpacked to;
   to.num_blocks = (batch.max_context + kBlockSize - 1) / kBlockSize;
   char* memory = static_cast<char*>(args.workspace) + kDecodeCounterBytes + grid.statistics_bytes +

@@ -58,9 +58,8 @@ struct CodesWarp {
 
   // What the softmax needs to know of a block.
   struct Softmax {
-    float scale;          // of scores
-    float log2_scale;     // what becomes of a score when it is an exponent of 2, softcap behind it
-    float softcap;        // 0: none
+    float scale;          // of scores, to exponents of 2; before a softcap to its units
+    float softcap;        // in exponents of 2; 0: none
     int block_begin;      // position of the first token
     bool all_seen;        // by all queries
     int window;           // 0: none
@@ -224,38 +223,34 @@ struct CodesWarp {
       key_scale[i] = number(key_scales[i / 2], i % 2) * args.scale;
       value_scale[i] = number(value_scales[i / 2], i % 2);
     }
+    LATHE_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      LATHE_UNROLL
+      for (int i = 0; i < 8; ++i) {  // token lane / 4 + 8 (i / 2), query i % 2
+        float& score = s[tile][i / 4][i % 4];
+        score *= key_scale[i / 2];
+        if constexpr (kOffset) {
+          score += offset_s[tile][i / 4][i % 4] * (units[tile][i % 2] * args.scale);
+        }
+      }
+    }
+    if (args.softcap > 0) cap(lane, args);
+    if (!args.all_seen) hide_unseen(lane, args, value_scale);
     float shrink[kTiles][2];
     bool changed = false;
     LATHE_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
       LATHE_UNROLL
       for (int query = 0; query < 2; ++query) {
-        float highest = -INFINITY;
+        float highest = s[tile][0][query];
         LATHE_UNROLL
-        for (int i = 0; i < 4; ++i) {  // token lane / 4 + 8 i
-          float& score = s[tile][i / 2][i % 2 * 2 + query];
-          score *= key_scale[i];
-          if constexpr (kOffset) {
-            score += offset_s[tile][i / 2][i % 2 * 2 + query] * (units[tile][query] * args.scale);
-          }
-          if (args.softcap > 0) score = args.softcap * lane.tanh(score);
-          score *= args.log2_scale;
-          if (!args.all_seen) {
-            const int t = args.block_begin + lane.id() / 4 + 8 * i;
-            const int last = args.last[tile][query];
-            const bool seen =
-                t <= last && t >= args.first && (args.window <= 0 || t > last - args.window);
-            score = seen ? score : -INFINITY;
-          }
-          highest = score > highest ? score : highest;
-        }
+        for (int i = 1; i < 4; ++i) highest = fmaxf(highest, s[tile][i / 2][i % 2 * 2 + query]);
         LATHE_UNROLL
         for (int mask = 4; mask < 32; mask *= 2) {
-          const float other = lane.exchange(highest, mask);
-          highest = other > highest ? other : highest;
+          highest = fmaxf(highest, lane.exchange(highest, mask));
         }
         const float previous = largest[tile][query];
-        const float now = highest > previous ? highest : previous;
+        const float now = fmaxf(highest, previous);
         const float base = now == -INFINITY ? 0 : now;  // nothing seen so far: weights 0
         largest[tile][query] = now;
         shrink[tile][query] = lane.exp2(previous - base);
@@ -266,8 +261,7 @@ struct CodesWarp {
           float& score = s[tile][i / 2][i % 2 * 2 + query];
           const float weight = lane.exp2(score - base);
           sum += weight;
-          // What nobody wrote may have any scale, NaN too.
-          score = score == -INFINITY ? 0 : weight * value_scale[i];
+          score = weight * value_scale[i];
         }
         total[tile][query] = sum;
       }
@@ -326,6 +320,39 @@ struct CodesWarp {
     if constexpr (kOffset) score_offset(lane, starts, table);
     softmax(lane, args, key_scales, value_scales, weights);
     add_values(lane, values, weights);
+  }
+
+  // Scores of what a query does not see become -infinity. What none of this lane's queries sees may
+  // have any scale, NaN too: its values count with 0.
+  template <typename Lane>
+  LATHE_HOST_DEVICE void hide_unseen(Lane& lane, const Softmax& args, float (&value_scale)[4]) {
+    LATHE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int t = args.block_begin + lane.id() / 4 + 8 * i;
+      bool is_seen = false;
+      LATHE_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        LATHE_UNROLL
+        for (int query = 0; query < 2; ++query) {
+          const int last = args.last[tile][query];
+          const bool seen =
+              t <= last && t >= args.first && (args.window <= 0 || t > last - args.window);
+          float& score = s[tile][i / 2][i % 2 * 2 + query];
+          score = seen ? score : -INFINITY;
+          is_seen = is_seen || seen;
+        }
+      }
+      value_scale[i] = is_seen ? value_scale[i] : 0;
+    }
+  }
+
+  template <typename Lane>
+  LATHE_HOST_DEVICE void cap(Lane& lane, const Softmax& args) {
+    LATHE_UNROLL
+    for (int i = 0; i < 8 * kTiles; ++i) {
+      float& score = s[i / 8][i / 4 % 2][i % 4];
+      score = args.softcap * lane.tanh(score);
+    }
   }
 
   // Dim of o[tile][step][i], and its query within the tile.

@@ -47,11 +47,12 @@ bool has_fast_attention(const AttentionCudaArgs& args, KvCudaElement element) {
          (d == 64 || d == 96 || d == 128 || d == 256);
 }
 
-DecodeGrid decode_grid(const AttentionCudaArgs& args, const CudaBatch& batch) {
+DecodeGrid decode_grid(const AttentionCudaArgs& args, const CudaBatch& batch, bool of_codes) {
   const int64_t rows = std::min(batch.max_rows_per_sequence, kAttentionDecodeRows);
   DecodeGrid grid;
   grid.num_queries = rows * (args.num_heads / args.num_kv_heads);
-  grid.num_splits = max_splits(batch.max_context, args.sliding_window, rows);
+  grid.num_splits = of_codes ? max_splits<kCodePart>(batch.max_context, args.sliding_window, rows)
+                             : max_splits(batch.max_context, args.sliding_window, rows);
   const int64_t partials =
       batch.num_sequences * args.num_kv_heads * grid.num_queries * grid.num_splits;
   grid.statistics_bytes = (partials * 8 + 255) / 256 * 256;
@@ -77,7 +78,7 @@ int64_t decode_blocks_per_pair(int64_t pairs, int64_t max_context, int64_t num_s
 int64_t attention_cuda_workspace_bytes(const AttentionCudaArgs& args, const CudaBatch& batch,
                                        KvCudaElement cache) {
   check(args, batch);
-  const DecodeGrid grid = decode_grid(args, batch);
+  const DecodeGrid grid = decode_grid(args, batch, kv_cuda_is_coded(cache));
   return kDecodeCounterBytes + grid.statistics_bytes + (grid.sums_bytes + 255) / 256 * 256 +
          (kv_cuda_is_coded(cache) ? prefill_codes_bytes(args, batch) : 0);
 }

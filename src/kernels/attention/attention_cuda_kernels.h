@@ -30,7 +30,8 @@ struct DecodeGrid {
 };
 // At the start of the workspace, whatever the sizes of a call, so that they stay zero.
 inline constexpr int64_t kDecodeCounterBytes = 1 << 18;
-DecodeGrid decode_grid(const AttentionCudaArgs& args, const CudaBatch& batch);
+DecodeGrid decode_grid(const AttentionCudaArgs& args, const CudaBatch& batch,
+                       bool of_codes = false);
 // Whether merging the parts of a query is left to a kernel of its own.
 bool decode_merges_apart(const DecodeGrid& grid);
 // How many blocks of the grid share the parts of one sequence, KV head and group of queries.

@@ -255,9 +255,10 @@ class Worker {
     piece.first_row = run.first_row, piece.first_position = run.first_position;
     const int lowest = first_seen(args_, position_of(piece, 0));
     const int highest = position_of(piece, piece.query_count - 1);
-    if (piece.split < split_of(lowest) || piece.split > split_of(highest)) return false;
-    piece.block = max(split_begin(piece.split), lowest) / kBlock;
-    piece.end_block = min(split_begin(piece.split + 1), highest + kBlock) / kBlock;
+    if (piece.split < split_of<kCodePart>(lowest) || piece.split > split_of<kCodePart>(highest))
+      return false;
+    piece.block = max(split_begin<kCodePart>(piece.split), lowest) / kBlock;
+    piece.end_block = min(split_begin<kCodePart>(piece.split + 1), highest + kBlock) / kBlock;
     return true;
   }
   __device__ int position_of(const Piece& piece, int query) const {
@@ -310,9 +311,8 @@ class Worker {
   __device__ void begin(const Piece& piece, DeviceLane& lane, Warp& warp,
                         typename Warp::Softmax& softmax) {
     const bool capped = args_.softcap > 0;
-    softmax.scale = capped ? args_.scale / args_.softcap : args_.scale;
-    softmax.log2_scale = kLog2E;
-    softmax.softcap = args_.softcap;
+    softmax.scale = capped ? args_.scale / args_.softcap : args_.scale * kLog2E;
+    softmax.softcap = args_.softcap * kLog2E;
     softmax.window = static_cast<int>(args_.sliding_window);
     softmax.first = num_sinks(batch_);
     const int lowest = position_of(piece, 0);
@@ -370,7 +370,7 @@ class Worker {
 
   __device__ void store(const Warp& warp, const Piece& piece) const {
     const Run run = run_of(batch_, piece.sequence);
-    const int split = piece.split - split_of(first_seen(args_, run.first_position));
+    const int split = piece.split - split_of<kCodePart>(first_seen(args_, run.first_position));
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
@@ -455,8 +455,8 @@ __global__ void __launch_bounds__(Shape<D, kTiles, kOffset>::kWarps * 32, 1)
        s += S::kWarps * 32) {
     const Run run = run_of(batch, s);
     if (run.rows == 0) continue;
-    first = min(first, split_of(first_seen(args, run.first_position)));
-    last = max(last, split_of(run.first_position + run.rows - 1));
+    first = min(first, split_of<kCodePart>(first_seen(args, run.first_position)));
+    last = max(last, split_of<kCodePart>(run.first_position + run.rows - 1));
   }
   if (last >= 0) {
     atomicMin(&first_split, first);
@@ -522,12 +522,12 @@ __global__ void __launch_bounds__(256)
   const int head = kv_head * group + query % group;
   const int position = run.first_position + query / group;
   const int first_position = first_seen(args, position);
-  const int first = split_of(first_position);
-  const int count = split_of(position) + 1 - first;
+  const int first = split_of<kCodePart>(first_position);
+  const int count = split_of<kCodePart>(position) + 1 - first;
   const int64_t at =
       ((static_cast<int64_t>(sequence) * args.num_kv_heads + kv_head) * plan.num_queries + query) *
           plan.num_splits +
-      first - split_of(first_seen(args, run.first_position));
+      first - split_of<kCodePart>(first_seen(args, run.first_position));
   const float2* statistics = plan.statistics + at;
   float largest = -INFINITY;
   for (int i = lane; i < count; i += 32) largest = fmaxf(largest, __ldcg(statistics + i).x);
@@ -605,7 +605,7 @@ template <int D, int kTiles, bool kOffset>
 void launch(const AttentionCudaArgs& args, const CudaBatch& batch, const KvCudaLayer& layer,
             CudaStream stream) {
   using S = Shape<D, kTiles, kOffset>;
-  const DecodeGrid grid = decode_grid(args, batch);
+  const DecodeGrid grid = decode_grid(args, batch, true);
   const Plan plan{.num_splits = static_cast<int>(grid.num_splits),
                   .num_queries = static_cast<int>(grid.num_queries),
                   .num_tiles = static_cast<int>((grid.num_queries + S::kQueries - 1) / S::kQueries),
@@ -648,7 +648,7 @@ bool has_fast_code_attention(const AttentionCudaArgs& args) {
 
 void attention_decode_codes_sm90(const AttentionCudaArgs& args, const CudaBatch& batch,
                                  const KvCudaLayer& layer, CudaStream stream) {
-  const bool wide = decode_grid(args, batch).num_queries > 8;
+  const bool wide = decode_grid(args, batch, true).num_queries > 8;
   const bool has_offset = args.key_offset.offset != nullptr;
   if (args.head_dim == 64) {
     (has_offset ? launch<64, 1, true>
