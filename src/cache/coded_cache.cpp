@@ -192,6 +192,24 @@ bool CodedCache::reserve(KvSequence& sequence, int64_t num_rows) {
   return true;
 }
 
+// Woken tokens are coded, and live blocks stand behind those only: pieces take the place of what
+// the sequence shares behind its codes.
+bool CodedCache::reserve_woken(KvSequence& sequence, int64_t num_tokens) {
+  LATHE_CHECK(!in_step_ && first_codable_block() == 0 && num_tokens % policy_.chunk_tokens == 0);
+  LATHE_CHECK(num_tokens >= sequence.num_tokens && num_tokens <= options_.max_sequence_tokens);
+  const int64_t coded_tokens = std::min(end_of_codes(sequence) * kBlockSize, sequence.num_tokens);
+  const int64_t kept = coded_tokens - coded_tokens % policy_.chunk_tokens;
+  const bool needs_sinks = kept == 0 && num_tokens > 0 && policy_.num_sinks > 0;
+  if (needs_sinks && live_pool_.num_free() == 0) return false;
+  if (!make_coded_room((num_tokens - kept) / kBlockSize)) return false;
+  truncate(sequence, kept);
+  for (int64_t b = kept / kBlockSize; b < num_tokens / kBlockSize; ++b) {
+    sequence.blocks.push_back(~*coded_pool_.allocate());
+  }
+  if (needs_sinks) sequence.sink_block = *live_pool_.allocate();
+  return true;
+}
+
 void CodedCache::truncate(KvSequence& sequence, int64_t num_tokens) {
   LATHE_CHECK(num_tokens >= 0 && num_tokens <= sequence.num_tokens);
   const auto kept = static_cast<std::size_t>(blocks_for(num_tokens));

@@ -62,6 +62,7 @@ class CodedCache : public KvCache {
   int64_t num_coded_tokens(const KvSequence& sequence) const;
 
   bool reserve(KvSequence& sequence, int64_t num_rows) override;
+  bool reserve_woken(KvSequence& sequence, int64_t num_tokens) override;
   void truncate(KvSequence& sequence, int64_t num_tokens) override;
   void release(KvSequence& sequence) override { truncate(sequence, 0); }
   void fork(const KvSequence& source, int64_t num_tokens, KvSequence& target) override;
@@ -111,6 +112,10 @@ class CodedCache : public KvCache {
   int64_t num_coded_blocks() const { return coded_pool_.num_blocks(); }
   int64_t end_of_codes(const KvSequence& sequence) const;  // in blocks
   int64_t sinks_in_block(int64_t block_idx) const;
+  // The coded block that has this block's codes; -1: a live block without.
+  BlockId codes_of_block(BlockId id) const {
+    return id < 0 ? ~id : coded_twin_[static_cast<std::size_t>(id)];
+  }
   // Whether so many coded blocks can be allocated; gives up idle twins where it takes that.
   bool make_coded_room(int64_t num_blocks);
   BlockPool& live_pool() { return live_pool_; }

@@ -101,7 +101,13 @@ class CodedKvCache::LiveRows final : public KvExactRows {
   std::span<const EncodeJob> jobs_;
 };
 
-void CodedKvCache::encode_blocks(std::span<const EncodeJob> all, Exec& exec) {
+void CodedKvCache::encode_blocks(std::span<const EncodeJob> jobs, Exec& exec) {
+  encode_to(
+      jobs, [&](int64_t i) { return codes(jobs[static_cast<std::size_t>(i)].coded); }, exec);
+}
+
+void CodedKvCache::encode_to(std::span<const EncodeJob> all,
+                             const std::function<std::byte*(int64_t)>& to, Exec& exec) {
   const Workspace::Scope scope(exec.workspace);
   const int64_t per_thread = state_floats() + scratch_floats();
   float* memory = exec.workspace.allocate_as<float>(exec.threads.num_threads() * per_thread);
@@ -111,8 +117,7 @@ void CodedKvCache::encode_blocks(std::span<const EncodeJob> all, Exec& exec) {
                               const auto jobs = all.subspan(static_cast<std::size_t>(begin),
                                                             static_cast<std::size_t>(end - begin));
                               std::byte* run_codes[kMaxRunBlocks];
-                              for (std::size_t i = 0; i < jobs.size(); ++i)
-                                run_codes[i] = codes(jobs[i].coded);
+                              for (int64_t i = begin; i < end; ++i) run_codes[i - begin] = to(i);
                               float* state = memory + thread_idx * per_thread;
                               codec_.encode(LiveRows(*this, jobs), end - begin, run_codes, state,
                                             state + state_floats(), exec);

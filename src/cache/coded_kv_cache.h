@@ -5,12 +5,13 @@
 // applies RoPE, and views() points to the result. Blocks are encoded and rebuilt in runs of a few,
 // so that their predictions are one matrix product each.
 #pragma once
+#include <functional>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "cache/coded_cache.h"
 #include "cache/live_blocks.h"
+#include "cache/piece_parker.h"
 #include "tensor/buffer.h"
 
 namespace lathe {
@@ -39,17 +40,9 @@ class CodedKvCache final : public CodedCache {
               Exec& exec) override;
   std::span<const KvBlockView> views(int64_t layer, int64_t rows_idx) override;
 
-  // Coded blocks as a record that outlives the cache (cache/parked_record.h): as many as token_ids
-  // has (whole blocks), from first_block on; block 0 takes the exact sinks with it. All must be
-  // coded (park() first), and the codec's sinks fewer than a block has tokens.
-  std::vector<std::byte> save_parked(const KvSequence& sequence, int64_t first_block,
-                                     std::span<const int32_t> token_ids);
-  // Appends a record's blocks to a sequence of whole coded blocks that ends where the record
-  // begins. False, and nothing done, when there is no room. Throws kCorruptData when the record is
-  // damaged; kInvalidArgument when it is of another codec, position or text, or of a cache of
-  // another format: the sequence is then as it was.
-  bool load_parked(KvSequence& sequence, std::span<const std::byte> record,
-                   std::span<const int32_t> token_ids, const std::string& what);
+  // Pieces of this cache's codes, as they are (coded_kv_parker.cpp); the cache must outlive it.
+  // Throws kUnsupported where the codec's sinks are not fewer than a block has tokens.
+  std::unique_ptr<PieceParker> make_parker();
 
  private:
   void encode_blocks(std::span<const EncodeJob> jobs, Exec& exec) override;
@@ -57,6 +50,9 @@ class CodedKvCache final : public CodedCache {
   void copy_live_block(BlockId from, BlockId to) override;
   void start_step(Exec& exec) override;
 
+  // The codes of jobs[i] to to(i), [bytes_per_coded_block()].
+  void encode_to(std::span<const EncodeJob> jobs, const std::function<std::byte*(int64_t)>& to,
+                 Exec& exec);
   void rebuild_live(std::span<const Rebuilt> blocks, const BlockId* live, float* scratch,
                     Exec& exec);
   KvLayerRows decode_run(int64_t layer, std::span<const Rebuilt> blocks, float* state,
@@ -66,14 +62,12 @@ class CodedKvCache final : public CodedCache {
   std::byte* raw_keys(int64_t layer, BlockId block);
   std::byte* codes(BlockId coded) { return codes_.data() + coded * codec_.bytes_per_block(); }
   std::byte* view_memory(std::size_t slot);
-  int64_t sink_record_bytes() const;
-  void save_sinks(BlockId block, std::byte* out);
-  void load_sinks(const std::byte* in, BlockId block);
   int64_t block_floats() const { return kBlockSize * live_.shape().kv_size(); }
   // Of one thread: the codec's state and scratch for a run, and rows of one block.
   int64_t state_floats() const;
   int64_t scratch_floats() const;
   class LiveRows;
+  class Parker;
 
   const KvCodec& codec_;
   std::vector<KvRope> rope_;

@@ -92,6 +92,12 @@ class KvCache {
   // sequence's own. False when the pool is exhausted; the sequence is then unchanged. Throws
   // kInvalidArgument beyond max_sequence_tokens.
   virtual bool reserve(KvSequence& sequence, int64_t num_rows) = 0;
+  // Makes room for tokens that a parker will wake (piece_parker.h), whole pieces up to num_tokens.
+  // May drop the sequence's last tokens, those that cannot stand before woken ones. False when
+  // there is none; the sequence is then unchanged. truncate() drops what turns out to be missing.
+  virtual bool reserve_woken(KvSequence& sequence, int64_t num_tokens) {
+    return reserve(sequence, num_tokens - sequence.num_tokens);
+  }
   // Drops tokens behind num_tokens (rejected speculation, a stop in the middle), reserved room too,
   // and frees blocks.
   virtual void truncate(KvSequence& sequence, int64_t num_tokens) = 0;

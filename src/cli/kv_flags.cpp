@@ -122,7 +122,7 @@ void add_kv_flags(CLI::App& command, KvFlags& flags) {
   command
       .add_option("--park-kv", flags.park,
                   "Keep finished and preempted sequences in this codec (aqua4, aqua3, aqua2), and "
-                  "wake them when a prompt begins alike")
+                  "wake them when a prompt begins alike; the codec of --kv, if that is one")
       ->type_name("CODEC");
   command.add_option("--prefix-cache-ram-gb", flags.memory_gb, "Memory for parked sequences")
       ->capture_default_str()
@@ -218,18 +218,21 @@ std::unique_ptr<KvCache> RunningKv::make_batch_cache(const Model& model, int64_t
 
 KvParking::KvParking(const ModelFlags& model, const KvFlags& flags)
     : codec_flags_(model), running_flags_(model), flags_(flags) {
-  const bool runs_coded = kv_choice(model).coded;
   if (!flags.park.empty()) {
+    const bool runs_coded = kv_choice(model).coded;
     if (!parse_codec_name(flags.park, choice_)) {
       fail(ErrorCode::kInvalidArgument, "--park-kv ", flags.park,
            ": unknown; aqua4, aqua3 or aqua2");
     }
-    if (runs_coded && !model.kv.empty()) {
+    if (runs_coded && !model.kv.empty() && model.kv != flags.park) {
       fail(ErrorCode::kInvalidArgument, "--park-kv ", flags.park, " with --kv ", model.kv,
-           ": running sequences are coded already; leave one out");
+           ": running sequences are coded already, and parked as they are; name the same codec "
+           "twice, or leave one out");
     }
+    parks_running_codes_ = runs_coded && !model.kv.empty();
     codec_flags_.kv = flags.park;
-    running_flags_.kv_codec.clear();  // --kv-codec is what --park-kv names
+    // Else --kv-codec is what --park-kv names.
+    if (!parks_running_codes_) running_flags_.kv_codec.clear();
   } else if (!flags.directory.empty()) {
     fail(ErrorCode::kInvalidArgument, "--prefix-cache-dir ", flags.directory,
          ": what is kept there is parked; add --park-kv aqua2");
@@ -239,28 +242,30 @@ KvParking::KvParking(const ModelFlags& model, const KvFlags& flags)
 }
 
 void KvParking::load(const Checkpoint& checkpoint) {
-  if (!choice_.coded) return;
+  if (!choice_.coded || parks_running_codes_) return;
   codec_ =
       with_context("--park-kv", [&] { return load_kv_codec(choice_, codec_flags_, checkpoint); });
 }
 
 void KvParking::attach(Engine& engine, const Model& model, const Checkpoint& checkpoint,
                        Exec& exec) const {
-  if (!codec_) return;
-  std::unique_ptr<PieceParker> parker = model.make_parker(
-      engine.cache(), codec_->file, *codec_->codec, engine.options().max_sequence_tokens);
+  if (!choice_.coded) return;
+  const EngineOptions& options = engine.options();
+  const KvCodecFile& file = parks_running_codes_ ? *options.kv_codec_file : codec_->file;
+  const KvCodec& codec = parks_running_codes_ ? *options.kv_codec : *codec_->codec;
+  std::unique_ptr<PieceParker> parker =
+      model.make_parker(engine.cache(), file, codec, options.max_sequence_tokens);
   const ParkedStoreOptions store = {
       .memory_bytes = bytes_of("--prefix-cache-ram-gb", flags_.memory_gb),
       .directory = flags_.directory,
       .disk_bytes = bytes_of("--prefix-cache-disk-gb", flags_.disk_gb)};
   engine.set_parker(std::make_unique<PrefixParker>(
       std::move(parker), store,
-      str("pieces 5, ", kv_format_name(engine.options().kv_format), ", ",
-          model_fingerprint(checkpoint), ", ", kv_codec_fingerprint(codec_->file),
-          has_moving_rope(checkpoint.config())
-              ? str(", context ", engine.options().max_sequence_tokens)
-              : "",
-          exec.on_cuda() ? ", on a GPU" : ""),
+      str("pieces 5, ", kv_format_name(options.kv_format), ", ", model_fingerprint(checkpoint),
+          ", ", kv_codec_fingerprint(file),
+          has_moving_rope(checkpoint.config()) ? str(", context ", options.max_sequence_tokens)
+                                               : "",
+          exec.on_cuda() ? ", on a GPU" : "", parks_running_codes_ ? ", of running codes" : ""),
       exec));
 }
 

@@ -6,6 +6,7 @@
 //   directory
 //   --kv-codec FILE                        a codec from elsewhere, of any method; --kv must fit it
 //
+// --park-kv with the same codec as --kv parks running sequences' codes as they are.
 // With a codec the sinks and the latest window stay exact (cache/coded_kv_cache.h).
 #pragma once
 #include <CLI/CLI.hpp>
@@ -104,7 +105,7 @@ class KvParking {
   // Throws kInvalidArgument for names that do not exist or do not go together. Opens nothing.
   KvParking(const ModelFlags& model, const KvFlags& flags);
 
-  // For running sequences: without the codec that --kv-codec names for parking.
+  // For running sequences: without the codec that --kv-codec names for parking alone.
   const ModelFlags& model_flags() const { return running_flags_; }
   // Reads the codec. Throws what load_kv_codec() throws.
   void load(const Checkpoint& checkpoint);
@@ -117,7 +118,8 @@ class KvParking {
   ModelFlags running_flags_;
   const KvFlags flags_;
   KvChoice choice_;
-  std::optional<LoadedKvCodec> codec_;
+  bool parks_running_codes_ = false;    // by the engine's codec
+  std::optional<LoadedKvCodec> codec_;  // else
 };
 
 }  // namespace lathe

@@ -19,7 +19,7 @@ struct EngineOptions {
   // Older tokens of running sequences as codes (--kv aquaN), the latest in kv_format; cache_tokens
   // then counts those. Null: every block is live. Must outlive the cache.
   const KvCodec* kv_codec = nullptr;
-  const KvCodecFile* kv_codec_file = nullptr;  // the same, for a GPU; may be null on a CPU
+  const KvCodecFile* kv_codec_file = nullptr;  // the same; may be null on a CPU
   bool prefix_cache = true;  // share what a prompt has in common with earlier sequences
 };
 

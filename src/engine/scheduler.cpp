@@ -137,8 +137,9 @@ void Scheduler::park(const Sequence& sequence) {
 
 // Blocks of live sequences first; then, up to num_tokens, what is parked.
 void Scheduler::wake_prefix(Sequence* sequence, int64_t num_tokens) {
-  if (!cache_.reserve(sequence->kv, num_tokens - sequence->kv.num_tokens)) return;
+  if (!cache_.reserve_woken(sequence->kv, num_tokens)) return;
   parker_->wake(sequence->tokens, num_tokens, sequence->kv);
+  cache_.truncate(sequence->kv, sequence->kv.num_tokens);  // pieces that turned out to be gone
 }
 
 // At least one token is left to compute: its logits are wanted. Returns how many tokens can be had

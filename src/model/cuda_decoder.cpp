@@ -366,7 +366,9 @@ std::unique_ptr<PieceParker> CudaDecoder::make_parker(KvCache& cache, const KvCo
                                                       const KvCodec&, int64_t) const {
   auto* live = dynamic_cast<CudaKvCache*>(&cache);
   if (live == nullptr) {
-    fail(ErrorCode::kUnsupported, "parking a cache that is not all live blocks on this GPU");
+    fail(ErrorCode::kUnsupported,
+         "parking a GPU's coded cache: only its live caches can be parked; leave --kv out, or "
+         "--park-kv");
   }
   return std::make_unique<CudaKvParker>(*live, file, kv_ropes_on_device(), *context_);
 }

@@ -348,6 +348,7 @@ KvRopes Model::kv_ropes(int64_t) const {
 std::unique_ptr<PieceParker> Model::make_parker(KvCache& cache, const KvCodecFile&,
                                                 const KvCodec& codec,
                                                 int64_t max_sequence_tokens) const {
+  if (auto* coded = dynamic_cast<CodedKvCache*>(&cache)) return coded->make_parker();
   KvRopes ropes = kv_ropes(max_sequence_tokens);
   return std::make_unique<KvParker>(cache, codec, std::move(ropes.layers), std::move(ropes.memory));
 }

@@ -104,9 +104,10 @@ class Model {
   // Those rotations, for positions up to the end of the last block of max_sequence_tokens.
   // kUnsupported on a GPU.
   virtual KvRopes kv_ropes(int64_t max_sequence_tokens) const;
-  // What parks sequences of up to max_sequence_tokens of a cache of this model (make_cache()) and
-  // wakes them. file and codec are the same; the codec, the cache and the model must outlive it.
-  // Throws kUnsupported for a cache without live blocks, or for what a GPU cannot do.
+  // What parks sequences of up to max_sequence_tokens of a cache of this model and wakes them: of
+  // make_cache() in this codec, of make_coded_cache() in its own. file and codec are the same; the
+  // codec, the cache and the model must outlive it. Throws kUnsupported for what a GPU cannot do
+  // (coded caches among it), and what CodedKvCache::make_parker() throws.
   virtual std::unique_ptr<PieceParker> make_parker(KvCache& cache, const KvCodecFile& file,
                                                    const KvCodec& codec,
                                                    int64_t max_sequence_tokens) const;

@@ -103,7 +103,7 @@ TEST(Usage, WrongCommandLinesExitWith2) {
       {{"bench", model, "--draft", "ngram", "--random-weights", "mxfp4"}, "own weights"},
       {{"generate", model, "x", "--kv", "aqua9"}, "aqua9"},
       {{"generate", model, "x", "--park-kv", "int8"}, "int8"},
-      {{"generate", model, "x", "--park-kv", "aqua2", "--kv", "aqua2"}, "leave one out"},
+      {{"generate", model, "x", "--park-kv", "aqua2", "--kv", "aqua3"}, "leave one out"},
       {{"generate", model, "x", "--prefix-cache-dir", "/tmp/never"}, "--park-kv"},
       {{"generate", model, "x", "--prefix-cache-ram-gb", "-1"}, "-1"},
       {{"bench", "attention", "--context", "0"}, "--context"},
@@ -161,6 +161,9 @@ TEST(Usage, FailuresExitWith1) {
                "is a directory");
   expect_error(run_lathe({"generate", tiny_checkpoint(), "x", "--kv", "aqua2"}), 1, "fit-kv");
   expect_error(run_lathe({"score", tiny_checkpoint(), "--kv", "aqua2"}), 1, "fit-kv");
+  expect_error(
+      run_lathe({"generate", tiny_checkpoint(), "x", "--park-kv", "aqua2", "--kv", "aqua2"}), 1,
+      "fit-kv");
   expect_error(run_lathe({"generate", tiny_checkpoint(), "x", "--park-kv", "aqua2", "--kv-codec",
                           scratch + "/garbage.gguf"}),
                1, "garbage");

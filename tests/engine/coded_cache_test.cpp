@@ -1,7 +1,10 @@
 // An engine whose running sequences are coded behind their latest tokens.
 #include <gtest/gtest.h>
+#include <stdlib.h>
 
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 
 #include "cache/coded_kv_cache.h"
 #include "cache/layer_difference_codec.h"
@@ -21,6 +24,11 @@ struct CodedEngine {
   static EngineOptions with_codec(EngineOptions options, const KvCodec& codec) {
     options.kv_codec = &codec;
     return options;
+  }
+  void park(const ParkedStoreOptions& store, const std::string& fingerprint = "model and codec") {
+    engine.set_parker(std::make_unique<PrefixParker>(
+        loaded.model->make_parker(engine.cache(), {}, codec, options.max_sequence_tokens), store,
+        fingerprint, loaded.owned.exec));
   }
   void run() {
     while (engine.has_work()) engine.step();
@@ -153,6 +161,100 @@ TEST(CodedEngine, TheCacheIsNeverMoreThanFull) {
   EXPECT_EQ(stats.cache_usage(), 0);
   EXPECT_EQ(stats.cache_block_bytes.live, coded.engine.cache().bytes_per_block());
   EXPECT_EQ(stats.cache_block_bytes.coded, coded.codec.bytes_per_block());
+}
+
+// What is in memory and coded is what comes back from disk: the answer is the same, bit for bit.
+TEST(CodedEngine, PrefixesAreParkedAsTheyAreAndSurviveARestart) {
+  std::string directory = testing::TempDir() + "coded_prefixes_XXXXXX";
+  ASSERT_NE(::mkdtemp(directory.data()), nullptr);
+  const ParkedStoreOptions store{.memory_bytes = 0, .directory = directory, .disk_bytes = 1 << 24};
+  const std::vector<int32_t> first = random_prompt(110, 5);
+  std::vector<int32_t> second(first.begin(), first.begin() + 64);
+  const std::vector<int32_t> ending = random_prompt(40, 6);
+  second.insert(second.end(), ending.begin(), ending.end());
+  const auto answer = [](CodedEngine& coded, const std::vector<int32_t>& prompt) {
+    const auto record = submit(coded.engine, prompt, greedy(8));
+    coded.run();
+    return *record;
+  };
+  EngineOptions options = small_options();
+  options.prefix_cache = true;
+  CodedEngine shares(options);
+  answer(shares, first);
+  const Record expected = answer(shares, second);
+  EXPECT_EQ(expected.usage.cached_tokens, 64);
+
+  {
+    CodedEngine parks;
+    parks.park(store);
+    answer(parks, first);
+    EXPECT_TRUE(parks.is_empty());
+    // All whole pieces of 110 + 7 tokens; of the third, nothing is coded yet.
+    EXPECT_EQ(parks.engine.stats().parking.parked_tokens, 96);
+    const Record woken = answer(parks, second);
+    EXPECT_EQ(woken.usage.cached_tokens, 64);
+    EXPECT_TRUE(woken.same_as(expected));
+    EXPECT_TRUE(parks.is_empty());
+  }
+  CodedEngine restarted;
+  restarted.park(store);
+  const Record woken = answer(restarted, second);
+  EXPECT_TRUE(woken.same_as(expected));
+  const ParkingStats parking = restarted.engine.stats().parking;
+  EXPECT_EQ(parking.woken_tokens, 64);
+  EXPECT_EQ(parking.store.num_disk_hits, 2);
+  EXPECT_EQ(parking.piece_bytes, parking.live_piece_bytes);
+
+  CodedEngine other;
+  other.park(store, "another codec");
+  EXPECT_EQ(answer(other, second).usage.cached_tokens, 0);
+  // Every file damaged: everything is computed anew, and nothing is left behind.
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(300);
+    file.put('\x5a').put('\x5a').put('\x5a');
+  }
+  CodedEngine damaged;
+  damaged.park(store);
+  const Record computed = answer(damaged, second);
+  EXPECT_EQ(computed.usage.cached_tokens, 0);
+  EXPECT_EQ(computed.tokens, expected.tokens);
+  EXPECT_EQ(damaged.engine.stats().parking.store.num_corrupt, 1);
+  EXPECT_TRUE(damaged.is_empty());
+  std::filesystem::remove_all(directory);
+}
+
+// Beside prefixes that are shared in memory, and with so little room for codes and for pieces that
+// some stay exact and others are lost all the time.
+TEST(CodedEngine, RandomLoadsWithParkingFinishAndGiveEverythingBack) {
+  int64_t woken = 0;
+  for (uint64_t seed = 0; seed < 6; ++seed) {
+    Rng rng(seed);
+    EngineOptions options = small_options();
+    options.max_num_seqs = 2 + static_cast<int64_t>(rng.below(6));
+    options.cache_tokens = 128;
+    options.prefix_cache = rng.below(2) == 0;
+    CodedEngine coded(options);
+    coded.park({.memory_bytes = static_cast<int64_t>(rng.below(200000)),
+                .directory = "",
+                .disk_bytes = 0});
+    std::vector<std::shared_ptr<Record>> records;
+    for (int i = 0; i < 30; ++i) {
+      std::vector<int32_t> prompt =
+          random_prompt(20 + static_cast<int64_t>(rng.below(60)), rng.below(3));
+      prompt.push_back(static_cast<int32_t>(rng.below(256)));
+      records.push_back(submit(coded.engine, prompt, greedy(1 + int64_t(rng.below(46)))));
+      if (rng.below(3) == 0) coded.engine.step();
+    }
+    coded.run();
+    for (const auto& record : records) {
+      ASSERT_TRUE(record->reason.has_value()) << seed;
+      EXPECT_NE(record->reason, FinishReason::kError) << record->error;
+    }
+    EXPECT_TRUE(options.prefix_cache || coded.is_empty()) << seed;
+    woken += coded.engine.stats().parking.woken_tokens;
+  }
+  EXPECT_GT(woken, 0);
 }
 
 TEST(CodedEngine, PreemptedSequencesAreComputedAgain) {

@@ -92,6 +92,19 @@ class Parked(unittest.TestCase):
         with self.server() as server:
             self.assertEqual(self.ask(server, prompt), (text, cached))  # woken again: the same bits
 
+    def test_codes_of_running_sequences_come_back_as_they_are(self):
+        prompt = words(4, 1500)
+        coded = ("--kv", "aqua2", "--no-prefix-cache")
+        with self.server(*coded) as server:
+            self.assertEqual(self.ask(server, prompt)[1], 0)
+            woken = self.ask(server, prompt)
+            self.assertGreater(woken[1], 1000)
+        with self.server(*coded, "--prefix-cache-ram-gb", "0") as server:
+            self.assertEqual(self.ask(server, prompt), woken)
+            self.assertEqual(server.metric("lathe_woken_tokens_total"), woken[1])
+        with self.server() as server:  # other bits than those that a live cache parks
+            self.assertEqual(self.ask(server, prompt)[1], 0)
+
     def test_damaged_entries_are_not_used(self):
         prompt = words(3, 1500)
         with self.server() as server:
