@@ -97,7 +97,10 @@ void CodedCache::forget_twin(BlockId live) {
   BlockId& twin = coded_twin_[static_cast<std::size_t>(live)];
   if (twin >= 0) {
     live_twin_[static_cast<std::size_t>(twin)] = -1;
-    if (keeps_twin_[static_cast<std::size_t>(live)]) coded_pool_.release(twin);
+    if (keeps_twin_[static_cast<std::size_t>(live)]) {
+      coded_pool_.set_idle(twin, false);
+      coded_pool_.release(twin);
+    }
   }
   keeps_twin_[static_cast<std::size_t>(live)] = false;
   twin = -1;
@@ -132,6 +135,7 @@ void CodedCache::keep_twin(BlockId live, BlockId coded) {
   coded_twin_[static_cast<std::size_t>(live)] = coded;
   live_twin_[static_cast<std::size_t>(coded)] = live;
   keeps_twin_[static_cast<std::size_t>(live)] = true;
+  coded_pool_.set_idle(coded, true);
 }
 
 // Codes that no sequence has: woken blocks keep them.
@@ -222,6 +226,13 @@ void CodedCache::truncate(KvSequence& sequence, int64_t num_tokens) {
     release_block(sequence.sink_block);
     sequence.sink_block = -1;
   }
+}
+
+void CodedCache::set_idle(const KvSequence& sequence, bool idle) {
+  for (const BlockId id : sequence.blocks) {
+    is_coded(id) ? coded_pool_.set_idle(~id, idle) : live_pool_.set_idle(id, idle);
+  }
+  if (sequence.sink_block >= 0) live_pool_.set_idle(sequence.sink_block, idle);
 }
 
 void CodedCache::fork(const KvSequence& source, int64_t num_tokens, KvSequence& target) {

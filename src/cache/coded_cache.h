@@ -54,6 +54,9 @@ class CodedCache : public KvCache {
   KvBlocks free_blocks() const override {
     return {.live = live_pool_.num_free(), .coded = num_free_coded_blocks()};
   }
+  KvBlocks running_blocks() const override {
+    return {.live = live_pool_.num_running(), .coded = coded_pool_.num_running()};
+  }
   KvBlocks blocks_needed(const KvSequence& sequence, int64_t num_tokens,
                          int64_t max_rows) const override;
   // Those that only a woken block still has, too.
@@ -65,6 +68,7 @@ class CodedCache : public KvCache {
   bool reserve_woken(KvSequence& sequence, int64_t num_tokens) override;
   void truncate(KvSequence& sequence, int64_t num_tokens) override;
   void release(KvSequence& sequence) override { truncate(sequence, 0); }
+  void set_idle(const KvSequence& sequence, bool idle) override;
   void fork(const KvSequence& source, int64_t num_tokens, KvSequence& target) override;
   void begin_step(std::span<const KvRows> rows, Exec& exec) override;
   void commit() override;
@@ -142,7 +146,7 @@ class CodedCache : public KvCache {
   // and does not encode what was already rebuilt from codes.
   std::vector<BlockId> coded_twin_;  // [live block], -1: none
   std::vector<BlockId> live_twin_;   // [coded block], -1: none
-  std::vector<bool> keeps_twin_;     // [live block], whether it holds a reference to its codes
+  std::vector<bool> keeps_twin_;     // [live block], whether it has an idle reference to its codes
   std::vector<EncodeJob> jobs_;
   ThreadPool own_thread_{1};  // for the one block that reserve() may have to wake
   Workspace own_workspace_;

@@ -74,6 +74,8 @@ class KvCache {
   virtual KvBlocks all_blocks() const { return {.live = num_blocks(), .coded = 0}; }
   virtual KvBlocks free_blocks() const { return {.live = num_free_blocks(), .coded = 0}; }
   virtual int64_t bytes_per_coded_block() const { return 0; }  // 0: there are none
+  // Blocks of sequences that are not idle; one that several share counts once.
+  virtual KvBlocks running_blocks() const = 0;
   // The most that the sequence will hold beyond what it holds now, on its way to num_tokens tokens
   // in steps of up to max_rows rows.
   virtual KvBlocks blocks_needed(const KvSequence& sequence, int64_t num_tokens,
@@ -103,6 +105,9 @@ class KvCache {
   virtual void truncate(KvSequence& sequence, int64_t num_tokens) = 0;
   // Gives all blocks back; the sequence is empty again and usable.
   virtual void release(KvSequence& sequence) = 0;
+  // From now on the sequence does not run and is kept for later ones only (true), or no longer;
+  // while idle it must not change.
+  virtual void set_idle(const KvSequence& sequence, bool idle) = 0;
   // Makes `target` (empty) share the first num_tokens committed tokens of `source`.
   virtual void fork(const KvSequence& source, int64_t num_tokens, KvSequence& target) = 0;
 

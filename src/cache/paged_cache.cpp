@@ -65,6 +65,11 @@ void PagedCache::truncate(KvSequence& sequence, int64_t num_tokens) {
   sequence.num_tokens = num_tokens;
 }
 
+void PagedCache::set_idle(const KvSequence& sequence, bool idle) {
+  for (const BlockId block : sequence.blocks) pool_.set_idle(block, idle);
+  if (sequence.sink_block >= 0) pool_.set_idle(sequence.sink_block, idle);
+}
+
 void PagedCache::fork(const KvSequence& source, int64_t num_tokens, KvSequence& target) {
   LATHE_CHECK(num_tokens >= 0 && num_tokens <= source.num_tokens);
   LATHE_CHECK(target.blocks.empty() && target.num_tokens == 0);

@@ -18,12 +18,14 @@ class PagedCache : public KvCache {
   int64_t num_blocks() const override { return pool_.num_blocks(); }
   int64_t num_free_blocks() const override { return pool_.num_free(); }
   int64_t max_sequence_tokens() const override { return max_sequence_tokens_; }
+  KvBlocks running_blocks() const override { return {.live = pool_.num_running(), .coded = 0}; }
   KvBlocks blocks_needed(const KvSequence& sequence, int64_t num_tokens,
                          int64_t max_rows) const override;
 
   bool reserve(KvSequence& sequence, int64_t num_rows) override;
   void truncate(KvSequence& sequence, int64_t num_tokens) override;
   void release(KvSequence& sequence) override { truncate(sequence, 0); }
+  void set_idle(const KvSequence& sequence, bool idle) override;
   void fork(const KvSequence& source, int64_t num_tokens, KvSequence& target) override;
   void begin_step(std::span<const KvRows> rows, Exec& exec) override;
   void commit() override;

@@ -648,7 +648,7 @@ void Engine::publish_stats() {
   stats_.steps = num_steps_;
   stats_.cache_blocks = cache_->all_blocks();
   stats_.free_cache_blocks = cache_->free_blocks();
-  stats_.running_cache_blocks = scheduler_.running_blocks();
+  stats_.running_cache_blocks = cache_->running_blocks();
   stats_.cache_block_bytes = {.live = cache_->bytes_per_block(),
                               .coded = cache_->bytes_per_coded_block()};
   const ModelConfig& config = model_.config();

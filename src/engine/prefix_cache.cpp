@@ -29,6 +29,7 @@ void PrefixCache::add(std::vector<int32_t> tokens, KvSequence kv) {
     if (common_prefix(tokens, other) == static_cast<int64_t>(other.size())) erase(i);
   }
   if (entries_.size() == kMaxEntries) evict_oldest();
+  cache_.set_idle(kv, true);
   entries_.push_back({std::move(tokens), std::move(kv), ++clock_});
 }
 
@@ -56,6 +57,7 @@ bool PrefixCache::evict_oldest() {
 }
 
 void PrefixCache::erase(std::size_t idx) {
+  cache_.set_idle(entries_[idx].kv, false);
   cache_.release(entries_[idx].kv);
   if (idx + 1 != entries_.size()) std::swap(entries_[idx], entries_.back());
   entries_.pop_back();

@@ -15,7 +15,7 @@ void insert_by_arrival(std::vector<Sequence*>& list, Sequence* sequence) {
 }  // namespace
 
 Scheduler::Scheduler(const EngineOptions& options, KvCache& cache)
-    : options_(options), cache_(cache), prefixes_(cache), running_blocks_(cache) {
+    : options_(options), cache_(cache), prefixes_(cache) {
   running_.reserve(static_cast<std::size_t>(options.max_num_seqs));
   rows_.reserve(static_cast<std::size_t>(options.max_num_seqs));
 }
@@ -37,12 +37,6 @@ void Scheduler::remove(Sequence* sequence, bool keep_prefix) {
   }
   std::erase(waiting_, sequence);
   std::erase(running_, sequence);
-}
-
-KvBlocks Scheduler::running_blocks() {
-  running_blocks_.clear();
-  for (const Sequence* sequence : running_) running_blocks_.add(sequence->kv);
-  return running_blocks_.total();
 }
 
 std::span<const ScheduledRows> Scheduler::schedule() {

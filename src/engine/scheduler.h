@@ -21,7 +21,6 @@
 #include <span>
 #include <vector>
 
-#include "cache/kv_block_count.h"
 #include "cache/kv_cache.h"
 #include "engine/engine_options.h"
 #include "engine/prefix_cache.h"
@@ -62,7 +61,6 @@ class Scheduler {
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_preemptions() const { return num_preemptions_; }
   int64_t num_shared_tokens() const { return num_shared_tokens_; }  // that were not computed again
-  KvBlocks running_blocks();                                        // shared ones once
   Sequence* oldest_waiting() const { return waiting_.empty() ? nullptr : waiting_.front(); }
 
  private:
@@ -79,7 +77,6 @@ class Scheduler {
   const EngineOptions options_;
   KvCache& cache_;
   PrefixCache prefixes_;
-  KvBlockCount running_blocks_;
   PrefixParker* parker_ = nullptr;
   std::vector<Sequence*> waiting_;  // both in order of arrival
   std::vector<Sequence*> running_;

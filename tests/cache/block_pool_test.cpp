@@ -28,6 +28,38 @@ TEST(BlockPool, ABlockIsFreedByItsLastReference) {
   EXPECT_EQ(pool.num_references(block), 0);
 }
 
+TEST(BlockPool, ABlockIsIdleWhenAllItsReferencesAre) {
+  BlockPool pool(3);
+  const BlockId block = *pool.allocate();
+  pool.allocate();
+  EXPECT_EQ(pool.num_running(), 2);
+  pool.set_idle(block, true);
+  EXPECT_EQ(pool.num_idle(), 1);
+  EXPECT_EQ(pool.num_running(), 1);
+  pool.add_reference(block);
+  EXPECT_EQ(pool.num_running(), 2);
+  pool.set_idle(block, true);
+  EXPECT_EQ(pool.num_idle(), 1);
+  pool.set_idle(block, false);
+  EXPECT_EQ(pool.num_idle(), 0);
+  EXPECT_FALSE(pool.release(block));
+  EXPECT_EQ(pool.num_idle(), 1);
+  pool.set_idle(block, false);
+  EXPECT_TRUE(pool.release(block));
+  EXPECT_EQ(pool.num_idle(), 0);
+  EXPECT_EQ(pool.num_running(), 1);
+}
+
+TEST(BlockPoolDeathTest, IdleReferencesAreOfBlocksInUseAndNotReleased) {
+  BlockPool pool(2);
+  EXPECT_DEATH(pool.set_idle(0, true), "num_references");
+  const BlockId block = *pool.allocate();
+  EXPECT_DEATH(pool.set_idle(block, false), "count");
+  pool.set_idle(block, true);
+  EXPECT_DEATH(pool.set_idle(block, true), "count");
+  EXPECT_DEATH(pool.release(block), "idle_references_");
+}
+
 TEST(BlockPoolDeathTest, ReleasingAFreeBlockIsABug) {
   BlockPool pool(2);
   EXPECT_DEATH(pool.release(0), "num_references");
