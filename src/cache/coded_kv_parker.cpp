@@ -95,7 +95,8 @@ void CodedKvCache::Parker::save_codes(const KvSequence& sequence, int64_t first_
     }
   }
   if (!jobs.empty()) {
-    cache_.encode_to(jobs, [&](int64_t i) { return targets[static_cast<std::size_t>(i)]; }, exec);
+    cache_.encode_to(
+        jobs, [&](int64_t i) { return targets[static_cast<std::size_t>(i)]; }, exec);
   }
 }
 

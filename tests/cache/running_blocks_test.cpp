@@ -67,8 +67,8 @@ void run_random(KvCache& cache, CodedKvCache* coded, const Rows& rows, const Mod
       }
     }
     ASSERT_EQ(cache.running_blocks(), counted(all));
-    some_idle = some_idle || cache.running_blocks().live + cache.free_blocks().live <
-                                 cache.all_blocks().live;
+    some_idle = some_idle ||
+                cache.running_blocks().live + cache.free_blocks().live < cache.all_blocks().live;
     int64_t live = 0;
     for (const Held& other : all) {
       for (const BlockId id : other.sequence.blocks) live += !other.is_idle && id >= 0;

@@ -4,8 +4,7 @@ place, and each weight near the source's.
     quantized_peer_test.py LATHE
 
 Quantizes tiny models: those of golden/tiny ($LATHE_SHARED) and a multimodal one. Exit code 77 (skipped)
-without the first, or where the libraries are not installed; LATHE_PEER_PYTHON names an interpreter that has
-them. Made with compressed-tensors 0.20.0, transformers 5.24.0, torch 2.15.0.
+without the first, or where the libraries are not installed (support/peer.py). Made with compressed-tensors 0.20.0, transformers 5.24.0, torch 2.15.0.
 """
 import json
 import os
@@ -15,20 +14,14 @@ import tempfile
 import warnings
 from pathlib import Path
 
-peer_python = os.environ.pop("LATHE_PEER_PYTHON", None)
-if peer_python:
-    os.execv(peer_python, [peer_python, *sys.argv])
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+import peer  # noqa: E402
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TQDM_DISABLE", "1")
-try:
+with peer.libraries():
     import compressed_tensors  # noqa: F401: transformers needs it
     import torch
     import transformers
     from safetensors.torch import load_file
-except ImportError as missing:
-    print(f"{missing.name} is not installed")
-    sys.exit(77)
 
 # transformers 5.24.0 reads the experts of NVFP4 without their global scales: fp8 shows that they are in place.
 FAMILIES = {"llama-rope-llama3": "nvfp4", "phi3": "nvfp4", "mixtral": "fp8", "gemma3-multimodal": "nvfp4"}
@@ -81,7 +74,7 @@ def main(lathe):
     tiny = Path(os.environ.get("LATHE_SHARED", "/nowhere")) / "golden/tiny"
     if not tiny.exists():
         print("no golden/tiny (LATHE_SHARED)")
-        return 77
+        return peer.SKIPPED
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")  # that the options of loading go before those of the file
     with tempfile.TemporaryDirectory() as directory:

@@ -9,6 +9,7 @@
 #include "engine/speculation_cases.h"
 #include "formats/expect_error.h"
 #include "formats/random_checkpoint.h"
+#include "support/sanitizers.h"
 
 namespace lathe {
 namespace {
@@ -312,10 +313,10 @@ class SampledStrings : public ::testing::Test {
 };
 
 TEST_F(SampledStrings, FollowTheModelWithAnyDraft) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  GTEST_SKIP() << "statistics of 20,000 draws: minutes under a sanitizer, on ways that other tests "
-                  "go too";
-#endif
+  if (kSanitized) {
+    GTEST_SKIP() << "statistics of 20,000 draws: minutes under a sanitizer, on ways that other "
+                    "tests go too";
+  }
   const std::vector<double> probs = expected();
   // 26 degrees of freedom; P(chi-squared > 77.5) = 5e-7.
   constexpr double kLimit = 77.5;

@@ -3,24 +3,20 @@
     compressed_tensors_peer_test.py WRITE_COMPRESSED_EXAMPLES
 
 Runs the program, opens each model with both libraries and compares every quantized weight with the
-one that lathe decodes from it. Exit code 77 (skipped) where the libraries are not installed;
-LATHE_PEER_PYTHON names an interpreter that has them. Made with compressed-tensors 0.20.0,
+one that lathe decodes from it. Exit code 77 (skipped) where the libraries are not installed
+(support/peer.py). Made with compressed-tensors 0.20.0,
 transformers 5.23.0, torch 2.15.0.
 """
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-peer_python = os.environ.pop("LATHE_PEER_PYTHON", None)
-if peer_python:
-    os.execv(peer_python, [peer_python, *sys.argv])
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+import peer  # noqa: E402
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TQDM_DISABLE", "1")
-try:
+with peer.libraries():
     import torch
     import transformers
     from compressed_tensors.compressors import BaseCompressor
@@ -28,9 +24,6 @@ try:
     from compressed_tensors.transform import TransformConfig, TransformFactory
     from compressed_tensors.utils.match import is_match
     from safetensors.torch import load_file
-except ImportError as missing:
-    print(f"{missing.name} is not installed")
-    sys.exit(77)
 
 
 def load_tensors(model_path):

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "formats/expect_error.h"
+#include "support/sanitizers.h"
 #include "text/unicode.h"
 
 namespace lathe {
@@ -107,11 +108,7 @@ TEST(Pattern, BombsAreRefusedQuickly) {
     }
     // Of the processor: 0.5 s, and under a sanitizer some twenty times that.
     const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-    EXPECT_LT(seconds, 100);
-#else
-    EXPECT_LT(seconds, 10);
-#endif
+    EXPECT_LT(seconds, kSanitized ? 100 : 10);
   }
 }
 

@@ -3,7 +3,9 @@
 #include <atomic>
 #include <cstddef>
 
-#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#include "support/sanitizers.h"
+
+#if defined(__GLIBC__) && !LATHE_SANITIZED
 #define LATHE_COUNTS_ALLOCATIONS
 #endif
 

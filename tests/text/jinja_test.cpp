@@ -8,6 +8,7 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/json.h"
+#include "support/sanitizers.h"
 #include "support/shared_data.h"
 
 namespace lathe {
@@ -102,11 +103,7 @@ TEST(Jinja, HostileTemplatesEndInAnError) {
       "{{ 1 | map('map', 'map', 'map') | list }}",
       "{% set x = [1, 2, 3] | map('map', 'map') %}{{ x }}",
   };
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  constexpr double kMaxSeconds = 200;  // some ten times slower
-#else
-  constexpr double kMaxSeconds = 20;
-#endif
+  constexpr double kMaxSeconds = kSanitized ? 200 : 20;
   for (const std::string& source : templates) {
     SCOPED_TRACE(source.substr(0, 120));
     const std::clock_t start = std::clock();  // of this process: the machine may be busy
