@@ -264,8 +264,8 @@ void run_chat(const ChatFlags& flags, const GivenFlags& given) {
   const LoadedDraft draft(flags.draft, loaded, parking.model_flags(), runtime.exec(),
                           {.quiet = !reader.interactive(), .max_sequence_tokens = flags.context});
   parking.load(loaded.checkpoint());
-  const EngineOptions options =
-      loaded.kv().engine_options(wanted, loaded.model().config(), runtime.exec());
+  const EngineOptions options = loaded.kv().engine_options(
+      wanted, loaded.model().config(), runtime.exec(), draft.cache_token_bytes());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   draft.attach(engine);

@@ -140,6 +140,12 @@ LoadedDraft::LoadedDraft(const DraftFlags& flags, const LoadedModel& target,
   check_draft_vocabulary(target, *loaded_);
 }
 
+Model* LoadedDraft::model() const { return loaded_ != nullptr ? &loaded_->model() : copy_.get(); }
+
+int64_t LoadedDraft::cache_token_bytes() const {
+  return model() == nullptr ? 0 : kv_token_bytes(kv_format_, model()->config());
+}
+
 std::string LoadedDraft::method() const {
   return empty() || flags_.draft == "ngram" || flags_.draft == "self" ? flags_.draft : "model";
 }
@@ -155,12 +161,12 @@ void LoadedDraft::attach_exact(Engine& engine) const {
     engine.set_drafter(std::make_unique<NgramDrafter>(), options_);
     return;
   }
-  Model& model = loaded_ != nullptr ? loaded_->model() : *copy_;
+  Model& drafts = *model();
   const EngineOptions& target = engine.options();
   const int64_t max_tokens =
-      std::min(target.max_sequence_tokens, model.config().max_position_embeddings);
+      std::min(target.max_sequence_tokens, drafts.config().max_position_embeddings);
   auto drafter = std::make_unique<ModelDrafter>(
-      model, model.make_cache(kv_format_, target.cache_tokens, max_tokens),
+      drafts, drafts.make_cache(kv_format_, target.cache_tokens, max_tokens),
       engine.config().vocab_size,
       ModelDrafterOptions{.max_num_seqs = target.max_num_seqs,
                           .max_batch_tokens = target.max_batch_tokens,

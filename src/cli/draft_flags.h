@@ -46,6 +46,8 @@ class LoadedDraft {
   // Without the judge.
   void attach_exact(Engine& engine) const;
   bool empty() const { return flags_.draft.empty(); }
+  // What a draft model's cache takes for each token that the engine's holds; 0: no draft model.
+  int64_t cache_token_bytes() const;
   std::string method() const;  // "ngram", "self", "model"; empty: none
   const ChosenJudge& judge() const { return judge_; }
 
@@ -54,6 +56,7 @@ class LoadedDraft {
   SpeculationOptions options_;
   ChosenJudge judge_;
   Exec& exec_;
+  Model* model() const;  // that drafts; null: none
   KvFormat kv_format_;
   std::unique_ptr<LoadedModel> loaded_;     // --draft MODEL
   std::unique_ptr<Checkpoint> checkpoint_;  // --draft self

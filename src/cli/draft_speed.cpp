@@ -76,7 +76,7 @@ DraftSpeed measure_draft_speed(const LoadedModel& loaded, const LoadedDraft& dra
   wanted.max_batch_tokens = std::max<int64_t>(wanted.max_batch_tokens, options.batch);
   wanted.prefix_cache = false;  // or the second repetition has no prompts to compute
   const EngineOptions engine_options =
-      loaded.kv().engine_options(wanted, loaded.model().config(), exec);
+      loaded.kv().engine_options(wanted, loaded.model().config(), exec, draft.cache_token_bytes());
   const auto make_engine = [&] {
     return std::make_unique<Engine>(loaded.model(),
                                     make_engine_cache(loaded.model(), engine_options),

@@ -34,7 +34,7 @@ Json eval_items(const EvalFlags& flags, std::vector<Item> items, Exec& exec, con
     const auto run_once = [&](const RunningKv& cache, const std::string& name, bool judged) {
       const EngineOptions options = cache.engine_options(
           {.max_num_seqs = flags.batch, .max_batch_tokens = std::max<int64_t>(512, flags.batch)},
-          loaded.model().config(), exec);
+          loaded.model().config(), exec, draft.cache_token_bytes());
       Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                     options, exec);
       judged ? draft.attach(engine) : draft.attach_exact(engine);

@@ -94,8 +94,8 @@ void run_generate(const GenerateFlags& flags) {
   std::vector<int32_t> prompt = prompt_ids(loaded, flags, prompt_read);
   std::unique_ptr<TokenConstraint> constraint = answer_constraint(token_grammar(grammar, loaded));
   parking.load(loaded.checkpoint());
-  const EngineOptions options =
-      loaded.kv().engine_options(wanted, loaded.model().config(), runtime.exec());
+  const EngineOptions options = loaded.kv().engine_options(
+      wanted, loaded.model().config(), runtime.exec(), draft.cache_token_bytes());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   draft.attach(engine);

@@ -181,11 +181,14 @@ void RunningKv::take(KvCodecFile file, const ModelConfig& config) {
 }
 
 EngineOptions RunningKv::engine_options(EngineOptions options, const ModelConfig& config,
-                                        const Exec& exec) const {
+                                        const Exec& exec, int64_t draft_token_bytes) const {
   options.kv_format = choice_.live_format;
   options.kv_codec = codec_ ? codec_->codec.get() : nullptr;
   options.kv_codec_file = codec_ ? &codec_->file : nullptr;
-  return resolve(options, config, cache_memory(exec, flags_.tensor_parallel));
+  CacheMemory memory = cache_memory(exec, flags_.tensor_parallel);
+  // A draft runs on the first of several GPUs: it leaves as much less on each.
+  memory.draft_token_bytes = draft_token_bytes * flags_.tensor_parallel;
+  return resolve(options, config, memory);
 }
 
 std::string RunningKv::name() const {

@@ -67,9 +67,11 @@ class RunningKv {
   // Null: every block is live. Behind load().
   const LoadedKvCodec* codec() const { return codec_ ? &*codec_ : nullptr; }
   // The options, resolved, with this cache, which must outlive the engine; sized by what memory is
-  // free. Behind the model, whose weights take theirs first. Throws what resolve() throws.
-  EngineOptions engine_options(EngineOptions options, const ModelConfig& config,
-                               const Exec& exec) const;
+  // free. Behind the model, whose weights take theirs first, and behind the draft, which has a
+  // cache too: draft_token_bytes of it for each token (LoadedDraft::cache_token_bytes()). Throws
+  // what resolve() throws.
+  EngineOptions engine_options(EngineOptions options, const ModelConfig& config, const Exec& exec,
+                               int64_t draft_token_bytes = 0) const;
   std::string name() const;  // "bf16", "aqua2", ...
   // Empty caches; *this must outlive them. With room for num_tokens tokens, in steps of any size:
   std::unique_ptr<KvCache> make_cache(const Model& model, int64_t num_tokens,
@@ -85,10 +87,11 @@ class RunningKv {
 };
 
 inline constexpr const char* kCacheTokensHelp =
-    "Tokens that the cache holds, of all sequences; 0: 1 GiB of them, or one sequence of the "
-    "model's "
-    "whole context where that is more, but at most a quarter of free memory (half of a GPU's), and "
-    "those of --context at the least";
+    "Tokens that the cache holds, of all sequences; 0: 1 GiB of them (with a draft model's), or "
+    "one "
+    "sequence of the model's whole context where that is more, but at most a quarter of free "
+    "memory "
+    "(half of a GPU's), and those of --context at the least";
 
 struct KvFlags {
   std::string park;       // --park-kv

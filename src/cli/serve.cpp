@@ -245,7 +245,8 @@ void run_serve(ServeFlags flags) {
       flags.draft, loaded, parking.model_flags(), runtime.exec(),
       {.quiet = false, .max_sequence_tokens = flags.engine.max_sequence_tokens});
   const ModelConfig& config = loaded.model().config();
-  const EngineOptions options = loaded.kv().engine_options(flags.engine, config, runtime.exec());
+  const EngineOptions options =
+      loaded.kv().engine_options(flags.engine, config, runtime.exec(), draft.cache_token_bytes());
   Engine engine(loaded.model(), make_engine_cache(loaded.model(), options), &loaded.tokenizer(),
                 options, runtime.exec());
   const ServedSpeculation speculation = set_up_speculation(flags, draft, loaded, engine);

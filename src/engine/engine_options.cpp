@@ -23,6 +23,15 @@ CodedKvCacheOptions coded_options(const EngineOptions& options) {
   return coded;
 }
 
+// With the draft's, which is live.
+int64_t all_cache_bytes(const EngineOptions& options, const ModelConfig& config,
+                        const CacheMemory& memory) {
+  return cache_bytes(options, config) +
+         cache_blocks(options.cache_tokens, options.max_sequence_tokens,
+                      kv_keeps_sinks(kv_element(options.kv_format))) *
+             kBlockSize * memory.draft_token_bytes;
+}
+
 // Of a cache whose size nothing says.
 int64_t default_cache_bytes(const EngineOptions& options, const ModelConfig& config,
                             const CacheMemory& memory) {
@@ -31,19 +40,21 @@ int64_t default_cache_bytes(const EngineOptions& options, const ModelConfig& con
   whole.max_sequence_tokens = config.max_position_embeddings;
   whole.cache_tokens = config.max_position_embeddings;
   const double most = memory.default_share * static_cast<double>(memory.free_bytes);
-  return std::min(std::max(kDefaultCacheBytes, cache_bytes(whole, config)),
+  return std::min(std::max(kDefaultCacheBytes, all_cache_bytes(whole, config, memory)),
                   static_cast<int64_t>(most));
 }
 
 // How many tokens a cache of so many bytes holds.
-int64_t tokens_within(int64_t bytes, const EngineOptions& options, const ModelConfig& config) {
+int64_t tokens_within(int64_t bytes, const EngineOptions& options, const ModelConfig& config,
+                      const CacheMemory& memory) {
   EngineOptions empty = options;
   empty.cache_tokens = kBlockSize;
   const int64_t fixed = options.kv_codec != nullptr ? cache_bytes(empty, config) : 0;
-  const int64_t token_bytes =
+  const int64_t own_bytes =
       options.kv_codec != nullptr
           ? std::max<int64_t>(1, options.kv_codec->bytes_per_block() / kBlockSize)
           : kv_token_bytes(options.kv_format, config);
+  const int64_t token_bytes = own_bytes + memory.draft_token_bytes;
   const int64_t tokens = std::max((bytes - fixed) / token_bytes, kBlockSize);
   if (options.kv_codec != nullptr || !kv_keeps_sinks(kv_element(options.kv_format))) return tokens;
   // What make_engine_cache() adds for the sinks.
@@ -93,7 +104,7 @@ EngineOptions resolve(const EngineOptions& options, const ModelConfig& config,
   }
   if (resolved.cache_tokens == 0) {
     const int64_t affordable =
-        tokens_within(default_cache_bytes(resolved, config, memory), resolved, config);
+        tokens_within(default_cache_bytes(resolved, config, memory), resolved, config, memory);
     const int64_t useful = resolved.max_num_seqs > affordable / resolved.max_sequence_tokens
                                ? affordable
                                : resolved.max_num_seqs * resolved.max_sequence_tokens;
@@ -101,10 +112,11 @@ EngineOptions resolve(const EngineOptions& options, const ModelConfig& config,
     resolved.cache_tokens = std::max({useful, asked, kBlockSize});
   }
   if (memory.free_bytes > 0 && (options.cache_tokens > 0 || options.max_sequence_tokens > 0)) {
-    const int64_t bytes = cache_bytes(resolved, config);
+    const int64_t bytes = all_cache_bytes(resolved, config, memory);
     if (bytes > memory.free_bytes) {
       fail(ErrorCode::kOutOfMemory, "a cache of ", resolved.cache_tokens, " tokens takes ",
-           bytes >> 20, " MiB, and ", memory.free_bytes >> 20,
+           bytes >> 20, memory.draft_token_bytes > 0 ? " MiB with the draft model's" : " MiB",
+           ", and ", memory.free_bytes >> 20,
            " MiB are free; take a smaller --context or --cache-tokens, or fewer bits with --kv");
     }
   }

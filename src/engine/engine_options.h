@@ -29,16 +29,19 @@ inline constexpr int64_t kDefaultCacheBytes = int64_t{1} << 30;
 struct CacheMemory {
   int64_t free_bytes = 0;       // 0: not known
   double default_share = 0.25;  // of it, the most for a cache whose size nothing says
+  // What a draft model's cache takes for each of cache_tokens, out of the same memory; 0: no such
+  // model.
+  int64_t draft_token_bytes = 0;
 };
 
 // Throws kInvalidArgument, naming the field, the value and the range.
 void validate(const EngineOptions& options);
 
-// The options with every 0 replaced by what it stands for. A cache whose size nothing says holds
-// kDefaultCacheBytes, or one sequence of the model's whole context where that is more, but at most
-// its share of free memory and no more than can be used; and one sequence of max_sequence_tokens at
-// the least where that is given. Throws kOutOfMemory for a cache that was asked for and that memory
-// does not hold.
+// The options with every 0 replaced by what it stands for. A cache whose size nothing says, with a
+// draft model's, holds kDefaultCacheBytes, or one sequence of the model's whole context where that
+// is more, but at most its share of free memory and no more than can be used; and one sequence of
+// max_sequence_tokens at the least where that is given. Throws kOutOfMemory for a cache that was
+// asked for and that memory does not hold.
 EngineOptions resolve(const EngineOptions& options, const ModelConfig& config,
                       const CacheMemory& memory = {});
 

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <sstream>
 
 #include "base/atomic_file.h"
@@ -171,6 +172,26 @@ TEST(Usage, FailuresExitWith1) {
                "/no/such/text");
   expect_error(run_lathe({"tokenize", tiny_weights_only()}, "\"x\"\n"), 1, "tokenizer");
   expect_error(run_lathe({"render", tiny_weights_only()}, "{}\n"), 1, "chat template");
+}
+
+// Seven tenths of what is free: a cache, but not a draft model's beside it.
+TEST(Usage, ADraftModelsCacheIsOfTheSameMemory) {
+  const std::string model = tiny_checkpoint();
+  constexpr int64_t kTooMany = 60'000'000'000;
+  const ProgramResult asked =
+      run_lathe({"generate", model, "x", "--cache-tokens", std::to_string(kTooMany)});
+  expect_error(asked, 1, "MiB are free");
+  long long tokens = 0, wanted = 0, free = 0;
+  ASSERT_EQ(std::sscanf(asked.err.c_str() + asked.err.find("a cache of"),
+                        "a cache of %lld tokens takes %lld MiB, and %lld MiB are free", &tokens,
+                        &wanted, &free),
+            3)
+      << asked.err;
+  const double share = 0.7 * static_cast<double>(free) / static_cast<double>(wanted);
+  const auto both = static_cast<int64_t>(share * static_cast<double>(kTooMany));
+  expect_error(run_lathe({"generate", model, "x", "--max-tokens", "1", "--draft", model,
+                          "--cache-tokens", std::to_string(both)}),
+               1, "MiB with the draft model's, and");
 }
 
 TEST(Usage, ClosedAndFullStandardOutputAreErrors) {

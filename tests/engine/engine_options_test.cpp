@@ -35,6 +35,30 @@ TEST(EngineOptions, ACacheThatNothingSaysTheSizeOf) {
   EXPECT_EQ(resolved.max_sequence_tokens, 16384);
 }
 
+// A draft model of a quarter of the bytes: 13107.2 tokens of both are a GiB.
+TEST(EngineOptions, ADraftModelsCacheCounts) {
+  const auto resolved = [](const EngineOptions& options, int64_t free_mib, int64_t draft_bytes) {
+    return resolve(options, config_of(32768),
+                   {.free_bytes = free_mib * kMiB, .draft_token_bytes = draft_bytes});
+  };
+  EXPECT_EQ(resolved({.max_num_seqs = 1}, 4096, 0).cache_tokens, 16384);
+  EXPECT_EQ(resolved({.max_num_seqs = 1}, 4096, 16384).cache_tokens, 13107);
+  EXPECT_EQ(resolved({.max_num_seqs = 1}, 16384, 16384).cache_tokens, 32768);  // the whole context
+  // 30000 tokens: 1876 MiB, with the draft's 2345.
+  const EngineOptions asked = {.max_num_seqs = 1, .max_sequence_tokens = 30000};
+  EXPECT_EQ(resolved(asked, 2000, 0).cache_tokens, 30000);
+  EXPECT_EQ(resolved(asked, 2400, 16384).cache_tokens, 30000);
+  try {
+    resolved(asked, 2300, 16384);
+    FAIL() << "memory does not hold both";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kOutOfMemory);
+    EXPECT_NE(std::string(error.what()).find("2345 MiB with the draft model's, and 2300 MiB"),
+              std::string::npos)
+        << error.what();
+  }
+}
+
 TEST(EngineOptions, ACacheForTheContextThatWasAskedFor) {
   const EngineOptions options = {.max_num_seqs = 1, .max_sequence_tokens = 30000};
   const EngineOptions resolved = resolve(options, config_of(32768), {.free_bytes = 4096 * kMiB});
