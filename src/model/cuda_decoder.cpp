@@ -87,8 +87,8 @@ class CudaDecoder final : public Model {
                           const SampledBatch& sampled, float* hidden, Exec& exec) override;
   // bf16 between the kernels, and FP8 inputs of MXFP4 layers in steps of more than 16 rows: those
   // are off by 2.6 % each (rms), of which random weights make 12 % in 32 layers of 4096 columns,
-  // 23 % in 20 of 8192, and 35 to 41 % where a cache of 4-bit codes rounds what they shift. Logits that
-  // have nothing to do with each other differ by 141 %.
+  // 23 % in 20 of 8192, and 35 to 41 % where a cache of 4-bit codes rounds what they shift. Logits
+  // that have nothing to do with each other differ by 141 %.
   double batch_tolerance() const override { return element_ == CudaElement::kF32 ? 1e-4 : 0.5; }
 
  private:

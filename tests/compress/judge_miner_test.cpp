@@ -392,8 +392,8 @@ TEST(MiningJournal, TakesInTheJournalsOfRanks) {
   const std::string torn = ranks[1] + "/journal.jsonl";
   write_file_atomically(torn, read_file(torn) + "{\"question\":99,\"us");
 
-  MiningJournal journal(work, "who", 4);
-  journal.absorb_ranks();
+  auto journal = std::make_unique<MiningJournal>(work, "who", 4);
+  journal->absorb_ranks();
   const auto check = [](const MiningJournal& all) {
     std::vector<int64_t> numbers;
     std::vector<float> features;
@@ -404,14 +404,17 @@ TEST(MiningJournal, TakesInTheJournalsOfRanks) {
     EXPECT_EQ(numbers, (std::vector<int64_t>{0, 1, 4, 2}));
     EXPECT_EQ(all.load_features(), features);
   };
-  check(journal);
+  check(*journal);
+  expect_error(ErrorCode::kIo, "another process", [&] { MiningJournal(work, "who", 4); });
+  journal.reset();
   check(MiningJournal(work, "who", 4));
+  journal = std::make_unique<MiningJournal>(work, "who", 4);
   for (const std::string& folder : ranks) EXPECT_FALSE(std::filesystem::exists(folder));
-  journal.absorb_ranks();  // nothing is left
-  check(journal);
+  journal->absorb_ranks();  // nothing is left
+  check(*journal);
 
   MiningJournal(ranks[0], "someone else", 4).append(mined_question(7, 1));
-  expect_error(ErrorCode::kInvalidArgument, "other models", [&] { journal.absorb_ranks(); });
+  expect_error(ErrorCode::kInvalidArgument, "other models", [&] { journal->absorb_ranks(); });
   EXPECT_TRUE(std::filesystem::exists(ranks[0]));
 }
 

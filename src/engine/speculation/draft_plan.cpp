@@ -8,8 +8,8 @@
 namespace lathe {
 namespace {
 
-constexpr double kDiscount = 0.97;  // a cycle counts half after 23 more
-constexpr double kPriorWeight = 4;  // as so many judged tokens
+constexpr double kDiscount = 0.97;   // a cycle counts half after 23 more
+constexpr double kPriorWeight = 4;   // as so many judged tokens
 constexpr double kNewsWeight = 0.1;  // of a step's time
 constexpr double kMostNews = 1.5;    // times what was known
 constexpr std::size_t kMaxThresholds = 24;

@@ -14,7 +14,8 @@ constexpr double kMinGain = 1.02;  // predicted: below, drafting is not worth th
 // easier; each time in vain doubles the wait.
 constexpr int64_t kFirstProbe = 32;
 constexpr int64_t kLastProbe = 1024;
-// Where drafting is said to win less than this, a step goes without so often, to see whether it does.
+// Where drafting is said to win less than this, a step goes without so often, to see whether it
+// does.
 constexpr double kSure = 1.3;
 constexpr int64_t kPlainStep = 64;
 constexpr double kHopeful = 0.9;  // the acceptance that a probe hopes for
@@ -143,7 +144,8 @@ void Speculator::choose_lengths() {
     state.idle_steps = 0;
   }
   const double ratio = window_ratio_.value() / plain_ratio_.value();
-  const double gain = planner_.plan(costs, acceptance_, limits_, kMinGain * ratio, lengths_) / ratio;
+  const double gain =
+      planner_.plan(costs, acceptance_, limits_, kMinGain * ratio, lengths_) / ratio;
   if (gain < kSure && --steps_until_plain_ < 0) {
     std::fill(lengths_.begin(), lengths_.end(), 0);
     steps_until_plain_ = kPlainStep;
