@@ -1,5 +1,5 @@
 // A block of the grid stays with one KV head, whose weights fill much of its shared memory, and has
-// three warpgroups that go their own ways. A piece of work is a part of one sequence's context
+// two warpgroups that go their own ways. A piece of work is a part of one sequence's context
 // (attention_splits.h), 64 tokens at a time; a warp has 16 of them, a lane two:
 //
 //   codes -> pairs of bf16 by look-ups in tables that stand 32 times, once for each bank; they are
@@ -35,7 +35,7 @@ constexpr int kBlock = static_cast<int>(kBlockSize);
 constexpr int kTile = 64;    // tokens of a warpgroup
 constexpr int kQueries = 8;  // of a KV head, at the most
 constexpr int kWarpgroup = 128;
-constexpr int kGroups = 3;  // warpgroups of a block
+constexpr int kGroups = 2;  // warpgroups of a block: a third spills registers
 constexpr int kExactWarps = 4;
 constexpr int kMergeThreads = 256;
 
