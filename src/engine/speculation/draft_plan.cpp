@@ -12,6 +12,9 @@ constexpr double kDiscount = 0.97;   // a cycle counts half after 23 more
 constexpr double kPriorWeight = 4;   // as so many judged tokens
 constexpr double kNewsWeight = 0.1;  // of a step's time
 constexpr double kMostNews = 1.5;    // times what was known
+constexpr double kOutlier = 3;       // likewise
+constexpr int kManyOutliers = 8;
+constexpr double kForgotten = 0.002;  // by one step: half in 350
 constexpr std::size_t kMaxThresholds = 24;
 constexpr int64_t kDepths[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, kMaxDraftTokens};
 
@@ -35,10 +38,13 @@ double StepTimes::at(double rows) const {
 
 void TimeRatio::add(double measured, double predicted) {
   if (!(measured > 0) || !(predicted > 0)) return;
-  // One step that had to wait says little.
-  const double ratio = std::min(measured / predicted, kMostNews * value_);
-  value_ += kNewsWeight * (ratio - value_);
+  const double ratio = measured / predicted;
+  num_outliers_ = ratio > kOutlier * value_ ? num_outliers_ + 1 : 0;
+  if (num_outliers_ > 0 && num_outliers_ < kManyOutliers) return;
+  value_ += kNewsWeight * (std::min(ratio, kMostNews * value_) - value_);
 }
+
+void TimeRatio::forget() { value_ += kForgotten * (1 - value_); }
 
 double expected_tokens(double acceptance, int64_t num_drafts) {
   double reached = 1;

@@ -35,11 +35,16 @@ class StepTimes {
 // sequence and nothing else; a step has more to do.
 class TimeRatio {
  public:
+  // A step that took several times as long as those before it is passed over, unless it is one of
+  // many in a row: a GPU makes a graph, a machine swaps.
   void add(double measured, double predicted);
+  // A step of the other kind: what was learnt wears off, so that nothing is given up for good.
+  void forget();
   double value() const { return value_; }
 
  private:
   double value_ = 1;
+  int num_outliers_ = 0;  // in a row
 };
 
 // Expected tokens of a cycle with k drafts that are accepted with probability a each.

@@ -97,6 +97,7 @@ void Speculator::predict_time() {
 
 void Speculator::learn_time(double seconds) {
   (has_windows_ ? window_ratio_ : plain_ratio_).add(seconds, predicted_seconds_);
+  (has_windows_ ? plain_ratio_ : window_ratio_).forget();
 }
 
 void Speculator::list_candidates(std::span<Sequence* const> running, int64_t max_rows) {
