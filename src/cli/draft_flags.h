@@ -52,11 +52,12 @@ class LoadedDraft {
   const ChosenJudge& judge() const { return judge_; }
 
  private:
+  Model* model() const;  // that drafts; null: none
+
   DraftFlags flags_;
   SpeculationOptions options_;
   ChosenJudge judge_;
   Exec& exec_;
-  Model* model() const;  // that drafts; null: none
   KvFormat kv_format_;
   std::unique_ptr<LoadedModel> loaded_;     // --draft MODEL
   std::unique_ptr<Checkpoint> checkpoint_;  // --draft self

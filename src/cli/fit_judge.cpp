@@ -140,7 +140,6 @@ std::vector<int64_t> questions_left(std::span<const MinedQuestion> mined, int64_
   return questions;
 }
 
-// Opens this rank's journal, behind rank 0, which takes in what ranks of an earlier run left.
 // --shard I/N: question i belongs to shard i % N + 1, which mines it without knowing of the others.
 struct Shard {
   int64_t number = 0;  // from 1; 0: no shards
@@ -175,6 +174,7 @@ std::vector<int64_t> questions_of_shard(const Shard& shard, const std::string& w
   return left;
 }
 
+// Opens this rank's journal, behind rank 0, which takes in what ranks of an earlier run left.
 void open_journal(const std::string& work, const std::string& own_identity, int64_t hidden_size,
                   Communicator& ranks, std::optional<MiningJournal>& journal) {
   std::string first = own_identity;

@@ -288,6 +288,14 @@ SamplingParams random_params(uint64_t seed, int64_t vocab_size) {
   return params;
 }
 
+std::vector<uint64_t> every_nth_token(int64_t vocab_size, int64_t n) {
+  std::vector<uint64_t> allowed(static_cast<std::size_t>((vocab_size + 63) / 64));
+  for (int64_t i = 0; i < vocab_size; i += n) {
+    allowed[static_cast<std::size_t>(i / 64)] |= uint64_t{1} << (i % 64);
+  }
+  return allowed;
+}
+
 TEST(SamplingCuda, ChoosesTheSameTokensAsTheCpu) {
   LATHE_NEEDS_GPU();
   for (const int64_t vocab_size : {1, 17, 300, 4099, 32000, 128256, 262144}) {
@@ -308,12 +316,7 @@ TEST(SamplingCuda, ChoosesTheSameTokensAsTheCpu) {
               {token(i / 2), static_cast<float>(i) - 10.0f});  // some tokens twice
         }
       }
-      if (row % 5 == 2) {
-        request.allowed.assign(static_cast<std::size_t>((vocab_size + 63) / 64), 0);
-        for (int64_t i = 0; i < vocab_size; i += 1 + row % 11) {
-          request.allowed[static_cast<std::size_t>(i / 64)] |= uint64_t{1} << (i % 64);
-        }
-      }
+      if (row % 5 == 2) request.allowed = every_nth_token(vocab_size, 1 + row % 11);
       requests.push_back(request);
     }
     expect_same(logits, vocab_size, requests);
@@ -401,12 +404,7 @@ TEST(SamplingCuda, JudgesDraftsAsTheCpu) {
       }
       float& logit = logits[begin + static_cast<std::size_t>(request.draft)];
       if (std::isnan(logit)) logit = -2;  // nobody drafts it
-      if (row % 5 == 2) {
-        request.allowed.assign(static_cast<std::size_t>((vocab_size + 63) / 64), 0);
-        for (int64_t i = 0; i < vocab_size; i += 1 + row % 11) {
-          request.allowed[static_cast<std::size_t>(i / 64)] |= uint64_t{1} << (i % 64);
-        }
-      }
+      if (row % 5 == 2) request.allowed = every_nth_token(vocab_size, 1 + row % 11);
       requests.push_back(request);
     }
     expect_same(logits, vocab_size, requests);
